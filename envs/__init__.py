@@ -1,0 +1,155 @@
+"""Environments: a task name and its settings in, an env that speaks the agent's protocol out.
+
+`make` is the only door. An env has
+
+* `observation_space`: gym.spaces.Dict of `image` (H, W, 3) uint8 and float32 vectors;
+* `action_space`: gym.spaces.Box in [-1, 1];
+* `reset(episode=None) -> obs`: begins the next episode, or the given one. An episode is a pure function of (seed,
+  episode, actions), so a killed run gets an unfinished episode back: reset to its number, step its actions again;
+* `step({"action": a}) -> obs, reward, done, info`: one agent step, `action_repeat` environment steps, rewards summed;
+* `close()`.
+
+obs also has the bools `is_first`, `is_last` and `is_terminal` (an episode that ends by the time limit is not terminal).
+"""
+
+import difflib
+import numbers
+
+import gym_notices.notices
+
+gym_notices.notices.notices.clear()  # gym would print that it is unmaintained whenever it is imported
+
+SETTINGS = (
+    "img_source",
+    "resource_files",
+    "total_frames",
+    "distracting_cs_intensity",
+    "ds_resource_path",
+    "scan_path",
+    "assets",
+)  # config keys that are passed on to `make` as they are
+
+MODES = ("video", "color_easy", "color_hard", "video_easy", "video_hard", "distracting_cs", "sensor_cs")
+MANISKILL_TASKS = (
+    "push_cube",
+    "lift_cube",
+    "pick_cube",
+    "turn_faucet",
+    "peg_insertion_side",
+    "plug_charger",
+    "assembling_kits",
+    "panda_avoid_obstacles",
+)
+
+
+def make(
+    task: str,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] = (64, 64),
+    action_repeat: int = 2,
+    time_limit: int = 1000,
+    image: bool = True,
+    img_source: str = "video",
+    resource_files: str = "",
+    total_frames: int = 1000,
+    distracting_cs_intensity: float = 0.1,
+    ds_resource_path: str = "",
+    scan_path: str = "",
+    assets: str = "assets",
+):
+    """Makes the env of a task: `dmc_{domain}_{task}[_{mode}]` (`cup` is ball_in_cup) or `rms_{task}`.
+
+    seed: of the env's whole stream of episodes. size: (height, width) of the image. action_repeat: environment steps of
+    an agent step. time_limit: in environment steps. image: False leaves rendering out. The other settings belong to
+    single families; configs.yaml explains them.
+
+    Raises ValueError for an unknown domain, task or mode and for settings that cannot be; FileNotFoundError for assets
+    that are missing.
+    """
+    family, name = _parse(task)
+    size = _whole_numbers("size", size, 2)
+    (action_repeat,) = _whole_numbers("action_repeat", [action_repeat], 1)
+    (time_limit,) = _whole_numbers("time_limit", [time_limit], 1)
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(f"--seed is {seed!r}: expected a whole number, 0 or more")
+    if time_limit < action_repeat:
+        raise ValueError(f"--time_limit {time_limit} is less than one agent step (--action_repeat {action_repeat})")
+    common = {"seed": int(seed), "size": size, "action_repeat": action_repeat, "image": image}
+
+    # Each family is imported when it is asked for: a DMC agent needs no SAPIEN, and the other way round.
+    if family == "rms":
+        from .maniskill import RealisticManiSkill
+
+        env = RealisticManiSkill(name, **common, scan_path=scan_path, assets=assets)
+    else:
+        domain, name, mode = name
+        if mode == "":
+            from .dmc import DMC
+
+            env = DMC(domain, name, **common)
+        elif mode == "video":
+            from .distracted import DistractedDMC
+
+            background = {"img_source": img_source, "resource_files": resource_files, "total_frames": total_frames}
+            env = DistractedDMC(domain, name, **common, **background, assets=assets)
+        elif mode in ("distracting_cs", "sensor_cs"):
+            from .distracting import DistractingCS
+
+            distraction = {"intensity": distracting_cs_intensity, "ds_resource_path": ds_resource_path}
+            env = DistractingCS(domain, name, mode, **common, **distraction, assets=assets)
+        else:
+            from .distracted import DMCGS
+
+            env = DMCGS(domain, name, mode, **common, assets=assets)
+
+    from .wrappers import CheckAction, TimeLimit
+
+    return TimeLimit(CheckAction(env), time_limit // action_repeat)
+
+
+def _parse(task: str):
+    """'dmc_cup_catch_video' -> ('dmc', ('ball_in_cup', 'catch', 'video')); 'rms_push_cube' -> ('rms', 'push_cube')."""
+    family, _, rest = task.partition("_")
+    if family == "rms":
+        if rest not in MANISKILL_TASKS:
+            raise ValueError(f"--task {task}: no such task; {_nearest(rest, MANISKILL_TASKS, 'rms_')}")
+        return family, rest
+    if family != "dmc":
+        raise ValueError(f"--task {task}: expected dmc_{{domain}}_{{task}}[_{{mode}}] or rms_{{task}}")
+
+    from .dmc import TASKS  # {domain: tasks}
+
+    if rest == "cup" or rest.startswith("cup_"):
+        rest = "ball_in_" + rest
+    # Domains, tasks and modes contain underscores, and one may begin another (humanoid, humanoid_CMU): longest.
+    domains = [d for d in TASKS if rest == d or rest.startswith(d + "_")]
+    if not domains:
+        raise ValueError(f"--task {task}: no such domain; {_nearest(rest.split('_')[0], TASKS, '')}")
+    domain = max(domains, key=len)
+    rest = rest[len(domain) + 1 :]
+    names = [n for n in TASKS[domain] if rest == n or rest.startswith(n + "_")]
+    if not names:
+        raise ValueError(f"--task {task}: domain {domain} has no such task; {_nearest(rest, TASKS[domain], '')}")
+    name = max(names, key=len)
+    mode = rest[len(name) + 1 :]
+    if mode and mode not in MODES:
+        raise ValueError(f"--task {task}: no such mode {mode!r}; {_nearest(mode, MODES, '')}")
+    return family, (domain, name, mode)
+
+
+def _nearest(word: str, names, prefix: str) -> str:
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    return ("did you mean " if near else "there are ") + ", ".join(prefix + n for n in near or sorted(names))
+
+
+def _whole_numbers(flag: str, values, count: int) -> tuple[int, ...]:
+    try:
+        good = len(values) == count and all(v == int(v) and int(v) > 0 for v in values)
+    except (TypeError, ValueError, OverflowError):
+        good = False
+    if not good:
+        shown = values if count > 1 else values[0]
+        wanted = "two whole numbers above 0 (height and width)" if count > 1 else "a whole number above 0"
+        raise ValueError(f"--{flag} is {shown!r}: expected {wanted}")
+    return tuple(int(v) for v in values)

@@ -1,0 +1,173 @@
+"""Tasks of the DeepMind Control suite, from pixels or vectors, and the hooks that the distracted families use."""
+
+import ctypes
+import ctypes.util
+import logging
+import os
+
+import gym
+import numpy as np
+
+
+def _egl_works() -> bool:
+    """Whether some EGL device can be opened here without a screen and offers desktop OpenGL.
+
+    Through ctypes and not PyOpenGL, which settles on a platform at its first import and cannot change it afterwards.
+    """
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+        egl.eglGetProcAddress.restype = ctypes.c_void_p
+        query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
+            egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+        )
+        get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(
+            egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
+        )
+    except (OSError, TypeError, AttributeError):  # no library, or a function missing from it
+        return False
+    devices, count = (ctypes.c_void_p * 16)(), ctypes.c_int()
+    if not query_devices(16, devices, ctypes.byref(count)):
+        return False
+    platform_device = 0x313F
+    # EGL_SURFACE_TYPE: EGL_PBUFFER_BIT, EGL_RENDERABLE_TYPE: EGL_OPENGL_BIT, EGL_NONE
+    attributes = (ctypes.c_int * 5)(0x3033, 0x0001, 0x3040, 0x0008, 0x3038)
+    for device in devices[: count.value]:
+        display = ctypes.c_void_p(get_display(platform_device, device, None))
+        if not display or not egl.eglInitialize(display, None, None):
+            continue
+        configs = ctypes.c_int()
+        chosen = egl.eglChooseConfig(display, attributes, None, 0, ctypes.byref(configs))
+        egl.eglTerminate(display)
+        if chosen and configs.value:
+            return True
+    return False
+
+
+# dm_control picks its renderer when it is imported. "off" leaves vector agents working; pixels then raise in DMC.
+if not os.environ.get("MUJOCO_GL"):
+    if _egl_works():
+        os.environ["MUJOCO_GL"] = "egl"
+    else:
+        os.environ["MUJOCO_GL"] = "osmesa" if ctypes.util.find_library("OSMesa") else "off"
+
+# An env renders in the thread that steps it. Without this, an OSMesa context that is still open at exit fails noisily.
+os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
+
+# The suite's own models use what MuJoCo calls deprecated: nothing a user of ours could change.
+logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record.getMessage())
+
+from dm_control import suite  # noqa: E402
+from dm_control.suite import common  # noqa: E402
+
+TASKS = suite.TASKS_BY_DOMAIN  # {domain: (task, ...)}
+
+
+def _load(domain: str, task: str, seed: int, assets: dict[str, bytes] | None):
+    """The suite's env without a time limit of its own; `assets` replace shared XML files while the model compiles."""
+    paths = {os.path.basename(path): path for path in common.ASSETS}
+    assets = {os.path.basename(name): content for name, content in (assets or {}).items()}
+    if not assets.keys() <= paths.keys():
+        raise ValueError(f"assets {sorted(assets.keys() - paths.keys())} are not among the suite's {sorted(paths)}")
+    stock = dict(common.ASSETS)
+    common.ASSETS.update({paths[name]: content for name, content in assets.items()})
+    try:
+        return suite.load(domain, task, task_kwargs={"random": seed, "time_limit": float("inf")})
+    finally:
+        common.ASSETS.update(stock)
+
+
+class DMC:
+    """A task of the suite. Subclasses distract from it through the hooks begin_episode, after_substep and render.
+
+    size: (height, width) of the image. action_repeat: environment steps (the suite's control steps) in an agent step.
+    image: False leaves rendering out. camera: by default 2 for the quadruped, else 0. assets: {file name: XML} that
+    replace files of suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
+
+    An episode is a pure function of (seed, its number, actions): everything random in it comes from `self.rng`. What a
+    subclass changes in `self.physics.model` it sets anew in every begin_episode.
+    """
+
+    def __init__(
+        self,
+        domain: str,
+        task: str,
+        *,
+        seed: int = 0,
+        size: tuple[int, int] = (64, 64),
+        action_repeat: int = 2,
+        image: bool = True,
+        camera: int | None = None,
+        assets: dict[str, bytes] | None = None,
+    ):
+        if image and os.environ["MUJOCO_GL"] == "off":
+            raise RuntimeError(
+                "no renderer for images: neither EGL nor OSMesa works here; setup/install_env.sh installs one "
+                "(MUJOCO_GL set by hand has the last word)"
+            )
+        self.seed, self.size, self.action_repeat, self.image = seed, tuple(size), action_repeat, image
+        self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
+        self._env = _load(domain, task, seed, assets)
+        self.physics = self._env.physics
+        # The frame buffer is made at the first render: no larger than the frame, it is copied in less time; and a
+        # frame larger than the model's stock 640 x 480 fits too.
+        self.physics.model.vis.global_.offheight, self.physics.model.vis.global_.offwidth = self.size
+        self.rng = np.random.default_rng([seed, 0])
+        self._episode = -1  # the running one
+
+        spec = self._env.action_spec()
+        low, high = (np.broadcast_to(bound, spec.shape) for bound in (spec.minimum, spec.maximum))
+        self._bounded = (high - low) < 1e9  # lqr's actions have no bounds but ±1e10
+        self._low, self._high = np.where(self._bounded, low, -1.0), np.where(self._bounded, high, 1.0)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, spec.shape, np.float32)
+        spaces = {
+            key: gym.spaces.Box(-np.inf, np.inf, (int(np.prod(value.shape)),), np.float32)
+            for key, value in self._env.observation_spec().items()
+        }
+        if image:
+            spaces["image"] = gym.spaces.Box(0, 255, (*self.size, 3), np.uint8)
+        self.observation_space = gym.spaces.Dict(spaces)
+
+    def begin_episode(self) -> None:
+        """Hook: after the task's own reset and before the first render; `self.rng` is the new episode's."""
+
+    def after_substep(self) -> None:
+        """Hook: after each environment step (`action_repeat` times in an agent step, fewer where the episode ends)."""
+
+    def render(self) -> np.ndarray:
+        """Hook: (H, W, 3) uint8 of the current state; called once for each observation."""
+        return self.physics.render(*self.size, camera_id=self.camera)
+
+    def reset(self, episode: int | None = None) -> dict[str, np.ndarray]:
+        """Begins the next episode, or the one with this number, and returns its first observation."""
+        self._episode = self._episode + 1 if episode is None else int(episode)
+        self.rng = np.random.default_rng([self.seed, self._episode])
+        self._env.task.random.seed(self.rng.integers(2**32, dtype=np.uint32))
+        time_step = self._env.reset()
+        self.begin_episode()
+        return self._observe(time_step)
+
+    def step(self, action: dict) -> tuple[dict[str, np.ndarray], float, bool, dict]:
+        """One agent step: {"action": (A,) in [-1, 1]} -> observation, reward summed over the repeat, done, info."""
+        action = np.asarray(action["action"], np.float64)
+        action = np.where(self._bounded, np.clip(action, -1, 1), action)
+        control = self._low + (action + 1) / 2 * (self._high - self._low)
+        reward = 0.0
+        for _ in range(self.action_repeat):
+            time_step = self._env.step(control)
+            reward += time_step.reward
+            self.after_substep()
+            if time_step.last():
+                break
+        return self._observe(time_step), float(reward), time_step.last(), {}
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _observe(self, time_step) -> dict[str, np.ndarray]:
+        obs = {key: np.asarray(value, np.float32).reshape(-1) for key, value in time_step.observation.items()}
+        if self.image:
+            obs["image"] = np.ascontiguousarray(self.render())
+        obs["is_first"] = time_step.first()
+        obs["is_last"] = time_step.last()
+        obs["is_terminal"] = time_step.last() and time_step.discount == 0
+        return obs

@@ -1,0 +1,229 @@
+"""Envs side by side, each in a process of its own or all in this one, behind one interface.
+
+A worker is started as `python -m envs.parallel FD` and talks pickles over a pipe. It is a fresh interpreter and not a
+fork: it imports what its env needs and nothing of the agent (no torch), and a renderer never meets the parent's.
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Raised in the parent as they are; all others as RuntimeError.
+USER_ERRORS = (ValueError, FileNotFoundError, ImportError)
+
+
+class Transition(NamedTuple):
+    """What a step led to. `first`: when done, the first observation of the next episode, which has already begun."""
+
+    obs: dict
+    reward: float
+    done: bool
+    info: dict
+    first: dict | None
+
+
+class Host:
+    """One env and what it does on request."""
+
+    def __init__(self, constructor: Callable[[], Any]):
+        self.env = constructor()
+        self.episode = None
+
+    def spaces(self) -> tuple:
+        return self.env.observation_space, self.env.action_space
+
+    def reset(self, episode: int) -> dict:
+        self.episode = episode
+        return self.env.reset(episode)
+
+    def step(self, action: dict) -> Transition:
+        obs, reward, done, info = self.env.step(action)
+        return Transition(obs, reward, done, info, self.reset(self.episode + 1) if done else None)
+
+    def restore(self, episode: int, actions: list[dict]) -> list[Transition]:
+        return [Transition(self.reset(episode), 0.0, False, {}, None), *map(self.step, actions)]
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class InProcess:
+    """A host in this process: works when its result is asked for."""
+
+    def __init__(self, constructor: Callable[[], Any], index: int):
+        self.host = Host(constructor)
+        self.request = ("spaces", ())
+
+    def post(self, method: str, *args) -> None:
+        self.request = (method, args)
+
+    def result(self):
+        method, args = self.request
+        return getattr(self.host, method)(*args)
+
+    def close(self) -> None:
+        self.host.close()
+
+
+class Worker:
+    """A host in a process of its own: works from `post` on, `result` waits for it."""
+
+    def __init__(self, constructor: Callable[[], Any], index: int):
+        self.index = index
+        self.pipe, theirs = Pipe()
+        root = str(Path(__file__).resolve().parent.parent)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+        env.setdefault("OMP_NUM_THREADS", "1")  # the parallelism is in the workers
+        command = [sys.executable, "-m", "envs.parallel", str(theirs.fileno())]
+        # A child starts with its parent's mask: blocked here, Ctrl-C cannot reach it before it ignores signals itself.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()  # so that the pipe ends when the worker does
+        self.pending = False
+        # Pickled twice: the worker can only unpickle the constructor once it has our sys.path.
+        self._send((sys.path, pickle.dumps(constructor)))
+
+    def post(self, method: str, *args) -> None:
+        if self.pending:  # an interrupt came between send and receive
+            self.result()
+        self._send((method, args))
+
+    def result(self):
+        try:
+            message = self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            self._died()
+        self.pending = False
+        error, value = pickle.loads(message)
+        if error is None:
+            return value
+        kind, message = error
+        for user_error in USER_ERRORS:
+            if issubclass(kind, user_error):
+                raise user_error(message) from RuntimeError(f"in the worker of env {self.index}:\n{value}")
+        raise RuntimeError(f"env {self.index} raised {kind.__name__}: {message}\nin its worker:\n{value}")
+
+    def close(self) -> None:
+        self.pipe.close()  # which ends the worker, after what it is doing
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _send(self, message) -> None:
+        try:
+            self.pipe.send(message)
+        except OSError:
+            self._died()
+        self.pending = True
+
+    def _died(self):
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            code = "unknown: it closed its pipe"
+        raise RuntimeError(f"the worker of env {self.index} died (exit code {code})") from None
+
+
+class EnvGroup:
+    """Envs that step together; constructors are picklable, e.g. `functools.partial(envs.make, task, seed=1)`.
+
+    Raises what an env raises: ValueError, FileNotFoundError and ImportError as they are, others as RuntimeError; each
+    with the worker's traceback. A worker that dies is a RuntimeError that names it and its exit code.
+    """
+
+    def __init__(self, constructors: list[Callable[[], Any]], parallel: bool):
+        self.hosts = []
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            for index, constructor in enumerate(constructors):  # all workers import at the same time
+                self.hosts.append((Worker if parallel else InProcess)(constructor, index))
+            self.observation_space, self.action_space = self._results()[0]
+            on_error.pop_all()
+
+    def __len__(self) -> int:
+        return len(self.hosts)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def reset(self, episodes: list[int]) -> list[dict]:
+        """Resets each env to its given episode; first observations, in env order."""
+        self._post("reset", [(episode,) for episode in episodes])
+        return self._results()
+
+    def send(self, actions: list[dict]) -> None:
+        """Starts a step in every env, without waiting for it."""
+        self._post("step", [(action,) for action in actions])
+
+    def receive(self) -> list[Transition]:
+        """Waits for the steps that `send` started, in env order. An env that is done has begun its next episode."""
+        return self._results()
+
+    def restore(self, episodes: list[int], actions: list[list[dict]]) -> list[list[Transition]]:
+        """Per env: resets to an episode (a Transition of the first obs, reward 0), then steps the recorded actions."""
+        self._post("restore", list(zip(episodes, actions, strict=True)))
+        return self._results()
+
+    def close(self) -> None:
+        """Closes all envs and ends their processes. Can be called again."""
+        while self.hosts:
+            self.hosts.pop().close()
+
+    def _post(self, method: str, args: list[tuple]) -> None:
+        if len(args) != len(self.hosts):
+            raise ValueError(f"{method} for {len(args)} envs, but the group has {len(self.hosts)}")
+        for host, arg in zip(self.hosts, args, strict=True):
+            host.post(method, *arg)
+
+    def _results(self) -> list:
+        return [host.result() for host in self.hosts]
+
+
+def work(fd: int) -> None:
+    """A worker's life: build the env, then answer (method, args) with (error, value) until the pipe ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    os.set_inheritable(fd, False)  # or a child of the env's would hold the pipe open
+    pipe, host = Connection(fd), None
+    try:
+        sys.path[:], constructor = pipe.recv()
+        try:
+            host = Host(pickle.loads(constructor))
+            answer = host.spaces()
+            while True:
+                pipe.send((None, answer))
+                method, args = pipe.recv()
+                answer = getattr(host, method)(*args)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            kind = next((k for k in USER_ERRORS if isinstance(error, k)), None)
+            pipe.send(((kind or RuntimeError, str(error) if kind else repr(error)), traceback.format_exc()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent closed the pipe or is gone
+    finally:
+        if host is not None:
+            host.close()
+
+
+if __name__ == "__main__":
+    from envs.parallel import work as _work  # as a module, so that a Transition unpickles in the parent
+
+    _work(int(sys.argv[1]))

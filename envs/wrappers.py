@@ -1,0 +1,61 @@
+"""What every env needs around it: an end by time, and a look at the actions that come in."""
+
+import numpy as np
+
+
+class Wrapper:
+    """Passes everything on to the env inside."""
+
+    def __init__(self, env):
+        self.env = env
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # not the protocols of copying and pickling
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def reset(self, episode: int | None = None) -> dict:
+        return self.env.reset(episode)
+
+    def step(self, action: dict) -> tuple[dict, float, bool, dict]:
+        return self.env.step(action)
+
+
+class TimeLimit(Wrapper):
+    """Ends an episode after `duration` agent steps: is_last without is_terminal."""
+
+    def __init__(self, env, duration: int):
+        super().__init__(env)
+        self.duration = duration
+        self._steps = None  # of the running episode, None when there is none
+
+    def reset(self, episode: int | None = None) -> dict:
+        obs = self.env.reset(episode)
+        self._steps = 0
+        return obs
+
+    def step(self, action: dict) -> tuple[dict, float, bool, dict]:
+        if self._steps is None:
+            raise RuntimeError("step() without a running episode: call reset() first")
+        obs, reward, done, info = self.env.step(action)
+        self._steps += 1
+        if self._steps >= self.duration:
+            obs["is_last"] = done = True
+        if done:
+            self._steps = None
+        return obs, reward, done, info
+
+
+class CheckAction(Wrapper):
+    """Refuses an action of another shape than the action space's, or one with NaN or infinity in it (ValueError)."""
+
+    def step(self, action: dict) -> tuple[dict, float, bool, dict]:
+        if not isinstance(action, dict) or "action" not in action:
+            raise ValueError(f'step() takes {{"action": array}}, got {type(action).__name__}')
+        values = np.asarray(action["action"])
+        shape = self.env.action_space.shape
+        if values.shape != shape:
+            raise ValueError(f"action has shape {values.shape}, expected {shape}")
+        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+            raise ValueError(f"action must be finite numbers, got {values.tolist()}")
+        return self.env.step({"action": values})
