@@ -1,0 +1,257 @@
+"""Image and video sources: frames decoded once, cached on disk at frame size, shared by all env processes.
+
+A cache file is an uncompressed .npy that every process maps read-only, so that the frames are in memory once however
+many envs show them. The first process to need it decodes; the others wait for it at a file lock.
+"""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what cannot be read is told in our own words
+
+IMG_SOURCES = ("video", "images", "noise", "color")
+_ORDER_SEED = 0  # of the files' shuffled order: fixed, so that all envs of a run show (and share) the same frames
+
+
+class Frames:
+    """Frames shown in order, wrapping around, from a random one on in each episode.
+
+    frames: (N, H, W, C) uint8.
+    """
+
+    def __init__(self, frames: np.ndarray):
+        self.frames = frames
+        self._index = 0
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self._index = int(rng.integers(len(self.frames)))
+
+    def next(self) -> np.ndarray:
+        """The current frame (H, W, C); moves on to the next."""
+        frame = self.frames[self._index]
+        self._index = (self._index + 1) % len(self.frames)
+        return frame
+
+
+class Noise:
+    """Uniform noise, new in each frame."""
+
+    def __init__(self, size: tuple[int, int]):
+        self._shape = (*size, 3)
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def next(self) -> np.ndarray:
+        return self._rng.integers(256, size=self._shape, dtype=np.uint8)
+
+
+class Color:
+    """One random colour, new in each episode."""
+
+    def __init__(self, size: tuple[int, int]):
+        self._frame = np.zeros((*size, 3), np.uint8)
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self._frame[:] = rng.integers(256, size=3, dtype=np.uint8)
+
+    def next(self) -> np.ndarray:
+        return self._frame
+
+
+def make_source(
+    img_source: str, size: tuple[int, int], *, resource_files: str = "", total_frames: int = 1000, cache: str | Path
+) -> Frames | Noise | Color:
+    """The background of a `_video` task.
+
+    img_source: `video` (all frames of the files, the files in shuffled order, up to total_frames), `images` (a file a
+    frame, in the order of their names, up to total_frames), both grayscale and resized to `size`; `noise` or `color`,
+    which need no files. size: (height, width). resource_files: glob, or a folder.
+
+    Raises ValueError for an unknown img_source, total_frames below 1 and a file that is no video or image;
+    FileNotFoundError where there are no files.
+    """
+    if img_source not in IMG_SOURCES:
+        raise ValueError(f"--img_source {img_source}: expected one of {', '.join(IMG_SOURCES)}")
+    if img_source == "noise":
+        return Noise(size)
+    if img_source == "color":
+        return Color(size)
+    if total_frames != int(total_frames) or total_frames < 1:
+        raise ValueError(f"--total_frames is {total_frames}: expected a whole number above 0")
+    files = find_files(resource_files, img_source)
+    if img_source == "video":
+        files = [files[i] for i in np.random.default_rng(_ORDER_SEED).permutation(len(files))]
+    read = read_video if img_source == "video" else read_image
+    return Frames(load_clips([files], size, grayscale=True, limit=int(total_frames), cache=cache, read=read)[0])
+
+
+def find_files(resource_files: str, img_source: str) -> list[Path]:
+    """The files of a glob, or of a folder, sorted by path; hidden files are left out."""
+    example = "FOLDER/*.mp4" if img_source == "video" else "FOLDER/*.jpg"
+    remedy = f"expected {img_source} files such as --resource_files '{example}'; --img_source noise or color needs none"
+    if not resource_files:
+        raise FileNotFoundError(f"--img_source {img_source} needs --resource_files: {remedy}")
+    pattern = os.path.expanduser(resource_files)
+    if os.path.isdir(pattern):
+        pattern = os.path.join(glob.escape(pattern), "*")
+    files = sorted(Path(name).absolute() for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+    if not files:
+        raise FileNotFoundError(f"--resource_files {resource_files}: no file there; {remedy}")
+    return files
+
+
+def read_video(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, (h, w, 3) uint8 RGB. By OpenCV, or where it gets none by scikit-video through ffmpeg."""
+    frames = _read_opencv(path)
+    first = next(frames, None)
+    if first is None:
+        frames = _read_skvideo(path)
+        first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{path}: not a readable video (no frame of it could be decoded); mend or remove the file")
+    yield first
+    yield from frames
+
+
+def _read_opencv(path: Path) -> Iterator[np.ndarray]:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        while True:
+            good, frame = capture.read()
+            if not good:
+                return
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    finally:
+        capture.release()
+
+
+def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
+    if np.lib.NumpyVersion(np.__version__) >= "1.24.0":  # scikit-video uses names that this numpy no longer has
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of those names
+        try:
+            import skvideo.io
+
+            frames = skvideo.io.vreader(str(path))
+            first = next(frames, None)
+        except Exception:  # it has as many exceptions as ways to fail; a file without frames is told by read_video
+            return
+        if first is not None:
+            yield first
+            yield from frames
+
+
+def read_image(path: Path) -> Iterator[np.ndarray]:
+    """The one frame of an image file, (h, w, 3) uint8 RGB."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path}: not a readable image; mend or remove the file")
+    yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def load_clips(
+    clips: Sequence[Sequence[Path]],
+    size: tuple[int, int],
+    *,
+    grayscale: bool = False,
+    limit: int | None = None,
+    cache: str | Path,
+    read=read_video,
+) -> list[np.ndarray]:
+    """Clips as read-only arrays (N, H, W, 3), or (N, H, W, 1) in grayscale, that all processes share.
+
+    A clip is a list of files whose frames follow one another, at most `limit` of them, resized bilinearly to `size`
+    (height, width). It is decoded at its first use and then found in the folder `cache`, named after its files' paths,
+    sizes and times. Where that folder cannot be written, a temporary one takes its place, and a line says so.
+    """
+    names = [_cache_name(clip, size, grayscale, limit, read) for clip in clips]
+    arrays = [_open_cached(Path(cache) / name) for name in names]
+    if all(array is not None for array in arrays):
+        return arrays
+    with _locked_folder(Path(cache)) as folder:
+        arrays = [_open_cached(folder / name) for name in names]
+        missing = [i for i, array in enumerate(arrays) if array is None]
+        if missing and folder != Path(cache):
+            print(f"{Path(cache).absolute()} cannot be written: decoded frames go to {folder}", file=sys.stderr)
+        # A progress bar on a terminal: of frames where their number is known, else of files.
+        total, unit = (len(missing) * limit, "frame") if limit else (sum(len(clips[i]) for i in missing), "file")
+        with tqdm(total=total, unit=unit, desc="decoding backgrounds", disable=None) as bar:
+            for i in missing:
+                frames = _decode(clips[i], size, grayscale, limit, read, bar)
+                _save(folder / names[i], frames)
+                arrays[i] = _open_cached(folder / names[i])
+            bar.total = bar.n  # fewer frames than the limit are all there are
+    return arrays
+
+
+def _decode(clip, size: tuple[int, int], grayscale: bool, limit: int | None, read, bar) -> np.ndarray:
+    frames = []
+    for path in clip:
+        for frame in read(path):
+            if grayscale:
+                frame = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+            frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
+            frames.append(frame.reshape(*size, -1))
+            if limit:
+                bar.update()
+                if len(frames) == limit:
+                    return np.stack(frames)
+        if not limit:
+            bar.update()
+    return np.stack(frames)
+
+
+def _cache_name(clip, size: tuple[int, int], grayscale: bool, limit: int | None, read) -> str:
+    stats = [(str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in clip]
+    key = hashlib.sha256(repr((stats, tuple(size), grayscale, limit, read.__name__)).encode()).hexdigest()[:20]
+    return f"{clip[0].stem[:40]}-{size[0]}x{size[1]}-{key}.npy"
+
+
+def _open_cached(path: Path) -> np.ndarray | None:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError):  # not there, or cut short by a crash of the machine: decode (again)
+        return None
+
+
+def _save(path: Path, frames: np.ndarray) -> None:
+    """Writes under another name first: no process ever sees half a file."""
+    part = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with open(part, "wb") as file:
+            np.save(file, frames)
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot write {frames.nbytes / 2**20:.0f} MiB of decoded frames ({error})") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked_folder(cache: Path) -> Iterator[Path]:
+    """The cache folder, or a temporary one where it cannot be written, with its lock held."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / ".lock").open("a").close()
+    except OSError:
+        cache = Path(tempfile.gettempdir()) / f"hrssm-cache-{os.getuid()}"
+        cache.mkdir(mode=0o700, exist_ok=True)
+    with open(cache / ".lock", "a") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: envs that start together decode twice
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file closes or its process dies
+        yield cache
