@@ -1,0 +1,571 @@
+"""Replay: episodes in memory and as files, the sequences that are sampled from them, and their way to the device.
+
+Row t of an episode holds the observation at t, the action that led to it (zeros at t = 0) and the reward received on
+reaching it (0 at t = 0), with `is_first` and whatever else the agent reads. An episode of n rows has n - 1 agent steps.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import re
+import struct
+import sys
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Segment = tuple[str, int, int]  # key of the episode, its first row, number of rows
+View = tuple[dict[str, np.ndarray], int, int]  # arrays of the episode, first row, number of rows
+Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of each key of a row
+
+FILE_NAME = re.compile(r"(\d+)-env(\d+)-(\d+)-(\d+)\.npz")  # order of finishing, env, episode, rows
+MAPPED_BYTES = 1 << 17  # a buffer of this size or more is a mapping of its own
+FIRST_ROWS = 128  # room of the first episode of a run
+
+
+def episode_key(env: int, episode: int) -> str:
+    """Name of an episode in segments: the same before and after it finishes, and after a restart."""
+    return f"env{env:03d}-{episode:06d}"
+
+
+def allocate(spec: Spec, rows: int) -> dict[str, np.ndarray]:
+    """Arrays of `rows` rows for each key, next to each other in one buffer.
+
+    The buffer of a real episode is an anonymous mapping, not the allocator's: it costs memory only where it was written,
+    and all of it goes back to the system when the last reference goes, however the process's heap is set up.
+    """
+    lengths = [rows * math.prod(shape) * dtype.itemsize for shape, dtype in spec.values()]
+    starts = np.cumsum([0] + [-(-length // 64) * 64 for length in lengths])
+    total = max(int(starts[-1]), 1)
+    if total < MAPPED_BYTES:
+        buffer = np.empty(total, np.uint8)
+    else:
+        buffer = np.frombuffer(mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    return {
+        key: buffer[start : start + length].view(dtype).reshape(rows, *shape)
+        for (key, (shape, dtype)), start, length in zip(spec.items(), starts.tolist(), lengths, strict=False)
+    }
+
+
+def spec_of(row: dict[str, np.ndarray]) -> Spec:
+    """Shapes and types as they are kept: float64 becomes float32."""
+    arrays = {key: np.asarray(value) for key, value in row.items()}
+    return {
+        key: (value.shape, np.dtype(np.float32) if value.dtype == np.float64 else value.dtype)
+        for key, value in arrays.items()
+    }
+
+
+class Episode:
+    """The rows of one episode.
+
+    `arrays` is replaced as a whole when more room is needed, and a written row never changes: a reader in another thread
+    that took `arrays` keeps every row that it knew of.
+    """
+
+    def __init__(self, env: int, index: int, arrays: dict[str, np.ndarray], rows: int):
+        self.env, self.index, self.arrays, self.rows = env, index, arrays, rows
+
+    @property
+    def key(self) -> str:
+        return episode_key(self.env, self.index)
+
+    @property
+    def steps(self) -> int:
+        return self.rows - 1
+
+    def move(self, spec: Spec, room: int) -> None:
+        """Copies the rows to new arrays with room for `room` rows."""
+        arrays = allocate(spec, room)
+        for key, array in arrays.items():
+            array[: self.rows] = self.arrays[key][: self.rows]
+        self.arrays = arrays
+
+
+class Replay:
+    """First-in first-out store of episodes, sampled as sequences; every finished episode is also a file.
+
+    Args:
+        directory: folder of the episode files; None keeps them in memory only.
+        capacity: most agent steps held in memory. Whole episodes go, oldest first; unfinished ones and the newest
+            finished one stay.
+        directory_limit: most agent steps kept as files, 0 for no limit. Oldest files go first, the newest stays. Below
+            `capacity`, a restarted run finds less than it had.
+
+    Files are uncompressed `.npz` archives named `{order}-env{env}-{episode}-{rows}.npz`, `order` counting the episodes
+    in the order in which they finished. They appear whole or not at all under that name (written aside, then renamed), so
+    a killed process leaves no half file. They are not forced to the disk: after a power cut, the last seconds' files may
+    be missing or damaged, which `load` reports.
+    """
+
+    def __init__(self, directory: Path | str | None, capacity: int, directory_limit: int = 0):
+        if capacity < 1:
+            raise ValueError(f"dataset_size is {capacity}: expected at least one agent step")
+        self.directory = None if directory is None else Path(directory)
+        self.capacity = capacity
+        self.directory_limit = directory_limit
+        self.finished: dict[int, tuple[int, int]] = {}  # env -> index and rows of its last finished episode
+        self._spec: Spec | None = None
+        self._unfinished: dict[int, Episode] = {}  # env -> episode
+        self._by_key: dict[str, Episode] = {}  # all that are held, finished or not
+        self._held: list[Episode] = []  # finished, in order; those before _head are gone
+        self._ends: list[int] = []  # rows of all finished episodes up to and with the one at the same place in _held
+        self._head = 0
+        self._gone_rows = 0  # rows of the evicted ones, in the count of _ends
+        self._finished_steps = 0  # agent steps held in finished episodes
+        self._longest = FIRST_ROWS
+        self._order = 0  # of the next episode that finishes
+        self._total_finished_steps = 0  # agent steps of all finished episodes of the run
+        self._files: dict[str, tuple[Path, int]] = {}  # key -> file and its agent steps, oldest first
+        self._file_steps = 0
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob(".*.npz.tmp"):
+                leftover.unlink()
+
+    # Bookkeeping
+
+    @property
+    def steps(self) -> int:
+        """Agent steps held, those of unfinished episodes included."""
+        return self._finished_steps + sum(episode.steps for episode in self._unfinished.values())
+
+    @property
+    def total_steps(self) -> int:
+        """Agent steps of the whole run, evicted ones included."""
+        return self._total_finished_steps + sum(episode.steps for episode in self._unfinished.values())
+
+    @property
+    def episodes(self) -> int:
+        """Episodes held, unfinished ones included."""
+        return len(self._by_key)
+
+    @property
+    def total_episodes(self) -> int:
+        """Episodes finished in the whole run."""
+        return self._order
+
+    def unfinished(self, env: int) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Index and rows so far (views) of the env's unfinished episode, None without one.
+
+        Its `action` rows after the first are what brings the environment back to where it was.
+        """
+        episode = self._unfinished.get(env)
+        if episode is None:
+            return None
+        return episode.index, {key: array[: episode.rows] for key, array in episode.arrays.items()}
+
+    def state_dict(self) -> dict[str, int]:
+        """Counters of the finished episodes; their rows are in the files."""
+        return {"order": self._order, "total_finished_steps": self._total_finished_steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes the counters of a checkpoint. Call it before `load`, which counts what finished after the checkpoint."""
+        if self._by_key:
+            raise RuntimeError("Replay.load_state_dict has to come before load and add")
+        self._order = state["order"]
+        self._total_finished_steps = state["total_finished_steps"]
+
+    # Adding
+
+    def add(self, env: int, row: dict[str, np.ndarray], episode: int, last: bool) -> None:
+        """Appends a row to the env's episode.
+
+        Args:
+            env: index of the environment.
+            row: one array or number for each key, the same keys, shapes and types at each call.
+            episode: index of the episode, which stays the same until `last`.
+            last: the episode ends with this row, and is written to its file.
+
+        Raises ValueError where a row or an episode index does not fit, OSError where the file cannot be written.
+        """
+        if self._spec is None:
+            self._spec = spec_of(row)
+        current = self._unfinished.get(env)
+        if current is None:
+            key = episode_key(env, episode)
+            if key in self._by_key or key in self._files:
+                raise ValueError(f"episode {episode} of env {env} is already in the replay")
+            current = Episode(env, episode, allocate(self._spec, self._longest), 0)
+            self._unfinished[env] = self._by_key[key] = current
+        if current.index != episode:
+            raise ValueError(f"row of episode {episode} for env {env}, whose episode {current.index} has not ended")
+        self._check(row)
+        if current.rows == len(current.arrays["is_first"]):
+            current.move(self._spec, 2 * current.rows)
+        for key, array in current.arrays.items():
+            array[current.rows] = row[key]
+        current.rows += 1
+        if last:
+            self._finish(current)
+        self._evict()
+
+    def _check(self, row: dict[str, np.ndarray]) -> None:
+        if row.keys() != self._spec.keys():
+            raise ValueError(f"row with keys {sorted(row)}: the replay holds {sorted(self._spec)}")
+        for key, (shape, dtype) in self._spec.items():
+            value = np.asarray(row[key])
+            if value.shape != shape or not np.can_cast(value.dtype, dtype, "same_kind"):
+                raise ValueError(
+                    f"{key} of shape {value.shape} and type {value.dtype}: the replay"
+                    f"{f' in {self.directory}' if self.directory else ''} holds shape {shape} and type {dtype}"
+                )
+
+    def _finish(self, episode: Episode) -> None:
+        if episode.rows < 2:
+            raise ValueError(f"episode {episode.index} of env {episode.env} ended without a step")
+        self._longest = max(self._longest, episode.rows)
+        if episode.rows < len(episode.arrays["is_first"]):
+            episode.move(self._spec, episode.rows)
+        if self.directory is not None:
+            self._write(episode)
+        del self._unfinished[episode.env]
+        self._hold(episode)
+        self._order += 1
+        self._total_finished_steps += episode.steps
+
+    def _hold(self, episode: Episode) -> None:
+        self._by_key[episode.key] = episode
+        self._ends.append((self._ends[-1] if self._ends else 0) + episode.rows)
+        self._held.append(episode)
+        self._finished_steps += episode.steps
+        self.finished[episode.env] = (episode.index, episode.rows)
+
+    def _evict(self) -> None:
+        steps = self.steps
+        while steps > self.capacity and self._head < len(self._held) - 1:
+            episode = self._held[self._head]
+            self._gone_rows = self._ends[self._head]
+            self._held[self._head] = None
+            self._head += 1
+            del self._by_key[episode.key]
+            self._finished_steps -= episode.steps
+            steps -= episode.steps
+        if self._head > len(self._held) // 2:
+            del self._held[: self._head], self._ends[: self._head]
+            self._head = 0
+
+    # Files
+
+    def _write(self, episode: Episode) -> None:
+        path = self.directory / f"{self._order:08d}-{episode.key}-{episode.rows}.npz"
+        aside = self.directory / f".{path.name}.tmp"
+        try:
+            with open(aside, "wb") as file:
+                np.savez(file, **episode.arrays)
+            os.replace(aside, path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            hint = ": free some space or set --replay_dir_limit" if error.errno == errno.ENOSPC else ""
+            raise OSError(error.errno, f"cannot write {path} ({error.strerror}){hint}") from error
+        self._list_file(episode.key, path, episode.steps)
+
+    def _list_file(self, key: str, path: Path, steps: int) -> None:
+        self._files[key] = (path, steps)
+        self._file_steps += steps
+        while self.directory_limit and self._file_steps > self.directory_limit and len(self._files) > 1:
+            oldest = next(iter(self._files))
+            path, steps = self._files.pop(oldest)
+            path.unlink(missing_ok=True)
+            self._file_steps -= steps
+
+    def load(self) -> int:
+        """Reads the newest files of the directory, as many as `capacity` allows, and returns their agent steps.
+
+        They take the places that they had before: the order of the files is the order of finishing. A damaged file, or
+        one whose arrays are not like those of the newest, is reported on stderr, renamed to `*.damaged` and left out; a
+        file that cannot be read for another reason is reported and left alone.
+        """
+        if self.directory is None:
+            return 0
+        names = []
+        for path in self.directory.glob("*.npz"):
+            match = FILE_NAME.fullmatch(path.name)
+            if match:
+                names.append((*map(int, match.groups()), path))
+            else:
+                print(f"replay: {path} is not named like an episode: ignored", file=sys.stderr)
+        names.sort()
+        known_order = self._order
+        wanted, steps = set(), 0
+        for order, _, _, rows, path in reversed(names):
+            steps += rows - 1
+            if wanted and steps > self.capacity:
+                break
+            wanted.add(path)
+        # Newest first decides what the arrays look like; reading in a few threads, as the checksum costs about as much
+        # as the copy. At most a few episodes are under way at a time.
+        loaded: dict[Path, dict[str, np.ndarray] | None] = {}
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            reads = [(entry, pool.submit(read_episode, entry[-1])) for entry in reversed(names) if entry[-1] in wanted]
+            for (*_, rows, path), read in reads:
+                loaded[path] = self._accept(path, rows, read)
+        for order, env, index, rows, path in names:
+            if path in loaded and loaded[path] is None:
+                continue
+            self._list_file(episode_key(env, index), path, rows - 1)
+            self.finished[env] = (index, rows)
+            if path in loaded:
+                self._hold(Episode(env, index, loaded[path], rows))
+                self._longest = max(self._longest, rows)
+            if order >= known_order:
+                self._total_finished_steps += rows - 1
+        if names:
+            self._order = max(known_order, names[-1][0] + 1)
+        self._evict()
+        return self._finished_steps
+
+    def _accept(self, path: Path, rows: int, read: Future) -> dict[str, np.ndarray] | None:
+        try:
+            arrays = read.result()
+            spec = {key: (array.shape[1:], array.dtype) for key, array in arrays.items()}
+            if any(len(array) != rows for array in arrays.values()):
+                raise ValueError(f"not all of its arrays have {rows} rows")
+            if "is_first" not in spec or (self._spec is not None and spec != self._spec):
+                raise ValueError("its arrays are not like those of the newest episode")
+            self._spec = spec
+            return arrays
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise
+            print(f"replay: {path} cannot be read ({error}): left out", file=sys.stderr)
+        except (ValueError, KeyError, SyntaxError, EOFError, NotImplementedError, struct.error, zipfile.error) as error:
+            print(f"replay: {path} is damaged ({error}): renamed to {path.name}.damaged", file=sys.stderr)
+            path.rename(path.with_name(path.name + ".damaged"))
+        return None
+
+    # Sampling
+
+    def draw(self, rng: np.random.Generator, batch: int, length: int) -> list[list[Segment]]:
+        """Draws a batch of sequences, each a list of segments that add up to `length` rows.
+
+        A sequence starts in an episode drawn with probability proportional to its rows, at a uniform row that is not its
+        last; where the episode ends, it goes on with the first row of another one drawn the same way. Unfinished episodes
+        of two rows or more take part.
+        """
+        running = [self._unfinished[env] for env in sorted(self._unfinished) if self._unfinished[env].rows >= 2]
+        finished_rows = self._ends[-1] - self._gone_rows if self._head < len(self._ends) else 0
+        total = finished_rows + sum(episode.rows for episode in running)
+        if not total:
+            raise RuntimeError("the replay holds no step yet: prefill has to come before the first batch")
+
+        def draw_episode() -> Episode:
+            row = int(rng.integers(total))
+            if row < finished_rows:
+                return self._held[bisect_right(self._ends, self._gone_rows + row, lo=self._head)]
+            row -= finished_rows
+            for episode in running:
+                if row < episode.rows:
+                    break
+                row -= episode.rows
+            return episode
+
+        sequences = []
+        for _ in range(batch):
+            episode = draw_episode()
+            start = int(rng.integers(episode.rows - 1))
+            missing = length
+            segments = []
+            while True:
+                count = min(episode.rows - start, missing)
+                segments.append((episode.key, start, count))
+                missing -= count
+                if not missing:
+                    break
+                episode, start = draw_episode(), 0
+            sequences.append(segments)
+        return sequences
+
+    def views(self, segments: Sequence[Sequence[Segment]]) -> list[list[View]]:
+        """The arrays behind the segments. Whoever holds them can read them whatever happens to the replay.
+
+        An episode that left the memory is read from its file again; KeyError where that is gone too.
+        """
+        return [[(self._arrays(key), start, count) for key, start, count in sequence] for sequence in segments]
+
+    def _arrays(self, key: str) -> dict[str, np.ndarray]:
+        if key in self._by_key:
+            return self._by_key[key].arrays
+        if key in self._files:
+            return read_episode(self._files[key][0])
+        raise KeyError(f"episode {key} is no longer in the replay")
+
+    def gather(
+        self, segments: Sequence[Sequence[Segment]], out: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Rows of the segments as arrays of shape (B, T, ...), into `out` if given."""
+        return collate(self.views(segments), out)
+
+
+def read_episode(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an uncompressed .npz file straight into one buffer, and checks their checksums.
+
+    Raises ValueError, zipfile.BadZipFile or what numpy raises for a bad header if the file is damaged.
+    """
+    with open(path, "rb", buffering=0) as file, zipfile.ZipFile(file) as archive:
+        members, spec, rows = [], {}, None
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{info.filename} is compressed")
+            file.seek(info.header_offset + 26)
+            start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+            file.seek(start)
+            version = np.lib.format.read_magic(file)
+            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+            if read_header is None:
+                raise ValueError(f"{info.filename} has array format {version}")
+            shape, fortran_order, dtype = read_header(file)
+            if not shape or fortran_order or dtype.hasobject or shape[0] != (rows or shape[0]):
+                raise ValueError(f"{info.filename} holds {shape} of {dtype}")
+            rows = shape[0]
+            key = info.filename.removesuffix(".npy")
+            spec[key] = (shape[1:], dtype)
+            members.append((key, start, file.tell() - start, info))
+        if not rows:
+            raise ValueError("it holds no rows")
+        for key, _, header, info in members:
+            shape, dtype = spec[key]
+            if header + rows * math.prod(shape) * dtype.itemsize != info.file_size:
+                raise ValueError(f"{key} has another size than its header says")
+        arrays = allocate(spec, rows)
+        for key, start, header, info in members:
+            file.seek(start)
+            checksum = zlib.crc32(file.read(header))
+            data = memoryview(arrays[key].reshape(-1).view(np.uint8))
+            done = 0
+            while done < len(data):
+                count = file.readinto(data[done:])
+                if not count:
+                    raise ValueError(f"{key} is cut short")
+                done += count
+            if zlib.crc32(data, checksum) != info.CRC:
+                raise ValueError(f"{key} has a wrong checksum")
+    return arrays
+
+
+def collate(views: list[list[View]], out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Copies the rows of the views into arrays of shape (B, T, ...); `is_first` is set where each view starts."""
+    out = batch_arrays(views) if out is None else out
+    for key, target in out.items():
+        for b, sequence in enumerate(views):
+            t = 0
+            for arrays, start, count in sequence:
+                target[b, t : t + count] = arrays[key][start : start + count]
+                if key == "is_first":
+                    target[b, t] = True
+                t += count
+    return out
+
+
+def batch_arrays(views: list[list[View]]) -> dict[str, np.ndarray]:
+    """Empty arrays that hold the rows of the views: (B, T, ...) for each key."""
+    size = (len(views), sum(count for _, _, count in views[0]))
+    return {key: np.empty(size + array.shape[1:], array.dtype) for key, array in views[0][0][0].items()}
+
+
+class Prefetcher:
+    """Batches on the device, gathered and uploaded by a thread while the learner works.
+
+    What is in a batch is decided by the calls alone: `prefetch` draws, in the caller's thread, and holds on to the drawn
+    episodes; the thread only copies. So a run is repeatable, and rows may be added, episodes grow and be evicted
+    meanwhile.
+
+    Args:
+        replay: where the sequences come from.
+        rng: generator of the draws, part of the state.
+        batch, length: B sequences of T rows.
+        device: of the tensors. On a GPU they go through pinned memory, on a stream of their own.
+        depth: batches that are prepared ahead.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        rng: np.random.Generator,
+        batch: int,
+        length: int,
+        device: torch.device | str = "cpu",
+        depth: int = 1,
+    ):
+        self.replay, self.rng, self.batch, self.length, self.depth = replay, rng, batch, length, depth
+        self.device = torch.device(device)
+        self._pool = ThreadPoolExecutor(1, "replay")
+        self._pending: deque[tuple[list[list[Segment]], Future]] = deque()
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)
+            self._slots: deque[tuple[dict[str, torch.Tensor], torch.cuda.Event]] = deque()
+
+    def prefetch(self) -> None:
+        """Draws now what is missing to `depth` batches, and starts to gather it."""
+        while len(self._pending) < self.depth:
+            self._start(self.replay.draw(self.rng, self.batch, self.length))
+
+    def next(self) -> dict[str, torch.Tensor]:
+        """The oldest batch, (B, T, ...) for each key, drawn now if none is under way; raises what its thread raised."""
+        if not self._pending:
+            self._start(self.replay.draw(self.rng, self.batch, self.length))
+        _, future = self._pending.popleft()
+        tensors, uploaded = future.result()
+        if uploaded is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(uploaded)
+            for tensor in tensors.values():
+                tensor.record_stream(stream)
+        return tensors
+
+    def wait(self) -> None:
+        """Returns when the thread is idle, as it has to be while a CUDA graph is captured."""
+        wait([future for _, future in self._pending])
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pending.clear()
+        self._pool.shutdown(cancel_futures=True)
+
+    def state_dict(self) -> dict:
+        """State of the generator, and the segments of the batches under way: numbers and strings only."""
+        return {"rng": self.rng.bit_generator.state, "pending": [segments for segments, _ in self._pending]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Gathers the batches that were under way again. Call it when the replay holds what it held then.
+
+        A batch with an episode that is nowhere to be found any more is drawn anew.
+        """
+        self.wait()
+        self._pending.clear()
+        self.rng.bit_generator.state = state["rng"]
+        for segments in state["pending"]:
+            try:
+                self._start([[tuple(segment) for segment in sequence] for sequence in segments])
+            except (KeyError, OSError) as error:
+                print(f"replay: a batch under way is drawn anew ({error})", file=sys.stderr)
+                self._start(self.replay.draw(self.rng, self.batch, self.length))
+
+    def _start(self, segments: list[list[Segment]]) -> None:
+        self._pending.append((segments, self._pool.submit(self._prepare, self.replay.views(segments))))
+
+    def _prepare(self, views: list[list[View]]) -> tuple[dict[str, torch.Tensor], torch.cuda.Event | None]:
+        if self.device.type != "cuda":
+            return {key: torch.from_numpy(array) for key, array in collate(views).items()}, None
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            if len(self._slots) <= self.depth:
+                pinned = {key: torch.from_numpy(array).pin_memory() for key, array in batch_arrays(views).items()}
+                uploaded = torch.cuda.Event()
+            else:
+                pinned, uploaded = self._slots.popleft()
+                uploaded.synchronize()  # the upload that used this memory before
+            collate(views, {key: tensor.numpy() for key, tensor in pinned.items()})
+            tensors = {key: tensor.to(self.device, non_blocking=True) for key, tensor in pinned.items()}
+            uploaded.record(self._stream)
+            self._slots.append((pinned, uploaded))
+        return tensors, uploaded
