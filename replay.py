@@ -41,8 +41,8 @@ def episode_key(env: int, episode: int) -> str:
 def allocate(spec: Spec, rows: int) -> dict[str, np.ndarray]:
     """Arrays of `rows` rows for each key, next to each other in one buffer.
 
-    The buffer of a real episode is an anonymous mapping, not the allocator's: it costs memory only where it was written,
-    and all of it goes back to the system when the last reference goes, however the process's heap is set up.
+    The buffer of a real episode is an anonymous mapping, not the allocator's: it costs memory only where it was
+    written, and all of it goes back to the system with the last reference, however the process's heap is set up.
     """
     lengths = [rows * math.prod(shape) * dtype.itemsize for shape, dtype in spec.values()]
     starts = np.cumsum([0] + [-(-length // 64) * 64 for length in lengths])
@@ -69,8 +69,8 @@ def spec_of(row: dict[str, np.ndarray]) -> Spec:
 class Episode:
     """The rows of one episode.
 
-    `arrays` is replaced as a whole when more room is needed, and a written row never changes: a reader in another thread
-    that took `arrays` keeps every row that it knew of.
+    `arrays` is replaced as a whole when more room is needed, and a written row never changes: a reader in another
+    thread that took `arrays` keeps every row that it knew of.
     """
 
     def __init__(self, env: int, index: int, arrays: dict[str, np.ndarray], rows: int):
@@ -103,9 +103,9 @@ class Replay:
             `capacity`, a restarted run finds less than it had.
 
     Files are uncompressed `.npz` archives named `{order}-env{env}-{episode}-{rows}.npz`, `order` counting the episodes
-    in the order in which they finished. They appear whole or not at all under that name (written aside, then renamed), so
-    a killed process leaves no half file. They are not forced to the disk: after a power cut, the last seconds' files may
-    be missing or damaged, which `load` reports.
+    in the order in which they finished. They appear whole or not at all under that name (written aside, then renamed),
+    so a killed process leaves no half file. They are not forced to the disk: after a power cut, the last seconds'
+    files may be missing or damaged, which `load` reports.
     """
 
     def __init__(self, directory: Path | str | None, capacity: int, directory_limit: int = 0):
@@ -170,7 +170,7 @@ class Replay:
         return {"order": self._order, "total_finished_steps": self._total_finished_steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes the counters of a checkpoint. Call it before `load`, which counts what finished after the checkpoint."""
+        """Takes the counters of a checkpoint. Call it before `load`, which counts what finished after it."""
         if self._by_key:
             raise RuntimeError("Replay.load_state_dict has to come before load and add")
         self._order = state["order"]
@@ -298,7 +298,7 @@ class Replay:
         names.sort()
         known_order = self._order
         wanted, steps = set(), 0
-        for order, _, _, rows, path in reversed(names):
+        for *_, rows, path in reversed(names):
             steps += rows - 1
             if wanted and steps > self.capacity:
                 break
@@ -349,9 +349,9 @@ class Replay:
     def draw(self, rng: np.random.Generator, batch: int, length: int) -> list[list[Segment]]:
         """Draws a batch of sequences, each a list of segments that add up to `length` rows.
 
-        A sequence starts in an episode drawn with probability proportional to its rows, at a uniform row that is not its
-        last; where the episode ends, it goes on with the first row of another one drawn the same way. Unfinished episodes
-        of two rows or more take part.
+        A sequence starts in an episode drawn with probability proportional to its rows, at a uniform row that is not
+        its last; where the episode ends, it goes on with the first row of another one drawn the same way. Unfinished
+        episodes of two rows or more take part.
         """
         running = [self._unfinished[env] for env in sorted(self._unfinished) if self._unfinished[env].rows >= 2]
         finished_rows = self._ends[-1] - self._gone_rows if self._head < len(self._ends) else 0
@@ -476,8 +476,8 @@ def batch_arrays(views: list[list[View]]) -> dict[str, np.ndarray]:
 class Prefetcher:
     """Batches on the device, gathered and uploaded by a thread while the learner works.
 
-    What is in a batch is decided by the calls alone: `prefetch` draws, in the caller's thread, and holds on to the drawn
-    episodes; the thread only copies. So a run is repeatable, and rows may be added, episodes grow and be evicted
+    What is in a batch is decided by the calls alone: `prefetch` draws, in the caller's thread, and holds on to the
+    drawn episodes; the thread only copies. So a run is repeatable, and rows may be added, episodes grow and be evicted
     meanwhile.
 
     Args:

@@ -1,0 +1,827 @@
+"""Config, logging, checkpoints, random states, signals: what a run needs besides the agent and its data.
+
+Torch and TensorBoard are imported where they are used: the config is read in a moment, and dreamer.py can set up the
+process before torch comes in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIGS = Path(__file__).with_name("configs.yaml")
+
+
+# Config
+
+
+class ConfigError(ValueError):
+    """A setting that the user has to correct; the message is one line."""
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """`; did you mean a, b?`, or nothing if no name is close."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+class Config(Mapping):
+    """Settings, read only: `config.encoder.cnn_depth` or `config["encoder"]["cnn_depth"]`. Lists are tuples in it."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]):
+        frozen = {key: _freeze(value) for key, value in values.items()}
+        object.__setattr__(self, "_values", frozen)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        try:
+            return self._values[key]
+        except KeyError:
+            raise AttributeError(f"no setting {key}{nearest(key, self._values)}") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"settings are read only: use replace({key}=...)")
+
+    __delattr__ = __setattr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and self.to_dict() == Config(other).to_dict()
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"Config({self.to_dict()})"
+
+    def __reduce__(self):
+        return Config, (self.to_dict(),)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, as YAML and JSON know them."""
+        return {key: _thaw(value) for key, value in self._values.items()}
+
+    def flat(self) -> dict[str, Any]:
+        """One entry a setting, nested ones under dotted names, as flags spell them."""
+        return dict(_flatten(self.to_dict()))
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with other values: `replace(batch_size=8, encoder={"cnn_depth": 16})`; dotted names work too.
+
+        Raises ConfigError for an unknown name or a value of another type.
+        """
+        values = self.to_dict()
+        known = self.flat()
+        for name, value in _flatten(changes):
+            if name not in known:
+                raise ConfigError(f"unknown setting {name}{nearest(name, list(known))}")
+            _assign(values, name, _convert(name, _thaw(value), known[name]))
+        return Config(values)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Config(value)
+    return tuple(_freeze(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thaw(item) for key, item in value.items()}
+    return [_thaw(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _assign(values: dict, name: str, value: Any) -> None:
+    *groups, key = name.split(".")
+    for group in groups:
+        values = values[group]
+    values[key] = value
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, list):
+        return f"a list of {_kind(default[0]).split(' ', 1)[1]}s" if default else "a list of words"
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
+    return names[type(default)]
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    """The value in the type of the default: a whole number may be written 1e4, a number 1; ConfigError otherwise."""
+    if isinstance(default, list):
+        if isinstance(value, list):
+            example = default[0] if default else ""
+            return [_convert(name, item, example) for item in value]
+    elif isinstance(default, bool) or isinstance(value, bool):
+        if isinstance(default, bool) and isinstance(value, bool):
+            return value
+    elif isinstance(default, int | float) and isinstance(value, int | float):
+        if isinstance(default, float) and math.isfinite(value):
+            return float(value)
+        if math.isfinite(value) and value == int(value):
+            return int(value)
+    elif isinstance(default, str) and isinstance(value, str):
+        return value
+    shown = " ".join(map(str, value)) if isinstance(value, list) else value
+    raise ConfigError(f"{name} is {shown!s}: expected {_kind(default)}")
+
+
+def _parse_scalar(text: str, default: Any) -> Any:
+    """A word of the command line as the type that it looks like, where the default is not a string."""
+    if isinstance(default, str):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+class ConfigFile:
+    """A configs.yaml, with the lines and comments that errors and --help need.
+
+    Raises ConfigError, naming file and line, for anything that is not groups of known settings of the right types.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.comments: dict[str, str] = {}  # of each setting of defaults, and of each group
+        self.titles: list[tuple[int, str]] = []  # line and text of `# == Title ==`
+        self.lines: dict[str, int] = {}  # of each setting of defaults
+        groups = self._read()
+        if "defaults" not in groups:
+            raise ConfigError(f"{self.path}: no group named defaults")
+        self.defaults: dict[str, Any] = groups.pop("defaults")
+        self.groups: dict[str, dict[str, Any]] = groups
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        from ruamel.yaml import YAML, YAMLError
+
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        self._text = text.splitlines()
+        self.titles = [
+            (number, match.group(1))
+            for number, line in enumerate(self._text)
+            if (match := re.fullmatch(r"\s*# == (.*) ==\s*", line))
+        ]
+        try:
+            root = YAML(typ="safe", pure=True).compose(text)
+        except YAMLError as error:
+            mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise ConfigError(f"{self.path}:{mark.line + 1 if mark else 1}: no valid YAML: {problem}") from None
+        if root is None or root.id != "mapping":
+            raise ConfigError(f"{self.path}:1: expected groups of settings, `defaults:` first")
+        groups: dict[str, dict[str, Any]] = {}
+        default_values: dict[str, Any] = {}
+        for key_node, node in root.value:
+            group = key_node.value
+            where = f"{self.path}:{key_node.start_mark.line + 1}"
+            if group in groups:
+                raise ConfigError(f"{where}: group {group} stands there twice")
+            if node.id != "mapping":
+                raise ConfigError(f"{where}: group {group} holds no settings")
+            if not groups and group != "defaults":
+                raise ConfigError(f"{where}: the first group has to be defaults, this one is {group}")
+            groups[group] = self._settings(node, "", default_values if group != "defaults" else None)
+            if group == "defaults":
+                default_values = groups[group]
+            self.comments[f":{group}"] = self._comment(key_node)
+        return groups
+
+    def _settings(self, node, prefix: str, known: dict[str, Any] | None) -> dict[str, Any]:
+        """Values of a mapping node; `known` are the defaults to check against, None for the defaults themselves."""
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, where = key_node.value, f"{self.path}:{key_node.start_mark.line + 1}"
+            name = f"{prefix}{key}"
+            if not isinstance(key, str) or key_node.id != "scalar" or not re.fullmatch(r"[A-Za-z]\w*", key):
+                raise ConfigError(f"{where}: {key} is no name of a setting")
+            if key in values:
+                raise ConfigError(f"{where}: {name} stands there twice")
+            if known is not None and key not in known:
+                raise ConfigError(f"{where}: unknown setting {name}{nearest(key, list(known))}")
+            nested = known is not None and isinstance(known[key], dict)
+            if known is not None and nested != (value_node.id == "mapping"):
+                raise ConfigError(f"{where}: {name} {'is a group of settings' if nested else 'holds no settings'}")
+            if value_node.id == "mapping":
+                values[key] = self._settings(value_node, f"{name}.", known[key] if nested else None)
+                continue
+            try:
+                values[key] = self._value(name, value_node)
+                if known is not None:
+                    values[key] = _convert(name, values[key], known[key])
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+            if known is None:
+                self.lines[name] = key_node.start_mark.line
+                self.comments[name] = self._comment(value_node)
+        return values
+
+    def _value(self, name: str, node) -> Any:
+        if node.id == "sequence":
+            return [self._value(name, item) for item in node.value]
+        if node.id == "mapping":
+            raise ConfigError(f"{name} holds settings within a list")
+        kind, text = node.tag.rsplit(":", 1)[-1], node.value
+        if kind == "bool":
+            return text.lower() == "true"
+        if kind == "int":
+            return int(text.replace("_", ""), 0)
+        if kind == "float":
+            # 1e6 counts steps and 1e-4 is a rate: without a point and with a positive exponent it is a whole number
+            number = float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan"))
+            return int(number) if re.fullmatch(r"[-+]?\d+[eE]\+?\d+", text) else number
+        if kind == "null":
+            raise ConfigError(f"{name} has no value")
+        return text
+
+    def _comment(self, node) -> str:
+        end = node.end_mark
+        match = re.search(r"#\s*(.*)", self._text[end.line][end.column :]) if end.line < len(self._text) else None
+        return match.group(1).strip() if match else ""
+
+
+def load_config(
+    argv: Sequence[str],
+    path: Path | str = CONFIGS,
+    extra: Mapping[str, tuple[Any, str]] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Any:
+    """The settings of a command line.
+
+    `--configs A B` merges these groups of the file over its defaults, in order, nested settings one by one; then each
+    flag has its word. A whole number may be written 1e4; a lone `--flag` sets a True; a list takes any number of words.
+
+    Args:
+        argv: the command line without the program.
+        path: the file of settings.
+        extra: flags that are no settings, name -> (default, what --help says).
+        base: settings of an earlier run that replace the defaults.
+
+    Returns the config, its `configs` naming the groups; with `extra`, a pair: the config, the values of these flags.
+    Prints --help and exits, or one line about what is wrong and exits with status 2.
+    """
+    try:
+        file = ConfigFile(path)
+        if any(word in ("-h", "--help") for word in argv):
+            sys.stdout.write(_help(file, extra or {}))
+            raise SystemExit(0)
+        config, extras = _load_config(argv, file, extra or {}, base)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return config if extra is None else (config, extras)
+
+
+def _load_config(
+    argv: Sequence[str], file: ConfigFile, extra: Mapping[str, tuple[Any, str]], base: Mapping[str, Any] | None
+) -> tuple[Config, Config]:
+    flags: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            flags.append((name, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            raise ConfigError(f"{word!r} is no flag: settings are given as --name value")
+
+    values = Config(file.defaults).to_dict()
+    defaults = Config(file.defaults).flat()
+    names = list(base["configs"]) if base and "configs" in base else []
+    if base:
+        for name, value in _flatten({key: value for key, value in base.items() if key != "configs"}):
+            if name in defaults:
+                _assign(values, name, _convert(name, _thaw(value), defaults[name]))
+    for flag, words in flags:
+        if flag == "configs":
+            names += words
+            if not words:
+                raise ConfigError(f"--configs needs names: {', '.join(file.groups)}")
+            for group in words:
+                if group not in file.groups:
+                    hint = nearest(group, list(file.groups)) or f"; there are {', '.join(file.groups)}"
+                    raise ConfigError(f"unknown config {group}{hint}")
+                for name, value in _flatten(file.groups[group]):
+                    _assign(values, name, value)
+
+    extras = {name: default for name, (default, _) in extra.items()}
+    for flag, words in flags:
+        if flag == "configs":
+            continue
+        if flag in extra:
+            extras[flag] = _convert("--" + flag, _words(flag, words, extra[flag][0]), _thaw(extra[flag][0]))
+        elif flag in defaults:
+            _assign(values, flag, _convert("--" + flag, _words(flag, words, defaults[flag]), defaults[flag]))
+        else:
+            inside = [name for name in defaults if name.startswith(flag + ".")]
+            if inside:
+                raise ConfigError(f"--{flag} is a group: set {', '.join('--' + name for name in inside)}")
+            flag_names = [*defaults, *extra, "configs"]
+            by_last_part = [name for name in flag_names if name.rsplit(".", 1)[-1] == flag]
+            hint = f"; did you mean {', '.join(by_last_part)}?" if by_last_part else nearest(flag, flag_names)
+            raise ConfigError(f"unknown flag --{flag}{hint}")
+    return Config({**values, "configs": names}), Config(extras)
+
+
+def _words(flag: str, words: list[str], default: Any) -> Any:
+    if isinstance(default, list | tuple):
+        return [_parse_scalar(word, default[0] if default else "") for word in words]
+    if isinstance(default, bool) and not words:
+        return True
+    if len(words) != 1:
+        got = f"got {len(words)}: {' '.join(words)}" if words else "got none"
+        raise ConfigError(f"--{flag} takes one value ({_kind(default)}), {got}")
+    return _parse_scalar(words[0], default)
+
+
+def _help(file: ConfigFile, extra: Mapping[str, tuple[Any, str]]) -> str:
+    def line(name: str, default: Any, comment: str) -> str:
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+        shown = "''" if shown == "" else shown
+        start = f"  --{name} {shown}"
+        return f"{start:<42}  {comment}\n" if comment else start + "\n"
+
+    text = "usage: python dreamer.py [--configs NAME ...] [--setting value ...]\n\n"
+    text += "Every setting, with its default. Step counts are environment steps, action repeat included.\n"
+    titles = list(file.titles)
+    for name, default in _flatten(file.defaults):
+        while titles and titles[0][0] < file.lines[name]:
+            text += f"\n{titles.pop(0)[1]}\n"
+        text += line(name, default, file.comments[name])
+    if extra:
+        text += "\nActions\n"
+        text += "".join(line(name, default, comment) for name, (default, comment) in extra.items())
+    text += "\nNamed configs, merged in the order in which --configs names them\n"
+    for group, settings in file.groups.items():
+        comment = file.comments[f":{group}"]
+        if not comment:
+            comment = ", ".join(f"{name} {value}" for name, value in _flatten(settings))
+        text += f"  {group:<20}  {comment}\n"
+    return text
+
+
+def save_config(config: Config, path: Path | str) -> None:
+    """Writes a config as YAML, whole or not at all."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False
+    with _replacing(Path(path), "w") as file:
+        yaml.dump(config.to_dict(), file)
+
+
+def read_config(path: Path | str) -> Config:
+    """Reads what `save_config` wrote; ConfigError if the file is missing or damaged."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        values = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings")
+    return Config(values)
+
+
+# Files that appear whole or not at all
+
+
+class _replacing:
+    """Opens a file that takes its name, in one step, when it is complete and on the disk."""
+
+    def __init__(self, path: Path, mode: str):
+        self.path, self.mode = path, mode
+        self.aside = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.aside, self.mode, encoding=None if "b" in self.mode else "utf-8")
+        return self.file
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+        finally:
+            self.file.close()
+            if kind is not None:
+                self.aside.unlink(missing_ok=True)
+        if kind is None:
+            os.replace(self.aside, self.path)
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new name too
+            finally:
+                os.close(folder)
+
+
+def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
+    """Writes a checkpoint; at any moment of it, a kill leaves the old file or the new one.
+
+    Raises TypeError for contents that `load_checkpoint` would refuse, before anything is written.
+    """
+    import torch
+
+    _check_plain(state, "checkpoint")
+    with _replacing(Path(path), "wb") as file:
+        torch.save(state, file)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    import torch
+
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(key, f"a key of {where}")
+            _check_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{where}[{number}]")
+    elif value is not None and type(value) not in (bool, int, float, str, torch.Tensor, torch.nn.Parameter):
+        raise TypeError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors, numbers, strings and lists")
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU, running no code of it. Raises ValueError, one line, if the file is damaged."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises half a dozen types for half a dozen kinds of damage
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({reason}): put a copy of it back, or move it away to start anew"
+        ) from error
+
+
+# Randomness
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seeds Python, numpy and torch; `deterministic` makes torch choose kernels that give the same numbers every time.
+
+    An operation that has no such kernel on a GPU raises torch's error. Call it before the first use of the GPU.
+    """
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # we read no uninitialised memory
+
+
+def rng_state(**generators: np.random.Generator) -> dict[str, Any]:
+    """States of torch's generators (CPU, every GPU), of Python's, numpy's global one and the named generators."""
+    import torch
+
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [name, keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "generators": {key: _plain(value.bit_generator.state) for key, value in generators.items()},
+    }
+
+
+def set_rng_state(state: dict[str, Any], **generators: np.random.Generator) -> None:
+    """Puts back what `rng_state` gave, the named generators in place; states of absent GPUs are left out."""
+    import torch
+
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, device)
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
+    for key, generator in generators.items():
+        generator.bit_generator.state = state["generators"][key]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+# Metrics and schedules
+
+
+class Metrics:
+    """Means of scalars over many updates, summed on the device: nothing waits for the GPU before `result`.
+
+    The sums are float64 and part of the state, so that a resumed run logs the same means to the bit.
+    """
+
+    def __init__(self):
+        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self._numbers: dict[str, list[float]] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        """Adds a dict of scalar tensors (of one device) and numbers."""
+        import torch
+
+        tensors = {key: value.detach() for key, value in metrics.items() if isinstance(value, torch.Tensor)}
+        for key, value in metrics.items():
+            if key not in tensors:
+                total = self._numbers.setdefault(key, [0.0, 0])
+                total[0] += float(value)
+                total[1] += 1
+        if not tensors:
+            return
+        keys = tuple(tensors)
+        values = torch.stack([value.reshape(()).float() for value in tensors.values()])  # (number of keys)
+        if keys not in self._sums:
+            self._sums[keys] = torch.zeros(len(keys), dtype=torch.float64, device=values.device)
+            self._counts[keys] = 0
+        elif self._sums[keys].device != values.device:  # after a resume
+            self._sums[keys] = self._sums[keys].to(values.device)
+        self._sums[keys] += values
+        self._counts[keys] += 1
+
+    def result(self) -> dict[str, float]:
+        """The means since the last call, which start over."""
+        totals = {key: list(total) for key, total in self._numbers.items()}
+        for keys, sums in self._sums.items():
+            for key, value in zip(keys, sums.tolist(), strict=True):
+                total = totals.setdefault(key, [0.0, 0])
+                total[0] += value
+                total[1] += self._counts[keys]
+        self._sums, self._numbers, self._counts = {}, {}, {}
+        return {key: total / count for key, (total, count) in totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = [[list(keys), values.clone(), self._counts[keys]] for keys, values in self._sums.items()]
+        return {"sums": sums, "numbers": {key: list(total) for key, total in self._numbers.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums = {tuple(keys): values.clone() for keys, values, _ in state["sums"]}
+        self._counts = {tuple(keys): count for keys, _, count in state["sums"]}
+        self._numbers = {key: list(total) for key, total in state["numbers"].items()}
+
+
+class Every:
+    """True each time that a step count reaches or passes another multiple of `every`; never for 0."""
+
+    def __init__(self, every: int, step: int = 0):
+        self.every, self.last = every, step
+
+    def __call__(self, step: int) -> bool:
+        due = bool(self.every) and step // self.every > self.last // self.every
+        self.last = step
+        return due
+
+
+class Interrupt:
+    """Within it, SIGTERM and Ctrl-C only set `requested`, for the loop to end in order; a second Ctrl-C interrupts."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+# Logs
+
+
+class Logger:
+    """Scalars, videos and text of a run, to TensorBoard, `metrics.jsonl` and the console.
+
+    Args:
+        logdir: folder of the run.
+        resume_step: environment step that the run goes on from, None for a new run. Lines of `metrics.jsonl` beyond it
+            (all, in a new run), and a half line at the end, are removed; TensorBoard hides what lies beyond it.
+
+    A line of `metrics.jsonl` is one strict JSON object, `step` in environment steps first; a number that is not finite
+    is null there. `fps` and `updates_per_second` are measured times; all else repeats with the seed.
+    """
+
+    TIMED = ("fps", "updates_per_second")
+
+    def __init__(self, logdir: Path | str, resume_step: int | None = None):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.logdir = Path(logdir)
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        self.path = self.logdir / "metrics.jsonl"
+        last_step = -1 if resume_step is None else resume_step
+        if self.path.exists():
+            self._cut(last_step)
+        self._file = self.path.open("ab", buffering=0)  # a line is one write
+        self._writer = SummaryWriter(str(self.logdir), purge_step=last_step + 1)
+        self._scalars: dict[str, float] = {}
+        self._videos: dict[str, np.ndarray] = {}
+        self._texts: dict[str, str] = {}
+        self._fps_from: tuple[float, int, int] | None = None
+
+    def _cut(self, last_step: int) -> None:
+        kept = []
+        with open(self.path, "rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                if line.endswith(b"\n") and isinstance(entry, dict) and entry.get("step", 0) <= last_step:
+                    kept.append(line)
+        with _replacing(self.path, "wb") as file:
+            file.writelines(kept)
+
+    def scalar(self, name: str, value: Any) -> None:
+        """A number, or a tensor or array of one, for the next `write`."""
+        self._scalars[name] = float(value)
+
+    def scalars(self, values: Mapping[str, Any]) -> None:
+        """Several at once."""
+        for name, value in values.items():
+            self.scalar(name, value)
+
+    def video(self, name: str, frames: np.ndarray) -> None:
+        """uint8 frames (T, H, W, 3), or several side by side (B, T, H, W, 3), for the next `write`."""
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
+            raise ValueError(f"video {name}: {frames.dtype} {frames.shape}, expected uint8 ([B,] T, H, W, 3)")
+        self._videos[name] = frames if frames.ndim == 4 else np.concatenate(list(frames), axis=2)
+
+    def text(self, name: str, text: str) -> None:
+        """Markdown, for the next `write`."""
+        self._texts[name] = text
+
+    def write(self, step: int, fps: bool = False, updates: int | None = None) -> None:
+        """Writes what was collected, under an environment step, and prints the scalars.
+
+        With `fps`, adds the environment steps per second since the last such call, and with `updates`, the count of
+        updates so far, those per second too.
+        """
+        if fps:
+            now = time.perf_counter()
+            if self._fps_from is not None and now > self._fps_from[0]:
+                then, from_step, from_updates = self._fps_from
+                self._scalars["fps"] = (step - from_step) / (now - then)
+                if updates is not None:
+                    self._scalars["updates_per_second"] = (updates - from_updates) / (now - then)
+            self._fps_from = (now, step, updates or 0)
+        if self._scalars:
+            values = {name: value if math.isfinite(value) else None for name, value in self._scalars.items()}
+            line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+            self._file.write(line.encode())
+            self._print(f"[{step}] " + " / ".join(f"{name} {value:.4g}" for name, value in self._scalars.items()))
+        for name, value in self._scalars.items():
+            self._writer.add_scalar(name, value, step)
+        for name, frames in self._videos.items():
+            self._write_video(name, frames, step)
+        for name, text in self._texts.items():
+            self._writer.add_text(name, text, step)
+        self._writer.flush()
+        self._scalars, self._videos, self._texts = {}, {}, {}
+
+    def _write_video(self, name: str, frames: np.ndarray, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(
+            height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=encode_gif(frames)
+        )
+        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    @staticmethod
+    def _print(line: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(line, flush=True)
+
+    def close(self) -> None:
+        self._writer.close()
+        self._file.close()
+
+
+def encode_gif(frames: np.ndarray, fps: int = 20) -> bytes:
+    """An endless animated GIF of uint8 frames (T, H, W, 3), which TensorBoard and browsers show moving."""
+    import io
+
+    from PIL import Image
+
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+class Progress:
+    """How far the run is: a bar on stderr if that is a terminal, else a line whenever `report` is called.
+
+    Args:
+        total_steps: environment steps of the run.
+        initial: environment step that it starts from.
+    """
+
+    def __init__(self, total_steps: int, initial: int = 0):
+        from tqdm import tqdm
+
+        self.total, self.initial, self.step = total_steps, initial, initial
+        self._started = time.perf_counter()
+        self._updates: tuple[int, int] | None = None  # first and latest count
+        self._episode_return: float | None = None
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=initial, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def update(self, step: int, updates: int, episode_return: float | None = None) -> None:
+        """Environment step and updates so far, and the latest return if there is a new one. Cheap: call it often."""
+        self.step = step
+        self._updates = (self._updates[0] if self._updates else updates, updates)
+        if episode_return is not None:
+            self._episode_return = episode_return
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._state(), refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def report(self) -> None:
+        """Prints the line, where there is no bar."""
+        if self._bar is not None:
+            return
+        taken, done = time.perf_counter() - self._started, self.step - self.initial
+        left = f", {_clock(taken / done * (self.total - self.step))} left" if done > 0 else ""
+        share = 100 * self.step / max(self.total, 1)
+        print(f"step {self.step}/{self.total} ({share:.1f} %), {self._state()}{left}", file=sys.stderr, flush=True)
+
+    def _state(self) -> str:
+        first, latest = self._updates or (0, 0)
+        rate = (latest - first) / max(time.perf_counter() - self._started, 1e-9)
+        known = "" if self._episode_return is None else f"return {self._episode_return:.1f}, "
+        return f"{known}{rate:.2f} updates/s"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(max(round(seconds), 0), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
