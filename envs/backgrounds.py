@@ -26,9 +26,9 @@ _ORDER_SEED = 0  # of the files' shuffled order: fixed, so that all envs of a ru
 
 
 class Frames:
-    """Frames shown in order, wrapping around, from a random one on in each episode.
+    """Frames shown in order, wrapping around: from the first, or after `reset` from a random one on.
 
-    frames: (N, H, W, C) uint8.
+    frames: (N, H, W, 3) uint8, or (N, H, W, 1) grayscale.
     """
 
     def __init__(self, frames: np.ndarray):
@@ -39,10 +39,10 @@ class Frames:
         self._index = int(rng.integers(len(self.frames)))
 
     def next(self) -> np.ndarray:
-        """The current frame (H, W, C); moves on to the next."""
+        """The current frame (H, W, 3); moves on to the one after it."""
         frame = self.frames[self._index]
         self._index = (self._index + 1) % len(self.frames)
-        return frame
+        return frame if frame.shape[-1] == 3 else cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
 
 
 class Noise:
