@@ -68,14 +68,19 @@ def make(
     that are missing.
     """
     family, name = _parse(task)
-    size = _whole_numbers("size", size, 2)
-    (action_repeat,) = _whole_numbers("action_repeat", [action_repeat], 1)
-    (time_limit,) = _whole_numbers("time_limit", [time_limit], 1)
-    if not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"--seed is {seed!r}: expected a whole number, 0 or more")
-    if time_limit < action_repeat:
-        raise ValueError(f"--time_limit {time_limit} is less than one agent step (--action_repeat {action_repeat})")
-    common = {"seed": int(seed), "size": size, "action_repeat": action_repeat, "image": image}
+    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(_whole(v, 1, 4096) for v in size)):
+        raise ValueError(f"--size is {size}: expected height and width, two whole numbers from 1 to 4096")
+    if not _whole(seed, 0):
+        raise ValueError(f"--seed is {seed}: expected a whole number, 0 or more")
+    if not _whole(action_repeat, 1):
+        raise ValueError(f"--action_repeat is {action_repeat}: expected a whole number of environment steps, 1 or more")
+    if not _whole(time_limit, action_repeat):
+        raise ValueError(
+            f"--time_limit is {time_limit}: expected a whole number of environment steps, one agent step or more "
+            f"(--action_repeat {action_repeat})"
+        )
+    size, seed, action_repeat, time_limit = tuple(map(int, size)), int(seed), int(action_repeat), int(time_limit)
+    common = {"seed": seed, "size": size, "action_repeat": action_repeat, "image": image}
 
     # Each family is imported when it is asked for: a DMC agent needs no SAPIEN, and the other way round.
     if family == "rms":
@@ -133,7 +138,7 @@ def _parse(task: str):
         raise ValueError(f"--task {task}: domain {domain} has no such task; {_nearest(rest, TASKS[domain], '')}")
     name = max(names, key=len)
     mode = rest[len(name) + 1 :]
-    if mode and mode not in MODES:
+    if rest != name and mode not in MODES:
         raise ValueError(f"--task {task}: no such mode {mode!r}; {_nearest(mode, MODES, '')}")
     return family, (domain, name, mode)
 
@@ -143,13 +148,5 @@ def _nearest(word: str, names, prefix: str) -> str:
     return ("did you mean " if near else "there are ") + ", ".join(prefix + n for n in near or sorted(names))
 
 
-def _whole_numbers(flag: str, values, count: int) -> tuple[int, ...]:
-    try:
-        good = len(values) == count and all(v == int(v) and int(v) > 0 for v in values)
-    except (TypeError, ValueError, OverflowError):
-        good = False
-    if not good:
-        shown = values if count > 1 else values[0]
-        wanted = "two whole numbers above 0 (height and width)" if count > 1 else "a whole number above 0"
-        raise ValueError(f"--{flag} is {shown!r}: expected {wanted}")
-    return tuple(int(v) for v in values)
+def _whole(value, low: int, high: float = float("inf")) -> bool:
+    return isinstance(value, numbers.Real) and value % 1 == 0 and low <= value <= high

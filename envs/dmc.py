@@ -56,7 +56,7 @@ os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
 # The suite's own models use what MuJoCo calls deprecated: nothing a user of ours could change.
 logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record.getMessage())
 
-from dm_control import suite  # noqa: E402
+from dm_control import _render, mujoco, suite  # noqa: E402
 from dm_control.suite import common  # noqa: E402
 
 TASKS = suite.TASKS_BY_DOMAIN  # {domain: (task, ...)}
@@ -99,10 +99,10 @@ class DMC:
         camera: int | None = None,
         assets: dict[str, bytes] | None = None,
     ):
-        if image and os.environ["MUJOCO_GL"] == "off":
+        if image and _render.BACKEND == "off":
             raise RuntimeError(
-                "no renderer for images: neither EGL nor OSMesa works here; setup/install_env.sh installs one "
-                "(MUJOCO_GL set by hand has the last word)"
+                "images need a renderer, but MUJOCO_GL is off: set so by hand, or because neither EGL nor OSMesa works "
+                "here, which setup/install_env.sh installs"
             )
         self.seed, self.size, self.action_repeat, self.image = seed, tuple(size), action_repeat, image
         self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
@@ -111,13 +111,15 @@ class DMC:
         # The frame buffer is made at the first render: no larger than the frame, it is copied in less time; and a
         # frame larger than the model's stock 640 x 480 fits too.
         self.physics.model.vis.global_.offheight, self.physics.model.vis.global_.offwidth = self.size
+        self._view = None
         self.rng = np.random.default_rng([seed, 0])
         self._episode = -1  # the running one
 
         spec = self._env.action_spec()
         low, high = (np.broadcast_to(bound, spec.shape) for bound in (spec.minimum, spec.maximum))
         self._bounded = (high - low) < 1e9  # lqr's actions have no bounds but ±1e10
-        self._low, self._high = np.where(self._bounded, low, -1.0), np.where(self._bounded, high, 1.0)
+        self._middle = np.where(self._bounded, (low + high) / 2, 0.0)
+        self._reach = np.where(self._bounded, (high - low) / 2, 1.0)
         self.action_space = gym.spaces.Box(-1.0, 1.0, spec.shape, np.float32)
         spaces = {
             key: gym.spaces.Box(-np.inf, np.inf, (int(np.prod(value.shape)),), np.float32)
@@ -135,7 +137,9 @@ class DMC:
 
     def render(self) -> np.ndarray:
         """Hook: (H, W, 3) uint8 of the current state; called once for each observation."""
-        return self.physics.render(*self.size, camera_id=self.camera)
+        if self._view is None:  # made once and kept: allocating a scene takes a tenth of a frame's time in software
+            self._view = mujoco.Camera(self.physics, *self.size, camera_id=self.camera)
+        return self._view.render().copy()
 
     def reset(self, episode: int | None = None) -> dict[str, np.ndarray]:
         """Begins the next episode, or the one with this number, and returns its first observation."""
@@ -149,8 +153,7 @@ class DMC:
     def step(self, action: dict) -> tuple[dict[str, np.ndarray], float, bool, dict]:
         """One agent step: {"action": (A,) in [-1, 1]} -> observation, reward summed over the repeat, done, info."""
         action = np.asarray(action["action"], np.float64)
-        action = np.where(self._bounded, np.clip(action, -1, 1), action)
-        control = self._low + (action + 1) / 2 * (self._high - self._low)
+        control = self._middle + self._reach * np.where(self._bounded, np.clip(action, -1, 1), action)
         reward = 0.0
         for _ in range(self.action_repeat):
             time_step = self._env.step(control)
