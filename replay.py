@@ -288,14 +288,19 @@ class Replay:
         """
         if self.directory is None:
             return 0
-        names = []
+        entries: dict[str, tuple[int, int, int, int, Path]] = {}  # order, env, episode, rows, file
         for path in self.directory.glob("*.npz"):
             match = FILE_NAME.fullmatch(path.name)
-            if match:
-                names.append((*map(int, match.groups()), path))
-            else:
+            if not match:
                 print(f"replay: {path} is not named like an episode: ignored", file=sys.stderr)
-        names.sort()
+                continue
+            entry = (*map(int, match.groups()), path)
+            key = episode_key(entry[1], entry[2])
+            if key in entries:
+                print(f"replay: {path.name} and {entries[key][-1].name}: the newer is taken", file=sys.stderr)
+                entry = max(entry, entries[key])
+            entries[key] = entry
+        names = sorted(entries.values())
         known_order = self._order
         wanted, steps = set(), 0
         for *_, rows, path in reversed(names):
@@ -303,8 +308,7 @@ class Replay:
             if wanted and steps > self.capacity:
                 break
             wanted.add(path)
-        # Newest first decides what the arrays look like; reading in a few threads, as the checksum costs about as much
-        # as the copy. At most a few episodes are under way at a time.
+        # In threads, as checksums cost about as much as the copies; newest first, as it decides what the rest is like
         loaded: dict[Path, dict[str, np.ndarray] | None] = {}
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             reads = [(entry, pool.submit(read_episode, entry[-1])) for entry in reversed(names) if entry[-1] in wanted]

@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ def _assign(values: dict, name: str, value: Any) -> None:
 
 def _kind(default: Any) -> str:
     if isinstance(default, list):
-        return f"a list of {_kind(default[0]).split(' ', 1)[1]}s" if default else "a list of words"
+        return f"a list, each {_kind(default[0] if default else '')}"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
     return names[type(default)]
 
@@ -208,8 +209,9 @@ class ConfigFile:
             root = YAML(typ="safe", pure=True).compose(text)
         except YAMLError as error:
             mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise ConfigError(f"{self.path}:{mark.line + 1 if mark else 1}: no valid YAML: {problem}") from None
+            line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+            problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
+            raise ConfigError(f"{self.path}:{line + 1}: no valid YAML: {problem}") from None
         if root is None or root.id != "mapping":
             raise ConfigError(f"{self.path}:1: expected groups of settings, `defaults:` first")
         groups: dict[str, dict[str, Any]] = {}
@@ -217,6 +219,8 @@ class ConfigFile:
         for key_node, node in root.value:
             group = key_node.value
             where = f"{self.path}:{key_node.start_mark.line + 1}"
+            if key_node.id != "scalar":
+                raise ConfigError(f"{where}: expected the name of a group")
             if group in groups:
                 raise ConfigError(f"{where}: group {group} stands there twice")
             if node.id != "mapping":
@@ -235,8 +239,8 @@ class ConfigFile:
         for key_node, value_node in node.value:
             key, where = key_node.value, f"{self.path}:{key_node.start_mark.line + 1}"
             name = f"{prefix}{key}"
-            if not isinstance(key, str) or key_node.id != "scalar" or not re.fullmatch(r"[A-Za-z]\w*", key):
-                raise ConfigError(f"{where}: {key} is no name of a setting")
+            if key_node.id != "scalar" or not re.fullmatch(r"[A-Za-z]\w*", key):
+                raise ConfigError(f"{where}: {key if key_node.id == 'scalar' else 'this'} is no name of a setting")
             if key in values:
                 raise ConfigError(f"{where}: {name} stands there twice")
             if known is not None and key not in known:
@@ -245,6 +249,8 @@ class ConfigFile:
             if known is not None and nested != (value_node.id == "mapping"):
                 raise ConfigError(f"{where}: {name} {'is a group of settings' if nested else 'holds no settings'}")
             if value_node.id == "mapping":
+                if prefix:
+                    raise ConfigError(f"{where}: {name} is a group within a group")
                 values[key] = self._settings(value_node, f"{name}.", known[key] if nested else None)
                 continue
             try:
@@ -260,21 +266,23 @@ class ConfigFile:
 
     def _value(self, name: str, node) -> Any:
         if node.id == "sequence":
+            if any(item.id != "scalar" for item in node.value):
+                raise ConfigError(f"{name} holds a list or settings within its list")
             return [self._value(name, item) for item in node.value]
-        if node.id == "mapping":
-            raise ConfigError(f"{name} holds settings within a list")
         kind, text = node.tag.rsplit(":", 1)[-1], node.value
         if kind == "bool":
             return text.lower() == "true"
-        if kind == "int":
-            return int(text.replace("_", ""), 0)
-        if kind == "float":
-            # 1e6 counts steps and 1e-4 is a rate: without a point and with a positive exponent it is a whole number
-            number = float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan"))
-            return int(number) if re.fullmatch(r"[-+]?\d+[eE]\+?\d+", text) else number
         if kind == "null":
             raise ConfigError(f"{name} has no value")
-        return text
+        if kind not in ("int", "float"):
+            return text
+        try:
+            if kind == "int":
+                return int(text)
+            # 1e6 counts steps and 1e-4 is a rate: without a point and with a positive exponent it is a whole number
+            return int(float(text)) if re.fullmatch(r"[-+]?\d+[eE]\+?\d+", text) else float(text)
+        except (ValueError, OverflowError):
+            raise ConfigError(f"{name} is {text}: expected a finite number in decimal digits") from None
 
     def _comment(self, node) -> str:
         end = node.end_mark
@@ -378,7 +386,7 @@ def _words(flag: str, words: list[str], default: Any) -> Any:
 
 def _help(file: ConfigFile, extra: Mapping[str, tuple[Any, str]]) -> str:
     def line(name: str, default: Any, comment: str) -> str:
-        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+        shown = " ".join(map(str, default)) or "(none)" if isinstance(default, list | tuple) else default
         shown = "''" if shown == "" else shown
         start = f"  --{name} {shown}"
         return f"{start:<42}  {comment}\n" if comment else start + "\n"
@@ -474,7 +482,7 @@ def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
 def _check_plain(value: Any, where: str) -> None:
     import torch
 
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _check_plain(key, f"a key of {where}")
             _check_plain(item, f"{where}[{key!r}]")
@@ -514,11 +522,11 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # we read no uninitialised memory
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging help that costs time
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def rng_state(**generators: np.random.Generator) -> dict[str, Any]:
@@ -825,3 +833,70 @@ class Progress:
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(max(round(seconds), 0), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def say(line: str) -> None:
+    """A line of our own on the console, around a progress bar."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)
+
+
+# Learning
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of `--device`, `auto` being a GPU if there is one. Raises ConfigError if it is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use auto or cpu")
+    return device
+
+
+class Optimizer:
+    """Adam (AdamW where there is weight decay) on fixed parameters, with the gradient's norm clipped.
+
+    Args:
+        lr, eps: of Adam.
+        clip: largest 2-norm over all gradients; 0 for none.
+        weight_decay: decoupled.
+    """
+
+    def __init__(self, params, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
+        import torch
+
+        self.params = list(params)
+        self.clip = clip
+        self.adam = torch.optim.AdamW(
+            self.params, lr=lr, eps=eps, weight_decay=weight_decay, foreach=True, capturable=self.params[0].is_cuda
+        )
+
+    def step(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
+        """One step down `loss`, a scalar. Only this optimiser's parameters get a gradient. Returns its norm before clipping."""
+        import torch
+
+        grads = torch.autograd.grad(loss, self.params, retain_graph=retain_graph, allow_unused=True)
+        for param, grad in zip(self.params, grads, strict=True):
+            # Adam assumes that gradients lie in memory as their parameters do; convolutions' may be channels last
+            param.grad = torch.zeros_like(param) if grad is None else grad.contiguous()
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.clip or float("inf"))
+        self.adam.step()
+        return norm.detach()
+
+
+def ema(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
+    """target ← (1 - rate)·target + rate·online, parameter by parameter."""
+    import torch
+
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
