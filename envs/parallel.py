@@ -44,7 +44,9 @@ class Host:
         self.episode = episode
         return self.env.reset(episode)
 
-    def step(self, action: dict) -> Transition:
+    def step(self, action: dict | None) -> Transition | None:
+        if action is None:
+            return None
         obs, reward, done, info = self.env.step(action)
         return Transition(obs, reward, done, info, self.reset(self.episode + 1) if done else None)
 
@@ -101,18 +103,17 @@ class Worker:
 
     def result(self):
         try:
-            message = self.pipe.recv_bytes()
+            answer = self.pipe.recv_bytes()
         except (EOFError, OSError):
             self._died()
         self.pending = False
-        error, value = pickle.loads(message)
+        value, error = pickle.loads(answer)
         if error is None:
             return value
-        kind, message = error
-        for user_error in USER_ERRORS:
-            if issubclass(kind, user_error):
-                raise user_error(message) from RuntimeError(f"in the worker of env {self.index}:\n{value}")
-        raise RuntimeError(f"env {self.index} raised {kind.__name__}: {message}\nin its worker:\n{value}")
+        kind, message, where = error
+        if kind:
+            raise kind(message) from RuntimeError(f"in the worker of env {self.index}:\n{where}")
+        raise RuntimeError(f"env {self.index} raised {message}\nin its worker:\n{where}")
 
     def close(self) -> None:
         self.pipe.close()  # which ends the worker, after what it is doing
@@ -167,11 +168,11 @@ class EnvGroup:
         self._post("reset", [(episode,) for episode in episodes])
         return self._results()
 
-    def send(self, actions: list[dict]) -> None:
-        """Starts a step in every env, without waiting for it."""
+    def send(self, actions: list[dict | None]) -> None:
+        """Starts a step in every env, without waiting for it. None: that env stays as it is, and answers None."""
         self._post("step", [(action,) for action in actions])
 
-    def receive(self) -> list[Transition]:
+    def receive(self) -> list[Transition | None]:
         """Waits for the steps that `send` started, in env order. An env that is done has begun its next episode."""
         return self._results()
 
@@ -196,7 +197,7 @@ class EnvGroup:
 
 
 def work(fd: int) -> None:
-    """A worker's life: build the env, then answer (method, args) with (error, value) until the pipe ends."""
+    """A worker's life: make the env, then answer each (method, args) with (value, None) or (None, error), pickled."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -204,18 +205,17 @@ def work(fd: int) -> None:
     pipe, host = Connection(fd), None
     try:
         sys.path[:], constructor = pipe.recv()
-        try:
-            host = Host(pickle.loads(constructor))
-            answer = host.spaces()
-            while True:
-                pipe.send((None, answer))
-                method, args = pipe.recv()
-                answer = getattr(host, method)(*args)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise
-        except Exception as error:
-            kind = next((k for k in USER_ERRORS if isinstance(error, k)), None)
-            pipe.send(((kind or RuntimeError, str(error) if kind else repr(error)), traceback.format_exc()))
+        method, args = "spaces", ()
+        while True:
+            try:
+                host = host or Host(pickle.loads(constructor))
+                answer = pickle.dumps((getattr(host, method)(*args), None))
+            except Exception as error:
+                kind = next((k for k in USER_ERRORS if isinstance(error, k)), None)
+                message = str(error) if kind else repr(error)
+                answer = pickle.dumps((None, (kind, message, traceback.format_exc())))
+            pipe.send_bytes(answer)
+            method, args = pipe.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent closed the pipe or is gone
     finally:
