@@ -1,0 +1,317 @@
+"""Image and video sources, from files that the tests make, in real processes."""
+
+import fcntl
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from envs import backgrounds
+
+ROOT = Path(__file__).parent.parent
+SIZE = (20, 24)  # height and width differ, so that a mix-up shows
+
+
+def write_video(path: Path, frames) -> Path:
+    """frames: (N, h, w, 3) uint8 RGB."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, frames[0].shape[1::-1])
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
+def flat_frames(levels, size=(48, 64)) -> np.ndarray:
+    """A flat grey frame for each level."""
+    return np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), *size, 3)).copy()
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    """Six videos of three flat frames: 10, 12, 14; 40, 42, 44; ... 160, 162, 164."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(6):
+        write_video(folder / f"clip{i}.mp4", flat_frames([10 + 30 * i, 12 + 30 * i, 14 + 30 * i]))
+    return folder
+
+
+def levels(frames: np.ndarray) -> list[int]:
+    return [round(float(frame.mean())) for frame in frames]
+
+
+def source(folder: Path, cache: Path, **kwargs):
+    return backgrounds.make_source("video", SIZE, resource_files=f"{folder}/*.mp4", cache=cache, **kwargs)
+
+
+def test_videos_come_whole_in_shuffled_order(videos, tmp_path):
+    frames = source(videos, tmp_path / "cache").frames
+    assert frames.shape == (18, *SIZE, 1) and frames.dtype == np.uint8 and not frames.flags.writeable
+    got = np.array(levels(frames)).reshape(6, 3)
+    assert np.abs(np.sort(got[:, 0]) - np.arange(10, 190, 30)).max() <= 4  # every file, once
+    assert list(got[:, 0]) != sorted(got[:, 0])  # not in the order of the names
+    assert np.abs(np.diff(got) - 2).max() <= 1  # and the frames of a file in their own order
+
+
+def test_total_frames_cuts_the_same_sequence(videos, tmp_path):
+    whole, cut = (source(videos, tmp_path / "cache", total_frames=n).frames for n in (1000, 7))
+    assert len(cut) == 7
+    np.testing.assert_array_equal(cut, whole[:7])
+
+
+def test_one_frame_a_step_wrapping_from_a_random_start(videos, tmp_path):
+    background = source(videos, tmp_path / "cache")
+    starts = []
+    for episode in range(20):
+        background.reset(np.random.default_rng(episode))
+        shown = [background.next().copy() for _ in range(20)]
+        assert shown[0].shape == (*SIZE, 3) and (shown[0][..., :1] == shown[0]).all()
+        starts.append(next(i for i in range(18) if (background.frames[i] == shown[0][..., :1]).all()))
+        for t, frame in enumerate(shown):
+            np.testing.assert_array_equal(frame[..., :1], background.frames[(starts[-1] + t) % 18])
+    assert len(set(starts)) > 5
+    background.reset(np.random.default_rng(3))
+    np.testing.assert_array_equal(background.next()[..., :1], background.frames[starts[3]])
+
+
+def test_grayscale_is_luminance_and_colour_keeps_its_channels(tmp_path):
+    rgb = np.zeros((2, 48, 64, 3), np.uint8)
+    rgb[..., 0], rgb[..., 1], rgb[..., 2] = 200, 100, 30
+    path = write_video(tmp_path / "a.mp4", rgb)
+    (colour,) = backgrounds.load_clips([[path]], SIZE, cache=tmp_path)
+    (gray,) = backgrounds.load_clips([[path]], SIZE, grayscale=True, cache=tmp_path)
+    assert colour.shape == (2, *SIZE, 3) and gray.shape == (2, *SIZE, 1)
+    np.testing.assert_allclose(colour[0, 5, 5], [200, 100, 30], atol=8)
+    np.testing.assert_allclose(gray.mean(), 0.299 * 200 + 0.587 * 100 + 0.114 * 30, atol=4)
+
+
+def test_images_are_the_frames_in_the_order_of_their_names(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, suffix in enumerate(("jpg", "png", "jpg")):
+        cv2.imwrite(str(folder / f"{i}.{suffix}"), flat_frames([50 * i + 20])[0])
+    images = {"resource_files": str(folder), "cache": tmp_path / "cache"}  # a folder is as good as a glob
+    assert levels(backgrounds.make_source("images", SIZE, **images).frames) == [20, 70, 120]
+    assert levels(backgrounds.make_source("images", SIZE, total_frames=2, **images).frames) == [20, 70]
+
+
+def test_noise_and_colour_need_no_files(tmp_path):
+    noise = backgrounds.make_source("noise", SIZE, cache=tmp_path / "none")
+    noise.reset(np.random.default_rng(0))
+    first, second = noise.next(), noise.next()
+    assert first.shape == (*SIZE, 3) and first.dtype == np.uint8 and (first != second).mean() > 0.9
+    assert first.min() == 0 and first.max() == 255 and abs(first.mean() - 127.5) < 10
+    noise.reset(np.random.default_rng(0))
+    np.testing.assert_array_equal(noise.next(), first)
+
+    colour = backgrounds.make_source("color", SIZE, cache=tmp_path / "none")
+    shown = []
+    for seed in range(5):
+        colour.reset(np.random.default_rng(seed))
+        first, second = colour.next().copy(), colour.next().copy()
+        assert first.shape == (*SIZE, 3) and (first == first[0, 0]).all()
+        np.testing.assert_array_equal(first, second)
+        shown.append(tuple(first[0, 0]))
+    assert len(set(shown)) == 5
+    assert not (tmp_path / "none").exists()
+
+
+def ffmpeg_av1(path: Path) -> bool:
+    """Writes 5 frames that OpenCV's own ffmpeg cannot decode and the system's can."""
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", "testsrc=d=1:s=64x48:r=5"]
+    if shutil.which("ffmpeg") is None:
+        return False
+    return subprocess.run([*command, "-c:v", "libaom-av1", "-cpu-used", "8", path], capture_output=True).returncode == 0
+
+
+def test_scikit_video_reads_what_opencv_cannot(tmp_path):
+    if np.lib.NumpyVersion(np.__version__) >= "1.24.0":
+        pytest.skip("scikit-video does not work with numpy 1.24 and later")
+    path = tmp_path / "av1.mp4"
+    if not ffmpeg_av1(path):
+        pytest.skip("this ffmpeg cannot write AV1")
+    assert list(backgrounds._read_opencv(path)) == []
+    frames = list(backgrounds.read_video(path))
+    assert len(frames) == 5 and frames[0].shape == (48, 64, 3)
+    assert (frames[0].max((0, 1)) - frames[0].min((0, 1))).min() > 150  # the test picture's colours
+
+
+def test_both_decoders_agree(tmp_path):
+    if np.lib.NumpyVersion(np.__version__) >= "1.24.0":
+        pytest.skip("scikit-video does not work with numpy 1.24 and later")
+    rgb = np.zeros((3, 48, 64, 3), np.uint8)
+    rgb[..., :32, :] = (200, 80, 40)
+    path = write_video(tmp_path / "a.mp4", rgb)
+    ours, theirs = list(backgrounds._read_opencv(path)), list(backgrounds._read_skvideo(path))
+    assert len(ours) == len(theirs) == 3
+    assert np.abs(np.array(ours, int) - np.array(theirs, int)).mean() < 3
+
+
+def test_files_are_decoded_once_and_anew_when_they_change(videos, tmp_path):
+    cache = tmp_path / "cache"
+    source(videos, cache)
+    (file,) = cache.glob("*.npy")
+    before = file.stat()
+    np.testing.assert_array_equal(source(videos, cache).frames, np.load(file))
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    write_video(videos / "clip0.mp4", flat_frames([250, 252]))
+    assert max(levels(source(videos, cache).frames)) > 240
+    assert len(list(cache.glob("*.npy"))) == 2
+
+    file.write_bytes(file.read_bytes()[:100])  # cut short, by a crash of the machine
+    os.utime(videos / "clip0.mp4")
+    assert len(source(videos, cache).frames) == 17
+    for path in cache.glob("*.npy"):
+        path.write_bytes(b"")
+    assert len(source(videos, cache).frames) == 17
+    assert not list(cache.glob("*.tmp"))
+
+
+def start(code: str, *arguments, **kwargs) -> subprocess.Popen:
+    """A process of its own that runs the code in the repository."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, **pipes)
+
+
+LOAD = """
+import os, sys
+from envs import backgrounds
+files, cache = sys.argv[1:]
+frames = backgrounds.make_source("video", (64, 64), resource_files=files, total_frames=4000, cache=cache).frames
+path, = [line.split()[-1] for line in open("/proc/self/maps") if line.rstrip().endswith(".npy")]
+print(len(frames), int(frames.sum()), os.stat(path).st_ino, path)
+"""
+
+
+@pytest.fixture
+def long_video(tmp_path) -> Path:
+    """1000 frames, which take about a second to decode."""
+    noise = np.random.default_rng(0).integers(0, 256, (10, 128, 128, 3), dtype=np.uint8)
+    return write_video(tmp_path / "long.mp4", np.tile(noise, (100, 1, 1, 1)))
+
+
+def test_four_processes_that_start_together_decode_once(long_video, tmp_path):
+    processes = [start(LOAD, long_video, tmp_path / "cache") for _ in range(4)]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), results
+    assert all(err == "" for _, err in results)  # no progress bar where there is no terminal
+    assert len({out for out, _ in results}) == 1, results  # one file (inode), never replaced; the same frames
+    assert results[0][0].startswith("1000 ")
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+
+
+def test_a_process_killed_while_it_decodes_leaves_the_next_one_a_clean_start(long_video, tmp_path):
+    process = start(LOAD, long_video, tmp_path / "cache")
+    while not (tmp_path / "cache" / ".lock").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    out, err = start(LOAD, long_video, tmp_path / "cache").communicate(timeout=120)
+    assert out.startswith("1000 "), err
+
+
+SHARE = """
+import sys
+from envs.distracted import DistractedDMC
+files, assets = sys.argv[1:]
+env = DistractedDMC("cartpole", "swingup", resource_files=files, total_frames=4000, assets=assets)
+print(int(env._background.frames.sum()), flush=True)  # touches every page
+sys.stdin.readline()
+entry, pss, rss = False, 0, 0
+for line in open("/proc/self/smaps"):
+    if "-" in line.split()[0]:
+        entry = line.rstrip().endswith(".npy")
+    elif entry and line.startswith("Pss:"):
+        pss += int(line.split()[1])
+    elif entry and line.startswith("Rss:"):
+        rss += int(line.split()[1])
+print(pss, rss, env._background.frames.nbytes // 1024, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_four_envs_hold_one_copy(long_video, tmp_path):
+    """Proportional set size: a page that n processes map counts 1/n in each of them."""
+    assert start(LOAD, long_video, tmp_path / "cache").wait(timeout=120) == 0
+    processes = [start(SHARE, long_video, tmp_path) for _ in range(4)]
+
+    def tell_all():
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+    try:
+        assert len({process.stdout.readline() for process in processes}) == 1
+        tell_all()
+        pss, rss, size = np.array([process.stdout.readline().split() for process in processes], int).T
+        tell_all()
+    finally:
+        for process in processes:
+            process.communicate(timeout=60)
+    assert (size == 1000 * 64 * 64 // 1024).all()
+    assert (rss >= size).all()  # each of them sees all frames
+    assert pss.sum() <= 1.05 * size[0], (pss, rss, size)  # and together they hold them once
+
+
+def test_progress_bar_on_a_terminal(videos, tmp_path):
+    terminal, end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = start(LOAD, f"{videos}/*.mp4", tmp_path / "cache", stderr=end)
+    os.close(end)
+    out, _ = process.communicate(timeout=60)
+    shown = os.read(terminal, 10000).decode()
+    os.close(terminal)
+    assert out.startswith("18 ") and "decoding backgrounds" in shown and "18/18" in shown
+
+
+def test_a_cache_folder_that_cannot_be_written(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").write_text("in the way")
+    cache = tmp_path / "file" / "cache"
+    frames = source(videos, cache).frames
+    assert len(frames) == 18
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(cache) in said and "hrssm-cache" in said
+    np.testing.assert_array_equal(source(videos, cache).frames, frames)
+    assert capsys.readouterr().err == ""  # told when decoding, not by every env
+
+
+def test_bad_input_is_told_in_one_line(videos, tmp_path):
+    def error(kind, img_source="video", **kwargs):
+        with pytest.raises(kind) as caught:
+            backgrounds.make_source(img_source, SIZE, cache=tmp_path / "cache", **kwargs)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "--img_source vidoe" in error(ValueError, "vidoe")
+    assert "--resource_files" in error(FileNotFoundError)
+    assert "/nowhere/*.mp4" in error(FileNotFoundError, resource_files="/nowhere/*.mp4")
+    (tmp_path / "empty").mkdir()
+    assert "empty" in error(FileNotFoundError, resource_files=str(tmp_path / "empty"))
+    assert "--total_frames" in error(ValueError, resource_files=str(videos), total_frames=0)
+
+    (tmp_path / "text.mp4").write_text("no video at all")
+    assert "text.mp4" in error(ValueError, resource_files=str(tmp_path / "text.mp4"))
+    (tmp_path / "nothing.mp4").write_bytes(b"")
+    assert "nothing.mp4" in error(ValueError, resource_files=str(tmp_path / "nothing.mp4"))
+    whole = (videos / "clip0.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 3])
+    assert "half.mp4" in error(ValueError, resource_files=str(tmp_path / "half.mp4"))
+    cv2.VideoWriter(str(tmp_path / "zero.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48)).release()
+    assert "zero.mp4" in error(ValueError, resource_files=str(tmp_path / "zero.mp4"))
+    (tmp_path / "text.jpg").write_text("no image at all")
+    assert "text.jpg" in error(ValueError, "images", resource_files=str(tmp_path / "text.jpg"))
+    assert not list((tmp_path / "cache").glob("*.npy"))
