@@ -1,0 +1,525 @@
+"""Gets the files that some tasks need: `python setup/download_assets.py dmcgb davis --to assets`.
+
+    dmcgb        colours and videos of the DMC-GS tasks (color_easy, color_hard, video_easy, video_hard)
+    davis        DAVIS-2017 training videos, the background of the distracting_cs tasks
+    matterport   scans that stand behind the Realistic ManiSkill tasks (rms_*)
+    maniskill2   ManiSkill2's own models, for rms_turn_faucet, rms_assembling_kits and rms_panda_avoid_obstacles
+    kinetics     nothing is fetched: makes a folder of videos that you have (--videos) small, for the _video tasks
+
+Each file is verified, and has its final name only once it is whole. What is there is skipped; after an interruption,
+the same command goes on where it stopped.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import ssl
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+SETS = ("dmcgb", "davis", "kinetics", "matterport", "maniskill2")
+DAVIS = "https://data.vision.ee.ethz.ch/csergi/share/davis"
+DAVIS_ARCHIVE = "DAVIS-2017-trainval-480p.zip"
+DAVIS_SEQUENCES = 60  # of the training split
+MATTERPORT_ID = "1SLh1WOmYn5qzoDUygtlQ89SS8aBSenP0"  # on Google Drive
+MANISKILL2 = "https://storage1.ucsd.edu/datasets/ManiSkill2022-assets"
+MANISKILL2_UIDS = ("assembling_kits", "panda_avoid_obstacles", "partnet_mobility/5021")
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif"}
+CONTENTS = ".contents.json"  # in an unpacked folder: {file: size}
+
+TRIES = 5  # in a row without a new byte
+DAMAGED_TRIES = 3  # whole files that fail their check
+TIMEOUT = 30  # seconds without a byte
+BLOCK = 1 << 18
+
+
+class AssetError(Exception):
+    """What the user is told, in one line."""
+
+
+class Damaged(Exception):
+    """A file's content is not what it must be; str() says why."""
+
+
+# ------------------------------------------------------------------------------------------------------------- one file
+
+
+def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait: float) -> None:
+    """Downloads `url` to `path`, going on with what an earlier call left in `path`.part.
+
+    check(file) raises Damaged for a wrong content, which is fetched anew. wait: seconds before the second attempt,
+    doubling with each. Raises AssetError after TRIES attempts that brought nothing, DAMAGED_TRIES damaged files, or an
+    answer such as 404 that will not change.
+    """
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    most, idle, damaged = _size(part), 0, 0
+    while True:
+        try:
+            _transfer(url, part, label)
+            check(part)
+            break
+        except Damaged as error:
+            part.unlink(missing_ok=True)
+            most, damaged, reason = 0, damaged + 1, str(error)
+            if damaged == DAMAGED_TRIES:
+                raise AssetError(f"{url}: {reason} ({damaged} times); the source is not what it was") from None
+        except urllib.error.HTTPError as error:
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 425, 429):
+                raise AssetError(f"{url}: {reason}") from None
+            idle += 1
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            held = _size(part)
+            most, idle = (held, 1) if held > most else (most, idle + 1)
+        if idle >= TRIES:
+            raise AssetError(f"{url}: {reason} ({idle} times in a row); the same command goes on with what is there")
+        tqdm.write(f"{label}: {reason}; trying again", file=sys.stderr)
+        time.sleep(min(30, wait * 2 ** (idle + damaged - 1)))
+    os.replace(part, path)
+
+
+def _transfer(url: str, part: Path, label: str) -> None:
+    """One request: appends to `part` what is missing of it. Raises a network error when the answer ends early."""
+    held = _size(part)
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "hrssm-assets"})
+    if held:
+        request.add_header("Range", f"bytes={held}-")
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{held}":
+            return  # all of it is here
+        raise Damaged("what was there of it is not the beginning of the file") from None
+    with answer:
+        if answer.status == 206:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+            if match is None or int(match[1]) != held:
+                raise Damaged("the server sends another part than the one asked for")
+            total = int(match[2])
+        else:  # the whole file, whatever was asked for
+            held = 0
+            total = int(answer.headers["Content-Length"]) if answer.headers.get("Content-Length") else None
+        bar = tqdm(desc=label, total=total, initial=held, unit="B", unit_scale=True, leave=False, disable=None)
+        with bar, open(part, "ab" if held else "wb") as file:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and _size(part) < total:
+        raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def git_blob(path: Path) -> str:
+    """The id that git gives to a file's content."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
+
+
+def _digest(path: Path, digest) -> str:
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def expect(name: str, wanted: str | None, digest: Callable[[Path], str]) -> Callable[[Path], None]:
+    """A check that digest(file) is `wanted`; None accepts anything."""
+
+    def check(path: Path) -> None:
+        if wanted is not None and (found := digest(path)) != wanted:
+            raise Damaged(f"{name} is {found}, expected {wanted}")
+
+    return check
+
+
+def sha256(path: Path) -> str:
+    return _digest(path, hashlib.sha256())
+
+
+# ------------------------------------------------------------------------------------------------------------- archives
+
+
+def members(archive: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """(name, open) of each file in a zip or tar. Raises Damaged for another or a broken file."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            for info in file.infolist():
+                if not info.is_dir():
+                    yield info.filename, lambda info=info: file.open(info)
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as file:
+            for info in file:
+                if info.isfile():
+                    yield info.name, lambda info=info: file.extractfile(info)
+    else:
+        raise Damaged("is no zip or tar archive")
+
+
+def check_archive(archive: Path) -> None:
+    """Reads all of it: a zip's CRCs and a compressed tar's are verified on the way."""
+    with _archive_errors():
+        for _, opened in members(archive):
+            with opened() as content:
+                while content.read(BLOCK):
+                    pass
+
+
+@contextlib.contextmanager
+def _archive_errors() -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, struct.error, NotImplementedError) as error:
+        raise Damaged(f"is a damaged archive ({error})") from None
+
+
+def unpack(archive: Path, folder: Path, names: dict[str, str], check: Callable[[Path], None] | None = None) -> None:
+    """Writes members of `archive` that `names` {member: path in folder} lists; `folder` appears whole or not at all.
+
+    check(file) raises Damaged for a file that is not as it must be.
+    """
+    building = folder.with_name(folder.name + ".part")
+    shutil.rmtree(building, ignore_errors=True)
+    sizes = {}
+    with _archive_errors():
+        bar = tqdm(members(archive), desc=f"unpacking {folder.name}", unit=" files", leave=False, disable=None)
+        for name, opened in bar:
+            if name not in names:
+                continue
+            target = building / names[name]
+            if not target.resolve().is_relative_to(building.resolve()):
+                raise Damaged(f"has a member outside its folder: {name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with opened() as content, open(target, "wb") as file:
+                shutil.copyfileobj(content, file)
+            if check is not None:
+                check(target)
+            sizes[names[name]] = target.stat().st_size
+    if len(sizes) < len(names):
+        raise Damaged(f"lacks {next(name for name in names if names[name] not in sizes)}")
+    (building / CONTENTS).write_text(json.dumps(sizes))
+    os.sync()  # thousands of small files: their content is on the disk before the folder has its name
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(building, folder)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` is one that `unpack` made and that still has all its files."""
+    try:
+        sizes = json.loads((folder / CONTENTS).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callable[[Iterable[str]], dict[str, str]],
+            check: Callable[[Path], None] | None = None) -> None:
+    """Fetches an archive by get() and unpacks the members that choose(names) picks, unless `folder` is whole.
+
+    The archive is kept until its content is in place, so that an interrupted unpacking fetches nothing again.
+    """
+    if is_whole(folder):
+        return say(f"{folder}: there already")
+    if folder.exists() and not (folder / CONTENTS).exists():
+        raise AssetError(f"{folder} was not made by this script and may be yours; move it away to have it fetched")
+    if not archive.exists():
+        get()
+    try:
+        with _archive_errors():
+            names = choose([name for name, _ in members(archive)])
+        unpack(archive, folder, names, check)
+    except Damaged as error:
+        archive.unlink()
+        raise AssetError(f"{archive.name} {error}; it was removed, and the same command fetches it again") from None
+    archive.unlink()
+    say(f"{folder}: {len(names)} files")
+
+
+# ------------------------------------------------------------------------------------------------------------- the sets
+
+
+def dmcgb(folder: Path, source: str | None, wait: float) -> None:
+    """The files of dmcgb_manifest.json, each verified by its git blob id, those that are there too."""
+    manifest = json.loads((Path(__file__).parent / "dmcgb_manifest.json").read_text())
+    if source is None:
+        raw = manifest["source"].replace("https://github.com/", "https://raw.githubusercontent.com/")
+        source = f"{raw}/{manifest['commit']}/{manifest['folder']}"
+    fetched = 0
+    files = manifest["files"].items()
+    for number, (name, blob) in enumerate(files, 1):
+        path = folder / name
+        if path.exists():
+            if git_blob(path) == blob:
+                continue
+            say(f"{path}: not the file that belongs here, fetching it again")
+        label = f"[{number}/{len(files)}] {name}"
+        fetch(f"{source}/{name}", path, expect("its git blob id", blob, git_blob), label, wait)
+        fetched += 1
+    say(f"{folder}: {len(files)} files, {fetched} of them fetched now")
+
+
+def davis(folder: Path, source: str | None, wait: float) -> None:
+    """The 60 sequences of DAVIS-2017's training split as DAVIS/JPEGImages/480p/SEQUENCE/*.jpg, and the list of them."""
+
+    def choose(names: Iterable[str]) -> dict[str, str]:
+        split = "DAVIS/ImageSets/2017/train.txt"
+        with zipfile.ZipFile(archive) as file:
+            if split not in file.namelist():
+                raise Damaged(f"lacks {split}")
+            sequences = file.read(split).decode().split()
+        wanted = {f"DAVIS/JPEGImages/480p/{sequence}" for sequence in sequences}
+        frames = [name for name in names if name.endswith(".jpg") and str(PurePosixPath(name).parent) in wanted]
+        held = {str(PurePosixPath(name).parent) for name in frames}
+        if len(held) != DAVIS_SEQUENCES:
+            raise Damaged(f"holds {len(held)} training sequences, expected {DAVIS_SEQUENCES}")
+        return {name: name for name in [split, *frames]}
+
+    archive = folder.with_name(DAVIS_ARCHIVE)
+    url = f"{source or DAVIS}/{DAVIS_ARCHIVE}"
+    install(archive, folder, lambda: fetch(url, archive, check_zip, DAVIS_ARCHIVE, wait), choose)
+
+
+def matterport(folder: Path, source: str | None) -> None:
+    """The scans, as *.glb in one folder. From Google Drive by gdown."""
+
+    def choose(names: Iterable[str]) -> dict[str, str]:
+        paths = [PurePosixPath(name) for name in names if name.endswith(".glb") and "__MACOSX" not in name]
+        if not paths:
+            raise Damaged("holds no scan (*.glb)")
+        same = Counter(path.name for path in paths)
+        return {str(path): path.name if same[path.name] == 1 else "_".join(path.parts) for path in paths}
+
+    archive = folder.with_name("matterport.archive")
+    url = f"{source or 'https://drive.google.com'}/uc?id={MATTERPORT_ID}"
+    install(archive, folder, lambda: fetch_by_gdown(url, archive), choose, check_glb)
+
+
+def fetch_by_gdown(url: str, path: Path) -> None:
+    """As `fetch`, for Google Drive, whose large files come only after a page that asks for a confirmation."""
+    import gdown
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in (1, 2):
+        try:
+            gdown.download(url, str(path), resume=True, retries=TRIES, timeout=TIMEOUT, use_cookies=False,
+                           quiet=not sys.stderr.isatty())
+            check_archive(path)
+            return
+        except (gdown.exceptions.DownloadError, gdown.exceptions.FileURLRetrievalError, requests.RequestException,
+                Damaged) as error:
+            reason = " ".join(str(error).split())
+            left = [path, *path.parent.glob(f"{path.name}*.part")]
+            resumable = isinstance(error, requests.ConnectionError | requests.Timeout)
+            if attempt == 1 and not resumable and any(file.exists() for file in left):
+                for file in left:  # what was there may be why: once more from the start
+                    file.unlink(missing_ok=True)
+                continue
+            path.unlink(missing_ok=True)
+            raise AssetError(f"{url}: {reason}; the same command tries again") from None
+
+
+def check_zip(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise Damaged("is no zip archive")
+    check_archive(path)
+
+
+def check_glb(path: Path) -> None:
+    """A binary glTF says its own length."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if len(head) < 12 or head[:4] != b"glTF" or struct.unpack("<I", head[8:])[0] != path.stat().st_size:
+        raise Damaged(f"holds {path.name}, which is no whole .glb file")
+
+
+def maniskill2(folder: Path, source: str | None, wait: float) -> None:
+    """What the rms_* tasks need of ManiSkill2's models: addresses and hashes are those of its own downloader."""
+    try:
+        from mani_skill2 import ASSET_DIR
+        from mani_skill2.utils import download_asset
+    except ImportError as error:
+        raise AssetError(
+            f"maniskill2 needs mani_skill2 ({error}), which exists for Python 3.11 with numpy below 1.24 only; "
+            "this Python has none of the rms_* tasks"
+        ) from None
+    download_asset.initialize_sources()
+    for uid in MANISKILL2_UIDS:
+        entry = download_asset.DATA_SOURCES[uid]
+        url = entry["url"].replace(MANISKILL2, source) if source else entry["url"]
+        name = url.rsplit("/", 1)[-1]
+        place = folder / Path(entry.get("output_dir", ASSET_DIR)).relative_to(ASSET_DIR)
+        verify = expect("its SHA-256", entry.get("checksum"), sha256)
+        if not name.endswith(".zip"):
+            path = place / name
+            if path.exists() and sha256(path) == entry["checksum"]:
+                say(f"{path}: there already")
+                continue
+            fetch(url, path, verify, name, wait)
+            say(f"{path}: fetched")
+            continue
+
+        target = place / entry.get("target_path", name.removesuffix(".zip"))
+        archive = place / name
+
+        def check(path: Path, verify=verify) -> None:
+            verify(path)
+            check_zip(path)
+
+        def choose(names: Iterable[str], top=f"{target.name}/") -> dict[str, str]:
+            chosen = {name: name.removeprefix(top) for name in names if name.startswith(top)}
+            if not chosen:
+                raise Damaged(f"has no folder {top}")
+            return chosen
+
+        def get(url=url, archive=archive, check=check) -> None:
+            fetch(url, archive, check, archive.name, wait)
+
+        install(archive, target, get, choose)
+
+
+def kinetics(folder: Path, videos: Path, short_side: int) -> None:
+    """Makes the videos under `videos` small: mp4 (H.264) without sound, the shorter side `short_side` pixels at most.
+
+    Videos that are there and newer than their original are skipped, and those that cannot be decoded are told.
+    envs/backgrounds.py decodes them, once for each frame size.
+    """
+    import imageio_ffmpeg
+
+    if not videos.is_dir():
+        raise AssetError(f"--videos {videos}: no such folder; expected one with videos (Kinetics-400 driving_car, say)")
+    originals = sorted(path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    originals = [path for path in originals if not path.resolve().is_relative_to(folder.resolve())]
+    if not originals:
+        raise AssetError(f"--videos {videos}: no video there ({' '.join(sorted(VIDEO_SUFFIXES))})")
+    side = f"trunc(min({short_side}\\,min(iw\\,ih))/2)*2"
+    scale = f"scale='if(gt(iw\\,ih)\\,-2\\,{side})':'if(gt(iw\\,ih)\\,{side}\\,-2)'"
+    taken, made, failed = set(), 0, 0
+    for original in tqdm(originals, desc="kinetics", unit=" videos", disable=None):
+        name = original.relative_to(videos).with_suffix(".mp4")
+        if name in taken:  # clip.avi beside clip.mp4
+            name = name.with_name(original.name + ".mp4")
+        taken.add(name)
+        path = folder / name
+        if path.exists() and path.stat().st_mtime >= original.stat().st_mtime:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", "-i", str(original), "-an", "-sn",
+                   "-map", "0:v:0", "-vf", scale, "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
+                   "-f", "mp4", str(part)]
+        run = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        if run.returncode != 0 or not _has_frame(part):
+            part.unlink(missing_ok=True)
+            failed += 1
+            lines = run.stderr.strip().splitlines()
+            reason = lines[-1] if lines else "no frame"
+            tqdm.write(f"{original}: left out, not a readable video ({reason})", file=sys.stderr)
+            continue
+        os.replace(part, path)
+        made += 1
+    if failed == len(originals):
+        raise AssetError(f"--videos {videos}: none of the {failed} videos could be read")
+    say(
+        f"{folder}: {len(originals) - failed} videos, {made} of them made now, {failed} unreadable; "
+        f"use them with --resource_files '{folder}/**/*.mp4'"
+    )
+
+
+def _has_frame(path: Path) -> bool:
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    good, _ = capture.read()
+    capture.release()
+    return good
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds `folder` for this process, so that two never write the same file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise AssetError(f"--to {folder}: another download into it is running") from None
+    finally:
+        os.close(handle)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", choices=SETS, metavar=f"{{{','.join(SETS)}}}")
+    parser.add_argument("--to", type=Path, default=Path("assets"), help="folder of the assets, as in --assets (assets)")
+    parser.add_argument("--videos", type=Path, help="kinetics: the folder with your videos")
+    parser.add_argument("--short_side", type=int, default=128, help="kinetics: pixels of a video's shorter side (128)")
+    parser.add_argument("--source", help="another address to fetch from, such as a mirror's http://HOST/FOLDER")
+    parser.add_argument("--wait", type=float, default=1.0, help="seconds before a failed request is tried again (1)")
+    args = parser.parse_args(argv)
+    if "kinetics" in args.sets and args.videos is None:
+        parser.error("kinetics needs --videos FOLDER, the videos that you have")
+    if args.short_side < 16:
+        parser.error(f"--short_side is {args.short_side}: expected 16 or more pixels")
+    source = args.source.rstrip("/") if args.source else None
+    try:
+        with only_one(args.to):
+            for name in args.sets:
+                folder = args.to / name
+                match name:
+                    case "dmcgb":
+                        dmcgb(folder, source, args.wait)
+                    case "davis":
+                        davis(folder, source, args.wait)
+                    case "matterport":
+                        matterport(folder, source)
+                    case "maniskill2":
+                        maniskill2(folder, source, args.wait)
+                    case "kinetics":
+                        kinetics(folder, args.videos, args.short_side)
+    except AssetError as error:
+        sys.exit(f"download_assets.py: {error}")
+    except OSError as error:  # the disk: full, not writable
+        sys.exit(f"download_assets.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("download_assets.py: interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()
