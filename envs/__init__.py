@@ -113,6 +113,30 @@ def make(
     return TimeLimit(CheckAction(env), time_limit // action_repeat)
 
 
+# Largest reward of an environment step, where it is not dm_control's 1 (ALGORITHM section 3).
+MAX_REWARD = {
+    "push_cube": 6.5,
+    "lift_cube": 6.5,
+    "pick_cube": 11.5,
+    "turn_faucet": 10.0,
+    "assembling_kits": 10.0,
+    "panda_avoid_obstacles": 10.0,
+    "peg_insertion_side": 25.0,
+    "plug_charger": 50.0,
+}
+
+
+def reward_to_simsr(task: str, action_repeat: int) -> float:
+    """The factor that brings a task's rewards of an agent step into [0, 2], which the bisimulation loss wants.
+
+    1 for DMC up to an action repeat of 2.
+    """
+    family, name = _parse(task)
+    if family == "rms":
+        return 2 / (MAX_REWARD[name] * action_repeat)
+    return min(1.0, 2 / action_repeat)
+
+
 def _parse(task: str):
     """'dmc_cup_catch_video' -> ('dmc', ('ball_in_cup', 'catch', 'video')); 'rms_push_cube' -> ('rms', 'push_cube')."""
     family, _, rest = task.partition("_")

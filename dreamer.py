@@ -1,0 +1,625 @@
+"""HRSSM from the command line: `python dreamer.py --configs dmc_vision --task dmc_walker_stand --logdir ./log`.
+
+This file holds the agent (`Dreamer`: act, update), the training and evaluation loop, and what a run keeps on disk.
+`--help` lists every setting. A run is a folder: the same command with the same --logdir goes on from its checkpoint.
+"""
+
+import functools
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import envs
+import exploration
+import models
+import networks
+import tools
+from envs.parallel import EnvGroup, Transition
+from replay import Prefetcher, Replay
+
+# Settings that say how long, how often or where, and not what is computed: they may change when a run goes on.
+FREE_SETTINGS = {
+    "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
+    "eval_episode_num", "eval_every", "from_checkpoint", "log_every", "logdir", "parallel", "replay_dir_limit",
+    "scan_path", "steps", "video_pred_log",
+}  # fmt: skip
+
+
+class Dreamer(nn.Module):
+    """The agent: a world model, a behaviour learned in its imagination, and perhaps one that explores.
+
+    Args:
+        shapes: shape of each observation, by name.
+        actions: number of action dims.
+        reward_to_simsr: factor that brings the task's rewards into [0, 2] for the bisimulation loss.
+    """
+
+    def __init__(self, config: tools.Config, shapes: dict, actions: int, reward_to_simsr: float = 1.0):
+        super().__init__()
+        self.config, self.actions = config, actions
+        self.world_model = models.WorldModel(shapes, actions, config, reward_to_simsr)
+        self.behavior = models.ImagBehavior(config, self.world_model, actions)
+        self.explorer = exploration.make(config, self.world_model, actions)
+        self.to(tools.pick_device(config.device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.behavior.return_ema.device
+
+    @torch.no_grad()
+    def act(
+        self, obs: dict[str, Tensor], state: dict[str, Tensor] | None, training: bool, explore: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Acts on one observation of each env, with the online encoder and dynamics on the whole image.
+
+        Args:
+            obs: (N, ...) on the device, `is_first` among them.
+            state: what the last call returned, None before the first.
+            training: sample the action; else take its mean.
+            explore: act by the exploring behaviour.
+
+        Returns:
+            Actions (N, A), not clipped, and the state for the next call: that of the dynamics and the action.
+        """
+        model, c = self.world_model, self.config
+        data = models.preprocess({k: v.unsqueeze(1) for k, v in obs.items()})
+        n = data["is_first"].shape[0]
+        previous = state["action"] if state is not None else torch.zeros(n, self.actions, device=self.device)
+        sample = training or not c.eval_state_mean
+        post, _ = model.dynamics.observe(model.encoder(data), previous[:, None], data["is_first"], state, sample)
+        post = {k: v[:, 0] for k, v in post.items()}
+        feat = model.dynamics.feat(post)
+        policy = self.explorer.policy(feat) if explore else self.behavior.actor(feat)
+        action = policy.sample() if training else policy.mode()
+        action = exploration.add_noise(action, c.expl_amount if training else c.eval_noise, c.actor_dist == "onehot")
+        return action, {**post, "action": action}
+
+    def update(self, batch: dict[str, Tensor]) -> models.Metrics:
+        """One update of world model, actor and critic on replay rows (B, T, ...); metrics stay on the device."""
+        start, embed, metrics = self.world_model.update(batch)
+        metrics.update(self.behavior.update(self.world_model, start))
+        metrics.update(self.explorer.update(self.world_model, start, embed, batch))
+        return metrics
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        found = {"model": self.world_model.opt, "actor": self.behavior.actor_opt, "value": self.behavior.value_opt}
+        found.update(self.explorer.optimizers())
+        return {name: opt.adam for name, opt in found.items()}
+
+    def state(self) -> dict:
+        """All that learning has changed, for a checkpoint."""
+        optimizers = {name: opt.state_dict() for name, opt in self.optimizers().items()}
+        return {"agent": self.state_dict(), "optimizers": optimizers, "behavior_updates": self.behavior.updates}
+
+    def load(self, state: dict) -> None:
+        self.load_state_dict(state["agent"])
+        for name, opt in self.optimizers().items():
+            opt.load_state_dict(state["optimizers"][name])
+        self.behavior.updates = state["behavior_updates"]
+
+
+# The public implementation's names of parameters, as regular expressions, and ours.
+PUBLIC_NAMES = (
+    (r"^_wm\.MBR\.target_encoder\.", "world_model.target_encoder."),
+    (r"^_wm\.target_dynamics\.", "world_model.target_dynamics."),
+    (r"^_wm\.(MBR\.)?encoder\.", "world_model.encoder."),
+    (r"^_wm\.", "world_model."),
+    (r"^_task_behavior\.", "behavior."),
+    (r"\._slow_value\.", ".slow_value."),
+    (r"\b(reward_ema|ema_vals)$", "return_ema"),
+    (r"encoder\._cnn\.layers\.(\d+)\.(norm\.)?", lambda m: f"encoder.cnn.{'norms' if m[2] else 'convs'}.{int(m[1]) // 3}."),
+    (r"\._mlp\.", ".mlp."),
+    (r"\._pre_layers\.", ".layers."),
+    (r"dynamics\.W$", "dynamics.initial_deter"),
+    (r"\._cell\._layer\.", ".cell."),
+    (r"\._cell\._norm\.", ".cell_norm."),
+    (r"\._ims_stat_layer\.", ".prior_out."),
+    (r"\._obs_stat_layer\.", ".post_out."),
+    (r"\._cont_feat_layers\.0\.", ".projection."),
+    (r"\._inp_layers\.", ".input."),
+    (r"\._img_out_layers\.", ".prior_layer."),
+    (r"\._obs_out_layers\.", ".post_layer."),
+    (r"\.(input|prior_layer|post_layer)\.([01])\.", lambda m: f".{m[1]}.{'norm' if int(m[2]) else 'linear'}."),
+    (r"\.layers\.(\d+)\.", lambda m: f".layers.{int(m[1]) // 3}.{'norm' if int(m[1]) % 3 else 'linear'}."),
+    (r"\.(mean_layer|_dist_layer)\.", ".out."),
+)
+
+
+def public_name(name: str) -> str:
+    """Our name of a parameter that the public HRSSM code calls `name`, in a compiled run or not."""
+    name = name.replace("_orig_mod.", "")
+    for pattern, ours in PUBLIC_NAMES:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def import_checkpoint(agent: Dreamer, path: Path | str) -> list[str]:
+    """Loads what fits of a checkpoint of the public HRSSM code; returns a line for each tensor that did not, on either side."""
+    theirs = tools.load_checkpoint(Path(path))
+    theirs = theirs.get("agent_state_dict", theirs)
+    ours = agent.state_dict()
+    found, report = {}, []
+    for name, value in theirs.items():
+        # the behaviours of the public code hold the world model a second time
+        if not isinstance(value, Tensor) or re.match(r"_(task|expl)_behavior\.(_orig_mod\.)?_world_model\.|_expl_", name):
+            continue
+        key = public_name(name)
+        if key not in ours:
+            report.append(f"{name} {tuple(value.shape)}: there is no such tensor here")
+        elif ours[key].shape != value.shape:
+            report.append(f"{name} {tuple(value.shape)}: {key} has shape {tuple(ours[key].shape)}")
+        else:
+            found[key] = value
+    missing = [k for k in ours if k not in found and k != "behavior.return_ema" and not k.startswith("explorer.")]
+    named = " ".join(report)
+    report += [f"{k} {tuple(ours[k].shape)}: not in the checkpoint" for k in missing if k not in named]
+    if not found:
+        raise ValueError(f"--from_checkpoint {path}: none of its {len(theirs)} entries is a tensor of HRSSM")
+    agent.load_state_dict(found, strict=False)
+    return report
+
+
+# Checks
+
+
+def check_config(config: tools.Config) -> None:
+    """Raises ValueError, one line, for settings that cannot work together."""
+    c = config
+    images = bool(re.match(c.encoder.cnn_keys, "image"))
+    if images:
+        if c.size[0] != c.size[1]:
+            raise ValueError(f"--size {c.size[0]} {c.size[1]}: the encoder takes square images")
+        networks.count_stages(c.size[0], c.encoder.minres)
+        if c.hybrid and c.mask_ratio and c.batch_length % c.block_size:
+            raise ValueError(
+                f"--batch_length {c.batch_length} is no multiple of --block_size {c.block_size}: a mask stays that many steps"
+            )
+        if c.patch_size > c.size[0]:
+            raise ValueError(f"--patch_size {c.patch_size} is larger than the image, --size {c.size[0]}")
+    for key in ("batch_size", "batch_length", "envs", "action_repeat", "imag_horizon", "dataset_size", "block_size",
+                "patch_size", "dyn_stoch", "dyn_deter", "dyn_hidden", "units", "log_every", "checkpoint_every"):  # fmt: skip
+        if c[key] < 1:
+            raise ValueError(f"--{key} is {c[key]}: expected 1 or more")
+    for key in ("batch_length", "imag_horizon"):
+        if c[key] < 2:
+            raise ValueError(f"--{key} is {c[key]}: expected 2 or more")
+    for key in ("mask_ratio", "aug_prob", "unimix_ratio", "action_unimix_ratio", "encoder_tau", "dynamics_tau",
+                "slow_target_fraction", "discount", "discount_lambda", "simsr_discount", "imag_gradient_mix"):  # fmt: skip
+        if not 0 <= c[key] <= 1:
+            raise ValueError(f"--{key} is {c[key]}: expected a number from 0 to 1")
+    choices = {
+        "precision": (16, 32),
+        "imag_gradient": models.ImagBehavior.GRADIENTS,
+        "actor_dist": networks.Actor.DISTS,
+        "expl_behavior": exploration.BEHAVIORS,
+        "opt": ("adam",),
+        "dyn_cell": ("gru_layer_norm",),
+        "initial": ("learned", "zeros"),
+        "reward_head": ("symlog_disc", "normal"),
+        "value_head": ("symlog_disc", "normal"),
+    }
+    for key, allowed in choices.items():
+        if c[key] not in allowed:
+            raise ValueError(f"--{key} is {c[key]}: expected one of {', '.join(map(str, allowed))}")
+    for name in c.augmentation:
+        if name not in models.AUGMENTATIONS:
+            raise ValueError(f"--augmentation {name}: expected names of {', '.join(models.AUGMENTATIONS)}")
+    for name in c.grad_heads:
+        if name not in ("reward", "cont"):
+            raise ValueError(f"--grad_heads {name}: expected names of reward, cont")
+    if c.train_ratio <= 0:
+        raise ValueError(f"--train_ratio is {c.train_ratio}: expected more than 0")
+    if c.from_checkpoint and not Path(c.from_checkpoint).is_file():
+        raise ValueError(f"--from_checkpoint {c.from_checkpoint}: there is no such file")
+    tools.pick_device(c.device)
+
+
+def check_resume(config: tools.Config, logdir: Path) -> None:
+    """Raises ValueError if the run in `logdir` had other settings that matter."""
+    path = logdir / "config.yaml"
+    if not path.exists() or config.allow_config_change:
+        return
+    old, new = tools.read_config(path).flat(), config.flat()
+    changed = [
+        f"{key} {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE_SETTINGS
+    ]
+    if changed:
+        raise ValueError(
+            f"--logdir {logdir} holds a run with other settings ({'; '.join(changed)}): "
+            "take another --logdir, or --allow_config_change True to go on with the new ones"
+        )
+
+
+# Environments
+
+
+def make_envs(config: tools.Config, mode: str, count: int, image: bool) -> EnvGroup:
+    """`count` envs of the task; those of training and of evaluation, and each of them, have seeds of their own."""
+    stream = {"train": 0, "eval": 1}[mode]
+    constructors = [
+        functools.partial(
+            envs.make,
+            config.task,
+            seed=int(np.random.SeedSequence([config.seed, stream, index]).generate_state(1)[0]),
+            size=tuple(config.size),
+            action_repeat=config.action_repeat,
+            time_limit=config.time_limit,
+            image=image,
+            **{key: config[key] for key in envs.SETTINGS},
+        )
+        for index in range(count)
+    ]
+    return EnvGroup(constructors, parallel=config.parallel and count > 1)
+
+
+# The run
+
+
+class Run:
+    """A training run: envs, replay, agent, logs, and the counters that a checkpoint keeps.
+
+    The envs step while the learner learns: an action is sent, the updates that are due are done, then the envs' answers
+    are received. A checkpoint is made with a step under way; it holds the actions of the unfinished episodes, and whoever
+    goes on from it steps them again from the episodes' seeds.
+    """
+
+    def __init__(self, config: tools.Config, logdir: Path):
+        self.config, self.logdir = config, logdir
+        self.device = tools.pick_device(config.device)
+        tools.seed_everything(config.seed, config.deterministic_run)
+        self.rng = np.random.default_rng([config.seed, 2])  # of prefill's actions
+        self.repeat = config.action_repeat
+        self.checkpoint_path = logdir / "latest.pt"
+
+        images = bool(re.match(config.encoder.cnn_keys, "image"))
+        self.envs = make_envs(config, "train", config.envs, images)
+        self.eval_envs: EnvGroup | None = None  # made at the first evaluation
+        space = self.envs.action_space
+        self.discrete = hasattr(space, "n")
+        self.actions = space.n if self.discrete else space.shape[0]
+        if self.discrete != (config.actor_dist == "onehot"):
+            raise ValueError(
+                f"--actor_dist {config.actor_dist} does not fit the {'discrete' if self.discrete else 'continuous'} "
+                f"actions of {config.task}: use {'onehot' if self.discrete else 'normal'}"
+            )
+        shapes = {k: tuple(v.shape) for k, v in self.envs.observation_space.spaces.items()}
+        self.keys = sum(networks.pick_keys(shapes, config.encoder.mlp_keys, config.encoder.cnn_keys), [])
+        shapes = {k: shapes[k] for k in self.keys}
+        self.agent = Dreamer(config, shapes, self.actions, envs.reward_to_simsr(config.task, config.action_repeat))
+
+        self.replay = Replay(logdir / "train_eps", config.dataset_size, config.replay_dir_limit)
+        self.batches = Prefetcher(
+            self.replay,
+            np.random.default_rng([config.seed, 3]),
+            config.batch_size,
+            config.batch_length,
+            self.device,
+        )
+        self.metrics = tools.Metrics()
+        self.step = 0  # agent steps, over all envs
+        self.updates = 0
+        self.first_update: int | None = None  # agent steps at the first update
+        self.eval_episodes = 0  # of each evaluation env, so far
+        self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment steps at the last one of each
+        self.policy_state: dict[str, Tensor] | None = None
+        self.obs: list[dict] = []  # the newest of each env
+        self.episode = [0] * config.envs  # index of each env's running episode
+        self.sent: list[list[np.ndarray]] = [[] for _ in range(config.envs)]  # its actions so far
+        self.returns, self.lengths = np.zeros(config.envs), np.zeros(config.envs, int)
+        self.last_return: float | None = None
+
+    @property
+    def env_step(self) -> int:
+        return self.step * self.repeat
+
+    # Going on from a checkpoint
+
+    def start(self) -> None:
+        """Begins a new run, or takes up what `logdir` holds: the checkpoint, and every episode that finished since."""
+        state = tools.load_checkpoint(self.checkpoint_path) if self.checkpoint_path.exists() else None
+        if state is not None:
+            self.load_state(state)
+        loaded = self.replay.load()
+        # Episodes that finished after the checkpoint: their env goes on with the one after them.
+        newer = []
+        for env in range(self.config.envs):
+            last, _ = self.replay.finished.get(env, (-1, 0))
+            if last >= self.episode[env]:
+                newer.append(env)
+                self.episode[env], self.sent[env] = last + 1, []
+        steps_before = self.step
+        actions = [[{"action": self.to_env(a)} for a in sent] for sent in self.sent]
+        histories = self.envs.restore(self.episode, actions)
+        exact = state is not None and not newer
+        for env, history in enumerate(histories):
+            # the last answer of an exact resume is still to be received
+            self.replace_obs(env, history[0], None)
+            ahead = history[1:-1] if exact else history[1:]
+            for t, transition in enumerate(ahead):
+                self.record(env, transition, self.sent[env][t])
+        if not exact:
+            # every step that was taken is in the replay now
+            self.step = self.replay.total_steps
+        resumed = state is not None or loaded > 0
+        self.logger = tools.Logger(self.logdir, self.env_step if resumed else None)
+        self.progress = tools.Progress(self.config.steps, self.env_step)
+        if resumed:
+            found = f"with {self.replay.episodes} episodes"
+            lost = f", {self.step - steps_before} agent steps newer than the checkpoint" if not exact else ""
+            tools.say(f"going on at step {self.env_step} {found}{lost}")
+        if exact:
+            self.batches.load_state_dict(state["batches"])
+            self.waiting = [history[-1] for history in histories]
+        else:
+            self.waiting = None
+            if state is not None:
+                self.batches.rng.bit_generator.state = state["batches"]["rng"]
+            self.act_and_send()
+
+    def load_state(self, state: dict) -> None:
+        self.agent.load(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        self.metrics.load_state_dict(state["metrics"])
+        self.policy_state = {k: v.to(self.device) for k, v in state["policy"].items()} if state["policy"] else None
+        self.episode = list(state["episode"])
+        self.sent = [list(sent.numpy()) for sent in state["sent"]]
+        for name in ("step", "updates", "first_update", "eval_episodes", "last_return"):
+            setattr(self, name, state[name])
+        self.done_at = dict(state["done_at"])
+        tools.set_rng_state(state["rng"], prefill=self.rng)
+
+    def save(self) -> None:
+        """Writes `latest.pt`, whole or not at all."""
+        self.done_at["checkpoint"] = self.env_step
+        empty = np.zeros((0, self.actions), np.float32)
+        state = {
+            "agent": self.agent.state(),
+            "replay": self.replay.state_dict(),
+            "batches": self.batches.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "policy": self.policy_state,
+            "episode": self.episode,
+            "sent": [torch.from_numpy(np.array(sent) if sent else empty) for sent in self.sent],
+            "step": self.step,
+            "updates": self.updates,
+            "first_update": self.first_update,
+            "eval_episodes": self.eval_episodes,
+            "last_return": self.last_return,
+            "done_at": self.done_at,
+            "rng": tools.rng_state(prefill=self.rng),
+        }
+        tools.save_checkpoint(self.checkpoint_path, state)
+
+    # Gathering experience
+
+    def to_env(self, action: np.ndarray) -> np.ndarray:
+        """An action of the policy as the env takes it."""
+        return action if self.discrete else np.clip(action, -1, 1)
+
+    def replace_obs(self, env: int, transition: Transition, action: np.ndarray | None) -> None:
+        """Adds a row to the replay and makes its observation the newest of the env; no action begins an episode."""
+        obs = transition.obs
+        row = {k: obs[k] for k in self.keys}
+        row["action"] = np.zeros(self.actions, np.float32) if action is None else action
+        row["reward"] = np.float32(transition.reward)
+        row["is_first"], row["is_terminal"] = bool(obs["is_first"]), bool(obs["is_terminal"])
+        self.replay.add(env, row, self.episode[env], last=transition.done)
+        while len(self.obs) <= env:
+            self.obs.append({})
+        self.obs[env] = obs
+
+    def record(self, env: int, transition: Transition, action: np.ndarray) -> dict[str, float] | None:
+        """Takes in an env's answer to an action. Returns the summary of the episode that it ended, if it did."""
+        self.replace_obs(env, transition, action)
+        self.returns[env] += transition.reward
+        self.lengths[env] += 1
+        if not transition.done:
+            return None
+        summary = {"train_return": self.returns[env], "train_length": self.lengths[env]}
+        if "success" in transition.info:
+            summary["train_success"] = float(transition.info["success"])
+        self.returns[env], self.lengths[env] = 0, 0
+        self.episode[env] += 1
+        self.sent[env] = []
+        self.replace_obs(env, Transition(transition.first, 0.0, False, {}, None), None)
+        return summary
+
+    def receive(self) -> None:
+        """Takes the envs' answers to the actions that were sent."""
+        transitions = self.waiting or self.envs.receive()
+        self.waiting = None
+        self.step += len(transitions)
+        for env, transition in enumerate(transitions):
+            summary = self.record(env, transition, self.sent[env][-1])
+            if summary is not None:
+                self.last_return = summary["train_return"]
+                self.logger.scalars({**summary, "train_episodes": self.replay.total_episodes})
+                self.logger.write(self.env_step)
+
+    def act_and_send(self) -> None:
+        """Acts on the newest observations, randomly during prefill, and sets the envs going."""
+        c = self.config
+        if self.step < c.prefill:
+            action = self.random_action()
+        else:
+            explore = c.expl_behavior != "greedy" and (not c.expl_until or self.env_step < c.expl_until)
+            obs = stack_obs(self.obs, self.keys, self.device)
+            action, self.policy_state = self.agent.act(obs, self.policy_state, training=True, explore=explore)
+            action = action.cpu().numpy()
+        for env, one in enumerate(action):
+            self.sent[env].append(one)
+        self.envs.send([{"action": self.to_env(one)} for one in action])
+
+    def random_action(self) -> np.ndarray:
+        shape = (self.config.envs, self.actions)
+        if self.discrete:
+            return np.eye(self.actions, dtype=np.float32)[self.rng.integers(self.actions, size=shape[0])]
+        return self.rng.uniform(-1, 1, shape).astype(np.float32)
+
+    # Learning
+
+    def updates_due(self) -> int:
+        """Updates that belong to the steps so far: `pretrain` at the end of prefill, then train_ratio / (B·T) a step."""
+        c = self.config
+        if self.first_update is None:
+            if self.step < max(c.prefill, c.envs):
+                return 0
+            self.first_update = self.step
+        return c.pretrain + int((self.step - self.first_update) * c.train_ratio / (c.batch_size * c.batch_length))
+
+    def learn(self, interrupt: tools.Interrupt) -> None:
+        """Does the updates that are due; an interrupt ends it between two of them."""
+        due = self.updates_due()
+        while self.updates < due and not interrupt.requested:
+            batch = self.batches.next()
+            self.batches.prefetch()
+            self.metrics.update(self.agent.update(batch))
+            self.updates += 1
+            self.progress.update(self.env_step, self.updates, self.last_return)
+
+    def evaluate(self) -> None:
+        """`eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video."""
+        c = self.config
+        self.done_at["eval"] = self.env_step
+        if not c.eval_episode_num:
+            return
+        if self.eval_envs is None:
+            self.eval_envs = make_envs(c, "eval", min(c.envs, c.eval_episode_num), image=True)
+        scores, frames = evaluate(self.agent, self.eval_envs, c.eval_episode_num, self.eval_episodes, self.keys)
+        self.eval_episodes += -(-c.eval_episode_num // len(self.eval_envs))
+        self.logger.scalars({f"eval_{k}": v for k, v in scores.items()})
+        self.logger.video("eval_policy", frames)
+        self.logger.write(self.env_step)
+
+    def log(self) -> None:
+        """Writes the means of the metrics since the last time."""
+        self.done_at["log"] = self.env_step
+        self.logger.scalars(self.metrics.result())
+        self.logger.scalars({"update_count": self.updates, "replay_steps": self.replay.steps})
+        self.logger.write(self.env_step, fps=True, updates=self.updates)
+        self.progress.report()
+
+    # The loop
+
+    def due(self, what: str) -> bool:
+        every = self.config[f"{what}_every"]
+        return bool(every) and self.env_step // every > self.done_at[what] // every
+
+    def loop(self) -> None:
+        """Trains up to `steps`, or to an interrupt; either way the run can go on from where it stopped."""
+        c = self.config
+        finished = self.env_step >= c.steps
+        evaluated = False
+        with tools.Interrupt() as interrupt:
+            while True:
+                self.learn(interrupt)
+                if interrupt.requested:
+                    break
+                if self.due("log") or (finished and self.done_at["log"] < self.env_step):
+                    self.log()
+                if self.due("checkpoint") or evaluated or finished:
+                    self.save()
+                if finished:
+                    break
+                self.receive()
+                self.progress.update(self.env_step, self.updates, self.last_return)
+                finished = self.env_step >= c.steps
+                evaluated = self.due("eval") or finished
+                if evaluated:
+                    self.evaluate()
+                self.act_and_send()
+        if interrupt.requested:
+            self.save()
+            tools.say(f"stopped at step {self.env_step}: the same command goes on from there")
+
+    def close(self) -> None:
+        for group in (self.envs, self.eval_envs):
+            if group is not None:
+                group.close()
+        self.batches.close()
+        if hasattr(self, "logger"):
+            self.logger.close()
+            self.progress.close()
+
+
+def stack_obs(obs: list[dict], keys: list[str], device: torch.device) -> dict[str, Tensor]:
+    """Observations of N envs as tensors (N, ...) on the device."""
+    return {k: torch.from_numpy(np.stack([o[k] for o in obs])).to(device) for k in (*keys, "is_first")}
+
+
+def evaluate(
+    agent: Dreamer, group: EnvGroup, episodes: int, first_episode: int, keys: list[str]
+) -> tuple[dict[str, float], np.ndarray]:
+    """Plays whole episodes with the mean action.
+
+    Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend on
+    which env is faster.
+
+    Returns:
+        Means over the episodes (return, length, success if there is one, and the return's std), and the images
+        (T, H, W, 3) of the first env's first episode.
+    """
+    n = len(group)
+    quota = [episodes // n + (i < episodes % n) for i in range(n)]
+    obs, state = group.reset([first_episode] * n), None
+    frames, filming = [obs[0]["image"]], True
+    returns, lengths = np.zeros(n), np.zeros(n, int)
+    scores = {"return": [], "length": [], "success": []}
+    while any(quota):
+        action, state = agent.act(stack_obs(obs, keys, agent.device), state, training=False)
+        action = action.cpu().numpy()
+        if hasattr(group.action_space, "low"):
+            action = action.clip(-1, 1)
+        group.send([{"action": one} if quota[i] else None for i, one in enumerate(action)])
+        for i, transition in enumerate(group.receive()):
+            if transition is None:
+                continue
+            obs[i] = transition.obs
+            returns[i] += transition.reward
+            lengths[i] += 1
+            if i == 0 and filming:
+                frames.append(transition.obs["image"])
+            if transition.done:
+                scores["return"].append(returns[i])
+                scores["length"].append(lengths[i])
+                if "success" in transition.info:
+                    scores["success"].append(float(transition.info["success"]))
+                returns[i], lengths[i] = 0, 0
+                obs[i] = transition.first
+                quota[i] -= 1
+                filming = filming and i != 0
+    means = {k: float(np.mean(v)) for k, v in scores.items() if v}
+    return {**means, "return_std": float(np.std(scores["return"])), "episodes": episodes}, np.stack(frames)
+
+
+def main(argv: list[str]) -> int:
+    config = tools.load_config(argv)
+    logdir = Path(config.logdir).expanduser()
+    try:
+        check_config(config)
+        check_resume(config, logdir)
+        logdir.mkdir(parents=True, exist_ok=True)
+        run = Run(config, logdir)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"dreamer.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        tools.save_config(config, logdir / "config.yaml")
+        if config.from_checkpoint and not run.checkpoint_path.exists():
+            for line in import_checkpoint(run.agent, config.from_checkpoint):
+                tools.say(f"--from_checkpoint: {line}")
+        run.start()
+        run.loop()
+    finally:
+        run.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

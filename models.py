@@ -1,0 +1,472 @@
+"""What HRSSM optimises: the world model with its two branches, and the actor-critic in imagination.
+
+The losses are plain functions of tensors. Letters in the shape comments as in networks.py; H is the imagination horizon.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import networks
+import tools
+
+Metrics = dict[str, Tensor]  # scalars on the device
+
+
+# Inputs
+
+
+def preprocess(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replay rows or observations as the networks want them.
+
+    uint8 images become floats in [-0.5, 0.5] and `cont` = 1 - is_terminal is added. Flags stay bool.
+    """
+    data = {k: v.float() / 255 - 0.5 if v.dtype == torch.uint8 and v.ndim > 3 else v for k, v in batch.items()}
+    if "is_terminal" in data:
+        data["cont"] = 1 - data["is_terminal"].float()
+    return data
+
+
+def cube_mask(
+    length: int, height: int, width: int, ratio: float = 0.5, patch_size: int = 10, block_size: int = 4, device=None
+) -> Tensor:
+    """Draws a cube mask (section 3.1 of the paper): patches that stay hidden for `block_size` steps.
+
+    Returns:
+        (T, H, W) bool, True is hidden. On a grid of (H // patch_size)² patches exactly ⌊ratio·patches⌋ are hidden at each step.
+
+    Raises:
+        ValueError: `length` is no multiple of `block_size`.
+    """
+    if length % block_size:
+        raise ValueError(f"a sequence of {length} steps (batch_length) is no multiple of block_size {block_size}")
+    grid = max(height // patch_size, 1)
+    # (T / block, patches): the patches with the lowest scores are hidden
+    order = torch.rand(length // block_size, grid * grid, device=device).argsort(-1).argsort(-1)
+    hidden = (order < int(ratio * grid * grid)).unflatten(-1, (grid, grid))
+    rows = torch.arange(height, device=device) * grid // height
+    columns = torch.arange(width, device=device) * grid // width
+    return hidden[:, rows][:, :, columns].repeat_interleave(block_size, 0)
+
+
+AUGMENTATIONS = ("affine", "crop", "rrc", "blur", "shift", "intensity")
+
+
+def augment(images: Tensor, names: tuple[str, ...], prob: float = 1.0) -> Tensor:
+    """Random image augmentations, one after the other, each image with draws of its own.
+
+    affine: rotation and shear of ±5°, shift of ±14 %, scale 0.9 to 1.1. crop: a window of 84 % of the image at a random place,
+    scaled back up. rrc: a window of 80 to 100 % of the area with an aspect ratio of 3/4 to 4/3. blur: 5×5 Gaussian of
+    std 1.5. shift: by up to 4 pixels, edges repeated. intensity: times 1 + 0.05·N(0, 1), cut at ±2.
+
+    Args:
+        images: (B, T, H, W, C) float.
+        names: of `AUGMENTATIONS`.
+        prob: share of the images that each augmentation changes.
+    """
+    if not names:
+        return images
+    # (N, C, H, W)
+    x = images.flatten(0, 1).permute(0, 3, 1, 2)
+    for name in names:
+        changed = _AUGMENT[name](x)
+        keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= prob
+        x = torch.where(keep, x, changed)
+    return x.permute(0, 2, 3, 1).unflatten(0, images.shape[:2])
+
+
+def _uniform(n: int, low: float, high: float, device) -> Tensor:
+    return torch.rand(n, device=device) * (high - low) + low
+
+
+def _warp(x: Tensor, matrix: Tensor, padding: str = "border") -> Tensor:
+    """Samples images at affine coordinates, `matrix` (N, 2, 3) in units of half an image."""
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode=padding, align_corners=False)
+
+
+def _scale_and_move(sx: Tensor, sy: Tensor, tx: Tensor, ty: Tensor) -> Tensor:
+    zero = torch.zeros_like(sx)
+    return torch.stack([torch.stack([sx, zero, tx], -1), torch.stack([zero, sy, ty], -1)], 1)
+
+
+def _affine(x: Tensor) -> Tensor:
+    n, device = x.shape[0], x.device
+    angle, shear = torch.deg2rad(_uniform(n, -5, 5, device)), torch.tan(torch.deg2rad(_uniform(n, -5, 5, device)))
+    scale = 1 / _uniform(n, 0.9, 1.1, device)
+    tx, ty = _uniform(n, -0.28, 0.28, device), _uniform(n, -0.28, 0.28, device)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    rows = [torch.stack([cos, cos * shear - sin, tx], -1), torch.stack([sin, sin * shear + cos, ty], -1)]
+    return _warp(x, torch.stack(rows, 1), "zeros")
+
+
+def _crop(x: Tensor) -> Tensor:
+    n, device = x.shape[0], x.device
+    size = torch.full((n,), 0.84, device=device)
+    return _warp(x, _scale_and_move(size, size, _uniform(n, -0.16, 0.16, device), _uniform(n, -0.16, 0.16, device)))
+
+
+def _rrc(x: Tensor) -> Tensor:
+    n, device = x.shape[0], x.device
+    area, ratio = _uniform(n, 0.8, 1, device), torch.exp(_uniform(n, -0.2877, 0.2877, device))
+    sx, sy = torch.sqrt(area * ratio).clamp(max=1), torch.sqrt(area / ratio).clamp(max=1)
+    return _warp(x, _scale_and_move(sx, sy, _uniform(n, -1, 1, device) * (1 - sx), _uniform(n, -1, 1, device) * (1 - sy)))
+
+
+def _blur(x: Tensor) -> Tensor:
+    taps = torch.exp(-((torch.arange(5, device=x.device) - 2.0) ** 2) / (2 * 1.5**2))
+    kernel = (taps / taps.sum()).expand(x.shape[1], 1, 1, 5)
+    x = F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, groups=x.shape[1])
+    return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
+
+
+def _shift(x: Tensor) -> Tensor:
+    n, _, height, width = x.shape
+    ones = torch.ones(n, device=x.device)
+    tx = torch.randint(-4, 5, (n,), device=x.device) * 2 / width
+    ty = torch.randint(-4, 5, (n,), device=x.device) * 2 / height
+    return _warp(x, _scale_and_move(ones, ones, tx, ty))
+
+
+def _intensity(x: Tensor) -> Tensor:
+    return x * (1 + 0.05 * torch.randn(x.shape[0], 1, 1, 1, device=x.device).clamp(-2, 2))
+
+
+_AUGMENT: dict[str, Callable[[Tensor], Tensor]] = dict(
+    zip(AUGMENTATIONS, (_affine, _crop, _rrc, _blur, _shift, _intensity), strict=True)
+)
+
+
+# Losses
+
+
+def kl_loss(post, prior, free: float, dyn_scale: float, rep_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL balance with free nats on each element (DreamerV3, equation 5).
+
+    Args:
+        post, prior: distributions over (...), each with the whole latent as event.
+
+    Returns:
+        The weighted loss, the dynamics and the representation loss after free nats, and the bare KL, each (...).
+    """
+    dyn = post.detach().kl(prior)
+    rep = post.kl(prior.detach())
+    value = rep.detach()
+    dyn, rep = dyn.clamp_min(free), rep.clamp_min(free)
+    return dyn_scale * dyn + rep_scale * rep, dyn, rep, value
+
+
+def latent_reconstruction_loss(online: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of unit vectors (`mbr`, section 3.2 of the paper): (..., P), (..., P) → (...)."""
+    online, target = unit(online, 1e-3), unit(target.detach(), 1e-3)
+    return ((online - target) ** 2).sum(-1)
+
+
+def unit(x: Tensor, least: float = 1e-12) -> Tensor:
+    """x over its norm, the norm being at least `least`."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(least)
+
+
+def bisimulation_loss(
+    online: Tensor, target: Tensor, next_online: Tensor, next_target: Tensor, reward: Tensor, discount: float
+) -> Tensor:
+    """SimSR over all pairs of N states (section 3.3 of the paper): cosine distance follows reward and next states' distance.
+
+    Args:
+        online, target: (N, F) features of the masked and the target posterior at steps 0..T-2.
+        next_online, next_target: (N, F) of the masked and the target prior at steps 1..T-1; no gradient.
+        reward: (N,) at steps 0..T-2, meant to lie in [0, 2].
+
+    Returns:
+        A scalar, the Huber loss averaged over N×N pairs.
+    """
+    # (N, N)
+    distance = 1 - unit(online) @ unit(target).T
+    with torch.no_grad():
+        ahead = 1 - unit(next_online) @ unit(next_target).T
+        bound = (reward[:, None] - reward[None, :]).abs() + discount * ahead
+    return F.smooth_l1_loss(distance, bound)
+
+
+def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
+    """TD(λ) returns, (H, N, 1) like `reward`, `value` and `discount`; `bootstrap` (N, 1) is the value after the last.
+
+    Return i is reward[i] + discount[i]·((1 - λ)·value[i + 1] + λ·return[i + 1]).
+    """
+    following = torch.cat([value[1:], bootstrap[None]])
+    base = reward + discount * following * (1 - lambda_)
+    returns, last = [], bootstrap
+    for i in reversed(range(reward.shape[0])):
+        last = base[i] + discount[i] * lambda_ * last
+        returns.append(last)
+    return torch.stack(returns[::-1])
+
+
+class WorldModel(nn.Module):
+    """HRSSM's world model: encoder, dynamics, heads, and the EMA copies that make the target branch.
+
+    Args:
+        shapes: shape of each observation, by name.
+        actions: number of action dims.
+        reward_to_simsr: factor that brings a task's rewards into [0, 2] for the bisimulation loss.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], actions: int, config, reward_to_simsr: float = 1.0):
+        super().__init__()
+        self.config = config
+        self.reward_to_simsr = reward_to_simsr
+        dtype = torch.bfloat16 if config.precision == 16 else torch.float32
+        self.encoder = networks.Encoder(shapes, **config.encoder.to_dict(), dtype=dtype)
+        self.dynamics = networks.RSSM(
+            self.encoder.outputs,
+            actions,
+            stoch=config.dyn_stoch,
+            discrete=config.dyn_discrete,
+            deter=config.dyn_deter,
+            hidden=config.dyn_hidden,
+            projection=config.dyn_cont_stoch_size,
+            unimix=config.unimix_ratio,
+            initial=config.initial,
+            mean_act=config.dyn_mean_act,
+            std_act=config.dyn_std_act,
+            min_std=config.dyn_min_std,
+            dtype=dtype,
+        )
+        feat = self.dynamics.feat_size
+        self.heads = nn.ModuleDict(
+            {
+                "reward": networks.ScalarHead(feat, config.units, config.reward_layers, config.reward_head, dtype),
+                "cont": networks.BinaryHead(feat, config.units, config.cont_layers, dtype),
+            }
+        )
+        for name in config.grad_heads:
+            if name not in self.heads:
+                raise ValueError(f"grad_heads names {name!r}; heads are {', '.join(self.heads)}")
+        trained = list(self.parameters())
+        if config.hybrid:
+            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+            self.target_dynamics = copy.deepcopy(self.dynamics).requires_grad_(False)
+        self.opt = tools.Optimizer(trained, config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay)
+
+    def draw_mask(self, data: dict[str, Tensor]) -> Tensor | None:
+        """A cube mask (T, H, W) for a batch; None where there is no image or nothing to hide."""
+        keys = self.encoder.cnn_keys
+        if not keys or self.config.mask_ratio == 0:
+            return None
+        _, length, height, width, _ = data[keys[0]].shape
+        c = self.config
+        return cube_mask(length, height, width, c.mask_ratio, c.patch_size, c.block_size, data[keys[0]].device)
+
+    def loss(self, data: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, dict[str, networks.State], Metrics]:
+        """The world-model objective (ALGORITHM section 3).
+
+        Args:
+            data: a preprocessed batch, (B, T, ...).
+            mask: (T, H, W), 1 is hidden.
+
+        Returns:
+            The total loss; the states of both branches (post, prior, target_post, target_prior) and the embedding (embed)
+            that the start of imagination was inferred from; metrics.
+        """
+        c = self.config
+        action, is_first = data["action"], data["is_first"]
+        # Masked branch. (B, T, E)
+        embed = self.encoder(self.hide(data, mask))
+        post, prior = self.dynamics.observe(embed, action, is_first)
+        states = {"post": post, "prior": prior}
+        # (B, T, F)
+        feat = self.dynamics.feat(post)
+        if c.hybrid:
+            with torch.no_grad():
+                embed = self.target_encoder(data)
+                states["target_post"], states["target_prior"] = self.target_dynamics.target_branch(
+                    prior["deter"].detach(), embed, action, is_first
+                )
+        states["embed"] = embed
+
+        losses = {}
+        for name, head in self.heads.items():
+            target = data[name].unsqueeze(-1)
+            seen = feat if name in c.grad_heads else feat.detach()
+            losses[name] = -head(seen).log_prob(target).mean()
+        post_dist, prior_dist = self.dynamics.dist(post), self.dynamics.dist(prior)
+        kl, dyn, rep, kl_value = kl_loss(post_dist, prior_dist, c.kl_free, c.dyn_scale, c.rep_scale)
+        total = kl.mean() + c.reward_scale * losses["reward"] + c.cont_scale * losses["cont"]
+        if c.hybrid and c.mbr_scale:
+            online = self.dynamics.project(feat)
+            with torch.no_grad():
+                target = self.target_dynamics.project(self.target_dynamics.feat(states["target_post"]))
+            losses["mbr"] = latent_reconstruction_loss(online, target).mean()
+            total = total + c.mbr_scale * losses["mbr"]
+        metrics = {}
+        if c.hybrid and c.simsr_scale:
+            reward = data["reward"][:, :-1] * self.reward_to_simsr
+            losses["simsr"] = bisimulation_loss(
+                feat[:, :-1].flatten(0, 1),
+                self.dynamics.feat(states["target_post"])[:, :-1].flatten(0, 1),
+                self.dynamics.feat(prior)[:, 1:].flatten(0, 1),
+                self.dynamics.feat(states["target_prior"])[:, 1:].flatten(0, 1),
+                reward.flatten(),
+                c.simsr_discount,
+            )
+            total = total + c.simsr_scale * losses["simsr"]
+            metrics["simsr_reward_out_of_range"] = ((reward < 0) | (reward > 2)).any().float()
+        metrics.update({f"{k}_loss": v.detach() for k, v in losses.items()})
+        metrics.update(
+            model_loss=total.detach(),
+            dyn_loss=dyn.detach().mean(),
+            rep_loss=rep.detach().mean(),
+            kl=kl_value.mean(),
+            prior_ent=prior_dist.entropy().detach().mean(),
+            post_ent=post_dist.entropy().detach().mean(),
+        )
+        return total, states, metrics
+
+    def hide(self, data: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
+        """The observations of the masked branch: hidden pixels are 0 (mid-grey), then the augmentations."""
+        out = dict(data)
+        for key in self.encoder.cnn_keys:
+            if mask is not None:
+                # (T, H, W, 1) on (B, T, H, W, C)
+                out[key] = out[key] * (mask == 0)[..., None]
+            out[key] = augment(out[key], tuple(self.config.augmentation), self.config.aug_prob)
+        return out
+
+    def update(self, batch: dict[str, Tensor]) -> tuple[networks.State, Tensor, Metrics]:
+        """One optimiser step on a batch of replay rows, (B, T, ...), and the moves of the EMA copies.
+
+        Returns:
+            Start states for imagination, (B·T, ...), and their embedding (B, T, E), both from before the step; metrics.
+        """
+        data = preprocess(batch)
+        total, states, metrics = self.loss(data, self.draw_mask(data))
+        metrics["model_grad_norm"] = self.opt.step(total)
+        if self.config.hybrid:
+            tools.ema(self.target_encoder, self.encoder, self.config.encoder_tau)
+            tools.ema(self.target_dynamics, self.dynamics, self.config.dynamics_tau)
+        start = states["target_post" if self.config.hybrid else "post"]
+        return {k: v.detach().flatten(0, 1) for k, v in start.items()}, states["embed"].detach(), metrics
+
+
+class ImagBehavior(nn.Module):
+    """Actor and critic that learn in the world model's imagination (ALGORITHM section 4)."""
+
+    GRADIENTS = ("dynamics", "reinforce", "both")
+
+    def __init__(self, config, world_model: WorldModel, actions: int):
+        super().__init__()
+        if config.imag_gradient not in self.GRADIENTS:
+            raise ValueError(f"imag_gradient is one of {', '.join(self.GRADIENTS)}, not {config.imag_gradient!r}")
+        self.config = config
+        dtype = world_model.dynamics.dtype
+        feat = world_model.dynamics.feat_size
+        self.actor = networks.Actor(
+            feat,
+            config.units,
+            config.actor_layers,
+            actions,
+            dist=config.actor_dist,
+            min_std=config.actor_min_std,
+            max_std=config.actor_max_std,
+            init_std=config.actor_init_std,
+            unimix=config.action_unimix_ratio,
+            dtype=dtype,
+        )
+        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype)
+        if config.slow_value_target:
+            self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
+        self.register_buffer("return_ema", torch.zeros(2))  # 5th and 95th percentile
+        eps, decay = config.ac_opt_eps, config.weight_decay
+        self.actor_opt = tools.Optimizer(
+            self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay
+        )
+        self.value_opt = tools.Optimizer(
+            self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay
+        )
+        self.updates = 0
+
+    def loss(
+        self, world_model: WorldModel, start: networks.State, objective: Callable | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Metrics]:
+        """Losses of the actor and of the critic from one imagined rollout; moves the return EMA.
+
+        Args:
+            start: states (N, ...).
+            objective: features (H, N, F), actions (H, N, A) → reward (H, N, 1); None is the reward head.
+
+        Returns:
+            Actor loss, value loss, the trajectory (feat, action, weights, target, base) and metrics.
+        """
+        c = self.config
+        feat, action, policies = world_model.dynamics.imagine(self.actor, start, c.imag_horizon)
+        # (H, N, 1)
+        reward = world_model.heads["reward"](feat).mode() if objective is None else objective(feat, action)
+        discount = c.discount * world_model.heads["cont"](feat).mean
+        value_dist = self.value(feat)
+        value = value_dist.mode()
+        # (H - 1, N, 1)
+        target = lambda_return(reward[1:], value[:-1], discount[1:], value[-1], c.discount_lambda)
+        # (H, N, 1)
+        weights = torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).cumprod(0).detach()
+
+        offset, scale = self.return_range(target)
+        base = value[:-1]
+        advantage = (target - offset) / scale - (base - offset) / scale
+        # (H, N, 1)
+        entropy = torch.stack([p.entropy() for p in policies]).unsqueeze(-1)
+        if c.imag_gradient == "dynamics":
+            gain = advantage
+        else:
+            log_prob = torch.stack([p.log_prob(a.detach()) for p, a in zip(policies, action, strict=True)])
+            gain = log_prob[:-1, :, None] * advantage.detach()
+            if c.imag_gradient == "both":
+                gain = c.imag_gradient_mix * advantage + (1 - c.imag_gradient_mix) * gain
+        actor_loss = -(weights[:-1] * (gain + c.actor_entropy * entropy[:-1])).mean()
+
+        # The critic's own gradient stops at the features because its optimiser asks for its parameters alone.
+        value_dist = value_dist[:-1]
+        value_loss = -value_dist.log_prob(target.detach())
+        if c.slow_value_target:
+            with torch.no_grad():
+                slow = self.slow_value(feat[:-1]).mode()
+            value_loss = value_loss - value_dist.log_prob(slow)
+        value_loss = (weights[:-1, :, 0] * value_loss).mean()
+
+        metrics = {
+            "actor_loss": actor_loss,
+            "value_loss": value_loss,
+            "actor_entropy": entropy.mean(),
+            "value_mean": value.mean(),
+            "target_mean": target.mean(),
+            "imag_reward_mean": reward.mean(),
+            "imag_reward_std": reward.std(),
+            "imag_action_mean": action.mean(),
+            "imag_action_std": action.std(),
+            "EMA_005": self.return_ema[0],
+            "EMA_095": self.return_ema[1],
+        }
+        metrics = {k: v.detach().clone() for k, v in metrics.items()}
+        trajectory = {"feat": feat, "action": action, "weights": weights, "target": target, "base": base}
+        return actor_loss, value_loss, trajectory, metrics
+
+    def return_range(self, target: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Moves the EMA of the returns' 5th and 95th percentile; returns (offset, scale)."""
+        if not self.config.reward_EMA:
+            return 0.0, 1.0
+        levels = torch.tensor([0.05, 0.95], device=target.device)
+        quantiles = torch.quantile(target.detach().flatten(), levels)
+        self.return_ema.lerp_(quantiles, 0.01)
+        return self.return_ema[0].clone(), (self.return_ema[1] - self.return_ema[0]).clamp_min(1)
+
+    def update(self, world_model: WorldModel, start: networks.State, objective: Callable | None = None) -> Metrics:
+        """One optimiser step each of actor and critic from imagined rollouts that begin at `start` (N, ...)."""
+        if self.config.slow_value_target and self.updates % self.config.slow_target_update == 0:
+            tools.ema(self.slow_value, self.value, self.config.slow_target_fraction)
+        self.updates += 1
+        actor_loss, value_loss, _, metrics = self.loss(world_model, start, objective)
+        metrics["actor_grad_norm"] = self.actor_opt.step(actor_loss, retain_graph=True)
+        metrics["value_grad_norm"] = self.value_opt.step(value_loss)
+        return metrics

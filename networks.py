@@ -1,0 +1,522 @@
+"""Networks of HRSSM: encoder, heads, and the recurrent state-space model with its discrete or continuous latent.
+
+Letters in the shape comments: B sequences, T steps, N = any number of states, A action dims, E embedding, S×K categorical
+latent, D deterministic state, F = S·K + D features. Parameters are float32; a network computes its matrix products and
+convolutions in its `dtype` (float32 or bfloat16), and norms, gates, probabilities and sampling in float32.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import distributions as dists
+
+NORM_EPS = 1e-3
+TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
+
+State = dict[str, Tensor]  # stoch (..., S, K) or (..., S), deter (..., D), and the latent's logit or mean and std
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal weights by fan-in plus fan-out, biases 0, norms 1 and 0 (for `module.apply`)."""
+    if isinstance(module, nn.Linear):
+        std = math.sqrt(2 / (module.in_features + module.out_features)) / TRUNC_STD
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+    elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        area = module.kernel_size[0] * module.kernel_size[1]
+        std = math.sqrt(2 / (area * (module.in_channels + module.out_channels))) / TRUNC_STD
+        nn.init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+    if getattr(module, "bias", None) is not None:
+        nn.init.zeros_(module.bias)
+
+
+def init_output(layer: nn.Linear, scale: float) -> None:
+    """Uniform weights of a head's output layer; scale 0 makes it output 0."""
+    limit = math.sqrt(3 * scale * 2 / (layer.in_features + layer.out_features))
+    nn.init.uniform_(layer.weight, -limit, limit)
+    nn.init.zeros_(layer.bias)
+
+
+class NormSiLU(nn.LayerNorm):
+    """LayerNorm over the last dimension, then SiLU; the output has the type of the input."""
+
+    def __init__(self, size: int):
+        super().__init__(size, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+        return F.silu(y).to(x.dtype)
+
+
+class Dense(nn.Module):
+    """Linear without bias, LayerNorm, SiLU: (..., inputs) → (..., units)."""
+
+    def __init__(self, inputs: int, units: int):
+        super().__init__()
+        self.linear = nn.Linear(inputs, units, bias=False)
+        self.norm = NormSiLU(units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.linear(x, self.linear.weight.to(x.dtype)))
+
+
+class MLP(nn.Module):
+    """`layers` Dense layers and, when `outputs` is given, a linear output layer: (..., inputs) → (..., outputs or units).
+
+    Args:
+        outscale: scale of the uniform initialisation of the output layer.
+    """
+
+    def __init__(
+        self, inputs: int, units: int, layers: int, outputs: int = 0, outscale: float = 1.0, dtype=torch.float32
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList(Dense(units if i else inputs, units) for i in range(layers))
+        self.out = nn.Linear(units, outputs) if outputs else None
+        self.dtype = dtype
+        self.apply(init_weights)
+        if self.out is not None:
+            init_output(self.out, outscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        for layer in self.layers:
+            x = layer(x)
+        if self.out is not None:
+            x = F.linear(x, self.out.weight.to(x.dtype), self.out.bias.to(x.dtype))
+        return x
+
+
+class ScalarHead(MLP):
+    """A head that predicts a scalar from features: two-hot over symlog (`symlog_disc`) or Normal with std 1 (`normal`)."""
+
+    def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32):
+        if dist not in ("symlog_disc", "normal"):
+            raise ValueError(f"a reward_head or value_head is symlog_disc or normal, not {dist!r}")
+        discrete = dist == "symlog_disc"
+        super().__init__(inputs, units, layers, dists.BUCKETS if discrete else 1, outscale=0.0, dtype=dtype)
+        self.dist = dists.TwoHotSymlog if discrete else dists.UnitNormal
+
+    def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal:
+        return self.dist(super().forward(feat))
+
+
+class BinaryHead(MLP):
+    """A head that predicts a probability from features, of the episode going on."""
+
+    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32):
+        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype)
+
+    def forward(self, feat: Tensor) -> dists.Bernoulli:
+        return dists.Bernoulli(super().forward(feat))
+
+
+class Actor(MLP):
+    """The policy: features (..., F) → a distribution over actions (..., A).
+
+    Args:
+        dist: normal, trunc_normal, tanh_normal for continuous actions, onehot for discrete ones.
+    """
+
+    DISTS = ("normal", "trunc_normal", "tanh_normal", "onehot")
+
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        layers: int,
+        actions: int,
+        dist: str = "normal",
+        min_std: float = 0.1,
+        max_std: float = 1.0,
+        init_std: float = 1.0,
+        unimix: float = 0.01,
+        dtype=torch.float32,
+    ):
+        if dist not in self.DISTS:
+            raise ValueError(f"an actor_dist is one of {', '.join(self.DISTS)}, not {dist!r}")
+        super().__init__(inputs, units, layers, actions if dist == "onehot" else 2 * actions, dtype=dtype)
+        self.dist, self.unimix = dist, unimix
+        self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
+
+    def forward(self, feat: Tensor) -> dists.Normal | dists.OneHot:
+        out = super().forward(feat).float()
+        if self.dist == "onehot":
+            return dists.OneHot(out, self.unimix, event_dims=0)
+        mean, std = out.chunk(2, -1)
+        if self.dist == "tanh_normal":
+            return dists.TanhNormal(5 * torch.tanh(mean / 5), F.softplus(std + self.init_std) + self.min_std)
+        std = (self.max_std - self.min_std) * torch.sigmoid(std + 2) + self.min_std
+        kind = dists.TruncNormal if self.dist == "trunc_normal" else dists.Normal
+        return kind(torch.tanh(mean), std)
+
+
+class ConvEncoder(nn.Module):
+    """Stride-2 convolutions down to `minres`: images (..., H, W, C) in [-0.5, 0.5] → (..., E), flattened channel first."""
+
+    def __init__(self, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int, dtype=torch.float32):
+        super().__init__()
+        height, width, channels = shape
+        stages = count_stages(height, minres)
+        if width != height:
+            raise ValueError(f"images must be square, not {height}x{width}: see --size")
+        depths = [channels] + [depth * 2**i for i in range(stages)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel_size, stride=2, bias=False) for a, b in zip(depths[:-1], depths[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(NormSiLU(d) for d in depths[1:])
+        self.outputs = depths[-1] * minres * minres
+        pad = max(kernel_size - 2, 0)  # "same" at even sizes; an odd rest goes to the right and the bottom
+        self.pad = (pad // 2, pad - pad // 2)
+        self.dtype = dtype
+        self.apply(init_weights)
+
+    def forward(self, image: Tensor) -> Tensor:
+        lead = image.shape[:-3]
+        # (N, C, H, W), channels last in memory, which is how the images already lie
+        x = image.to(self.dtype).flatten(0, -4).permute(0, 3, 1, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            weight = conv.weight.to(self.dtype)
+            if self.pad[0] == self.pad[1]:
+                x = F.conv2d(x, weight, stride=2, padding=self.pad[0])
+            else:
+                x = F.conv2d(F.pad(x, self.pad * 2), weight, stride=2)
+            # (N, H/2, W/2, C): the norm is over channels
+            x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x.flatten(1).unflatten(0, lead)
+
+
+def count_stages(size: int, minres: int) -> int:
+    """How many halvings lead from `size` to `minres`; ValueError where none do."""
+    stages = round(math.log2(max(size, 1) / minres))
+    if stages < 1 or minres * 2**stages != size:
+        raise ValueError(f"an image of {size} pixels cannot be halved down to minres {minres}: use --size {minres}·2^n")
+    return stages
+
+
+class Encoder(nn.Module):
+    """Images and vectors of an observation → one embedding (B, T, E).
+
+    Args:
+        shapes: shape of each observation, by name.
+        mlp_keys, cnn_keys: regular expressions that pick vectors and images among them.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        mlp_keys: str,
+        cnn_keys: str,
+        cnn_depth: int,
+        kernel_size: int,
+        minres: int,
+        mlp_layers: int,
+        mlp_units: int,
+        symlog_inputs: bool,
+        dtype=torch.float32,
+    ):
+        super().__init__()
+        self.cnn_keys, self.mlp_keys = pick_keys(shapes, mlp_keys, cnn_keys)
+        self.symlog_inputs = symlog_inputs
+        self.cnn = self.mlp = None
+        self.outputs = 0
+        if self.cnn_keys:
+            height, width, _ = shapes[self.cnn_keys[0]]
+            channels = sum(shapes[k][-1] for k in self.cnn_keys)
+            self.cnn = ConvEncoder((height, width, channels), cnn_depth, kernel_size, minres, dtype)
+            self.outputs += self.cnn.outputs
+        if self.mlp_keys:
+            inputs = sum(math.prod(shapes[k]) for k in self.mlp_keys)
+            self.mlp = MLP(inputs, mlp_units, mlp_layers, dtype=dtype)
+            self.outputs += mlp_units
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        parts = []
+        if self.cnn is not None:
+            images = [obs[k] for k in self.cnn_keys]
+            parts.append(self.cnn(images[0] if len(images) == 1 else torch.cat(images, -1)))
+        if self.mlp is not None:
+            lead = obs[self.mlp_keys[0]].shape[:2]
+            vector = torch.cat([obs[k].reshape(*lead, -1) for k in self.mlp_keys], -1)
+            parts.append(self.mlp(dists.symlog(vector) if self.symlog_inputs else vector))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) -> tuple[list[str], list[str]]:
+    """Names of the image observations (3 dimensions) and of the vector observations (1 or 0) that the patterns pick."""
+    cnn = [k for k, s in shapes.items() if len(s) == 3 and re.match(cnn_keys, k)]
+    mlp = [k for k, s in shapes.items() if len(s) < 3 and re.match(mlp_keys, k)]
+    if not cnn and not mlp:
+        raise ValueError(
+            f"encoder.cnn_keys {cnn_keys!r} and encoder.mlp_keys {mlp_keys!r} pick none of the observations "
+            + ", ".join(f"{k} {tuple(s)}" for k, s in shapes.items())
+        )
+    return cnn, mlp
+
+
+class _Weights(NamedTuple):
+    """The dynamics' matrices in the type of its matrix products, the input halves of its split layers apart."""
+
+    input_stoch: Tensor  # (hidden, S·K)
+    input_action: Tensor  # (hidden, A)
+    cell: Tensor  # (3D, hidden + D)
+    prior: Tensor  # (hidden, D)
+    post_deter: Tensor  # (hidden, D)
+    post_embed: Tensor  # (hidden, E)
+
+
+class RSSM(nn.Module):
+    """Recurrent state-space model: a GRU over (stoch, action), a prior from its state, a posterior from state and embedding.
+
+    A state is a dict: `deter` (..., D), `stoch` (..., S, K) one-hot or (..., S), and `logit` or `mean` and `std` of the
+    latent that stoch was drawn from.
+
+    Args:
+        stoch, discrete: S and K; K = 0 makes the latent Normal.
+        projection: size of the projection for the latent reconstruction loss.
+        initial: `learned` or `zeros`.
+    """
+
+    def __init__(
+        self,
+        embed: int,
+        actions: int,
+        stoch: int = 32,
+        discrete: int = 32,
+        deter: int = 512,
+        hidden: int = 512,
+        projection: int = 32,
+        unimix: float = 0.01,
+        initial: str = "learned",
+        mean_act: str = "none",
+        std_act: str = "sigmoid2",
+        min_std: float = 0.1,
+        dtype=torch.float32,
+    ):
+        super().__init__()
+        if initial not in ("learned", "zeros"):
+            raise ValueError(f"initial is learned or zeros, not {initial!r}")
+        if mean_act not in ("none", "tanh5"):
+            raise ValueError(f"dyn_mean_act is none or tanh5, not {mean_act!r}")
+        if std_act not in ("sigmoid2", "sigmoid", "softplus", "abs"):
+            raise ValueError(f"dyn_std_act is sigmoid2, sigmoid, softplus or abs, not {std_act!r}")
+        self.stoch, self.discrete, self.deter, self.actions = stoch, discrete, deter, actions
+        self.unimix, self.initial_state = unimix, initial
+        self.mean_act, self.std_act, self.min_std = mean_act, std_act, min_std
+        self.dtype = dtype
+        self.stoch_size = stoch * discrete if discrete else stoch
+        self.feat_size = self.stoch_size + deter
+        stats = stoch * discrete if discrete else 2 * stoch
+        self.input = Dense(self.stoch_size + actions, hidden)
+        self.cell = nn.Linear(hidden + deter, 3 * deter, bias=False)
+        self.cell_norm = nn.LayerNorm(3 * deter, eps=NORM_EPS)
+        self.prior_layer = Dense(deter, hidden)
+        self.prior_out = nn.Linear(hidden, stats)
+        self.post_layer = Dense(deter + embed, hidden)
+        self.post_out = nn.Linear(hidden, stats)
+        self.projection = nn.Linear(self.feat_size, projection, bias=False)
+        self.apply(init_weights)
+        if initial == "learned":
+            self.initial_deter = nn.Parameter(torch.zeros(1, deter))
+
+    # Latents
+
+    def latent(self, out: Tensor) -> State:
+        """Output of a prior or posterior layer → `logit` (..., S, K), or `mean` and `std` (..., S), float32."""
+        out = out.float()
+        if self.discrete:
+            return {"logit": out.unflatten(-1, (self.stoch, self.discrete))}
+        mean, std = out.chunk(2, -1)
+        if self.mean_act == "tanh5":
+            mean = 5 * torch.tanh(mean / 5)
+        if self.std_act == "sigmoid2":
+            std = 2 * torch.sigmoid(std / 2)
+        elif self.std_act == "sigmoid":
+            std = torch.sigmoid(std)
+        elif self.std_act == "softplus":
+            std = F.softplus(std)
+        else:
+            std = torch.abs(std + 1)
+        return {"mean": mean, "std": std + self.min_std}
+
+    def dist(self, state: State) -> dists.OneHot | dists.Normal:
+        """Distribution of a state's latent; the event is the whole latent."""
+        if self.discrete:
+            return dists.OneHot(state["logit"], self.unimix)
+        return dists.Normal(state["mean"], state["std"])
+
+    def complete(self, latent: State, deter: Tensor, sample: bool = True) -> State:
+        """State from a latent and a deter, with stoch drawn from the latent or its mode."""
+        dist = self.dist(latent)
+        return {"stoch": dist.sample() if sample else dist.mode(), "deter": deter, **latent}
+
+    def feat(self, state: State) -> Tensor:
+        """Features of a state: stoch, flattened, and deter. (..., F)"""
+        stoch = state["stoch"].flatten(-2) if self.discrete else state["stoch"]
+        return torch.cat([stoch, state["deter"]], -1)
+
+    def project(self, feat: Tensor) -> Tensor:
+        """(..., F) → (..., projection), for the latent reconstruction loss."""
+        return F.linear(feat.to(self.dtype), self.projection.weight.to(self.dtype)).float()
+
+    # Steps
+
+    def weights(self) -> _Weights:
+        """The matrices that the steps use, cast and cut once for all steps of a rollout."""
+        cast = self.dtype
+        post_deter, post_embed = self.post_layer.linear.weight.to(cast).tensor_split([self.deter], 1)
+        input_stoch, input_action = self.input.linear.weight.to(cast).tensor_split([self.stoch_size], 1)
+        prior = self.prior_layer.linear.weight.to(cast)
+        return _Weights(input_stoch, input_action, self.cell.weight.to(cast), prior, post_deter, post_embed)
+
+    def initial(self, like: Tensor) -> State:
+        """The state before an episode, (1, ...), on the device of `like`."""
+        if self.initial_state == "learned":
+            deter = torch.tanh(self.initial_deter)
+            return self.complete(self.prior(deter, self.weights()), deter, sample=False)
+        deter = torch.zeros(1, self.deter, device=like.device)
+        shape = (1, self.stoch, self.discrete) if self.discrete else (1, self.stoch)
+        stoch = torch.zeros(shape, device=like.device)
+        latent = {"logit": stoch} if self.discrete else {"mean": stoch, "std": torch.ones_like(stoch)}
+        return {"stoch": stoch, "deter": deter, **latent}
+
+    def recur(self, stoch: Tensor, deter: Tensor, action_share: Tensor, w: _Weights) -> Tensor:
+        """One step of the GRU.
+
+        Args:
+            stoch (N, S·K), deter (N, D): the state before the step.
+            action_share (N, hidden): the action's part of the input layer.
+
+        Returns:
+            (N, D) deter after it.
+        """
+        x = self.input.norm(F.linear(stoch.to(self.dtype), w.input_stoch) + action_share)
+        parts = F.linear(torch.cat([x, deter.to(self.dtype)], -1), w.cell)
+        norm = self.cell_norm
+        parts = F.layer_norm(parts.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        reset, cand, update = parts.chunk(3, -1)
+        cand = torch.tanh(torch.sigmoid(reset) * cand)
+        update = torch.sigmoid(update - 1)
+        return update * cand + (1 - update) * deter
+
+    def prior(self, deter: Tensor, w: _Weights) -> State:
+        """Latent that is expected at a deter (..., D)."""
+        hidden = self.prior_layer.norm(F.linear(deter.to(self.dtype), w.prior))
+        return self.latent(F.linear(hidden, self.prior_out.weight.to(self.dtype), self.prior_out.bias.to(self.dtype)))
+
+    def posterior(self, deter: Tensor, embed_share: Tensor, w: _Weights) -> State:
+        """Latent at a deter (..., D), given the embedding's part of the posterior layer (..., hidden)."""
+        hidden = self.post_layer.norm(F.linear(deter.to(self.dtype), w.post_deter) + embed_share)
+        return self.latent(F.linear(hidden, self.post_out.weight.to(self.dtype), self.post_out.bias.to(self.dtype)))
+
+    def embed_share(self, embed: Tensor, w: _Weights) -> Tensor:
+        """The embedding's part of the posterior layer: (..., E) → (..., hidden)."""
+        return F.linear(embed.to(self.dtype), w.post_embed)
+
+    def action_share(self, action: Tensor, w: _Weights) -> Tensor:
+        """The action's part of the input layer: (..., A) → (..., hidden)."""
+        action = action / action.detach().abs().clamp_min(1)
+        return F.linear(action.to(self.dtype), w.input_action)
+
+    # Rollouts
+
+    def observe(
+        self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None, sample: bool = True
+    ) -> tuple[State, State]:
+        """Follows sequences of observations. Only the GRU and the posterior are sequential; all else is done for all T at once.
+
+        Args:
+            embed: (B, T, E).
+            action: (B, T, A), the action that led to each observation.
+            is_first: (B, T) bool; there the state before is the initial one and the action counts as 0.
+            state: of (B, ...) before the first step; None is the initial state.
+            sample: draw the latents; False takes their modes.
+
+        Returns:
+            Posterior and prior states, (B, T, ...).
+        """
+        batch, length = is_first.shape
+        assert embed.shape[:2] == action.shape[:2] == (batch, length), (embed.shape, action.shape, is_first.shape)
+        w = self.weights()
+        action_shares = self.action_share(action * ~is_first[..., None], w).unbind(1)
+        embed_shares = self.embed_share(embed, w).unbind(1)
+        initial = self.initial(action)
+        # (1, S·K), (1, D)
+        first_stoch, first_deter = initial["stoch"].flatten(1), initial["deter"]
+        if state is None:
+            stoch, deter = first_stoch.expand(batch, -1), first_deter.expand(batch, -1)
+        else:
+            stoch, deter = state["stoch"].flatten(1), state["deter"]
+        states = []
+        for t in range(length):
+            first = is_first[:, t, None]
+            stoch, deter = torch.where(first, first_stoch, stoch), torch.where(first, first_deter, deter)
+            deter = self.recur(stoch, deter, action_shares[t], w)
+            states.append(self.complete(self.posterior(deter, embed_shares[t], w), deter, sample))
+            stoch = states[-1]["stoch"].flatten(1)
+        post = {k: torch.stack([s[k] for s in states], 1) for k in states[0]}
+        prior = self.complete(self.prior(post["deter"], w), post["deter"], sample)
+        return post, prior
+
+    def predict(self, state: State, action: Tensor, w: _Weights | None = None) -> State:
+        """One step without an observation: the prior after `action` (..., A) in `state` (...)."""
+        w = w or self.weights()
+        lead = action.shape[:-1]
+        # the GRU sees (N, ...)
+        stoch, deter = state["stoch"].reshape(-1, self.stoch_size), state["deter"].reshape(-1, self.deter)
+        share = self.action_share(action.reshape(-1, self.actions), w)
+        deter = self.recur(stoch, deter, share, w).unflatten(0, lead)
+        return self.complete(self.prior(deter, w), deter)
+
+    def target_branch(self, deter: Tensor, embed: Tensor, action: Tensor, is_first: Tensor) -> tuple[State, State]:
+        """Target posterior and target prior, all T in one pass, for the EMA copy of the dynamics (section 3 of the method).
+
+        Args:
+            deter: (B, T, D) of the masked branch's prior, shared by this branch.
+            embed: (B, T, E), the EMA encoder's embedding of the unmasked images.
+            action: (B, T, A).
+            is_first: (B, T) bool.
+
+        Returns:
+            The posterior at each step, and the one-step prediction into each step from the posterior before it, (B, T, ...).
+        """
+        w = self.weights()
+        post = self.complete(self.posterior(deter, self.embed_share(embed, w), w), deter)
+        initial = self.initial(action)
+        before = {}
+        for key in ("stoch", "deter"):
+            first = initial[key].expand(deter.shape[0], 1, *initial[key].shape[1:])
+            shifted = torch.cat([first, post[key][:, :-1]], 1)
+            starts = is_first.reshape(*is_first.shape, *[1] * (shifted.ndim - 2))
+            before[key] = torch.where(starts, initial[key], shifted)
+        return post, self.predict(before, action * ~is_first[..., None], w)
+
+    def imagine(
+        self, policy: Callable[[Tensor], dists.Normal | dists.OneHot], start: State, horizon: int
+    ) -> tuple[Tensor, Tensor, list]:
+        """Rolls the prior out under a policy that acts from `sg(feat)`.
+
+        Args:
+            policy: features (N, F) → action distribution.
+            start: state of (N, ...).
+            horizon: H states, the start among them.
+
+        Returns:
+            feats (H, N, F), actions (H, N, A) drawn at each, and the H action distributions.
+        """
+        w = self.weights()
+        state, feats, actions, policies = start, [], [], []
+        for i in range(horizon):
+            feats.append(self.feat(state))
+            policies.append(policy(feats[-1].detach()))
+            actions.append(policies[-1].sample())
+            if i < horizon - 1:
+                state = self.predict(state, actions[-1], w)
+        return torch.stack(feats), torch.stack(actions), policies
