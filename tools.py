@@ -798,7 +798,9 @@ class Progress:
         self._episode_return: float | None = None
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=initial, unit="step", dynamic_ncols=True, smoothing=0.05)
+            known = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some containers' terminals have no size
+            width = {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 20}
+            self._bar = tqdm(total=total_steps, initial=initial, unit="step", smoothing=0.05, **width)
 
     def update(self, step: int, updates: int, episode_return: float | None = None) -> None:
         """Environment step and updates so far, and the latest return if there is a new one. Cheap: call it often."""

@@ -1,0 +1,645 @@
+"""Replay at its edges: capacity, several environments, seams, restarts, damage, kills."""
+
+import ctypes
+import os
+import random
+import signal
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import replay as replay_module
+from replay import Prefetcher, Replay, episode_key, read_episode
+
+
+def make_row(env, episode, t, size=4):
+    """A row from which environment, episode and t can be told."""
+    return {
+        "image": np.full((size, size, 3), (env * 31 + episode * 7 + t) % 256, np.uint8),
+        "id": np.array([env, episode, t], np.float32),
+        "action": np.array([t, -t], np.float32) if t else np.zeros(2, np.float32),
+        "reward": np.float32(t / 2),
+        "is_first": t == 0,
+        "is_terminal": False,
+    }
+
+
+def fill(replay, env, episode, rows, finish=True, size=4):
+    for t in range(rows):
+        replay.add(env, make_row(env, episode, t, size), episode, finish and t == rows - 1)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def check_batch(batch, lengths):
+    """Every row is a true row; is_first is exactly where rows do not follow each other; episodes end where they end."""
+    env, episode, t = batch["id"].astype(int).transpose(2, 0, 1)  # (B, T) each
+    assert batch["is_first"][:, 0].all()
+    np.testing.assert_array_equal(batch["image"][..., 0, 0, 0], (env * 31 + episode * 7 + t) % 256)
+    np.testing.assert_array_equal(batch["action"], np.stack([t, -t], -1))
+    np.testing.assert_array_equal(batch["reward"], t / 2)
+    follows = (env[:, 1:] == env[:, :-1]) & (episode[:, 1:] == episode[:, :-1]) & (t[:, 1:] == t[:, :-1] + 1)
+    np.testing.assert_array_equal(batch["is_first"][:, 1:], ~follows)
+    for b, k in zip(*np.nonzero(~follows), strict=True):
+        assert t[b, k] == lengths[env[b, k], episode[b, k]] - 1  # left at its last row
+        assert t[b, k + 1] == 0  # and on with a first row
+    assert all(t[b, 0] <= lengths[env[b, 0], episode[b, 0]] - 2 for b in range(len(t)))
+
+
+# Sampling
+
+
+@given(
+    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=6),
+    unfinished=st.integers(0, 9),
+    batch=st.integers(1, 4),
+    length=st.integers(1, 25),
+    seed=st.integers(0, 99),
+)
+def test_batches_are_true_rows_with_seams_marked(lengths, unfinished, batch, length, seed):
+    replay = Replay(None, 1000)
+    known = {}
+    for episode, rows in enumerate(lengths):
+        fill(replay, 0, episode, rows)
+        known[0, episode] = rows
+    if unfinished:
+        fill(replay, 1, 0, unfinished, finish=False)
+        known[1, 0] = unfinished
+    segments = replay.draw(rng(seed), batch, length)
+    assert [sum(count for _, _, count in sequence) for sequence in segments] == [length] * batch
+    data = replay.gather(segments)
+    assert all(array.shape[:2] == (batch, length) for array in data.values())
+    assert {key: array.dtype for key, array in data.items()} == {
+        "image": np.uint8, "id": np.float32, "action": np.float32, "reward": np.float32, "is_first": bool,
+        "is_terminal": bool,
+    }  # fmt: skip
+    check_batch(data, known)
+
+
+def test_frequencies_of_episodes_and_starts():
+    """Episodes by their rows, starts uniform over all rows but the last; for the episode after a seam too."""
+    replay = Replay(None, 1000)
+    lengths = {episode_key(0, 0): 2, episode_key(0, 1): 5, episode_key(1, 0): 11, episode_key(2, 0): 6}
+    fill(replay, 0, 0, 2)
+    fill(replay, 0, 1, 5)
+    fill(replay, 1, 0, 11)
+    fill(replay, 2, 0, 6, finish=False)
+    fill(replay, 3, 0, 1, finish=False)  # no step yet: cannot be drawn
+    first, second = Counter(), Counter()
+    draws = 40000
+    for sequence in replay.draw(rng(), draws, 12):
+        first[sequence[0][:2]] += 1
+        second[sequence[1][0]] += 1  # at 12 rows there always is a second
+        assert sequence[1][1] == 0
+    total = sum(lengths.values())
+    cells = []
+    for key, rows in lengths.items():
+        cells += [(first[key, start], draws * rows / total / (rows - 1)) for start in range(rows - 1)]
+        cells.append((second[key], draws * rows / total))
+    assert sum(count for count, _ in cells) == 2 * draws
+    for count, expected in cells:
+        assert abs(count - expected) < 5 * expected**0.5
+
+
+def test_sequence_from_the_middle_has_its_first_row_marked_and_the_replay_unchanged():
+    replay = Replay(None, 100)
+    fill(replay, 0, 0, 9)
+    data = replay.gather([[(episode_key(0, 0), 3, 4)], [(episode_key(0, 0), 0, 4)]])
+    np.testing.assert_array_equal(data["is_first"], [[True, False, False, False]] * 2)
+    np.testing.assert_array_equal(data["id"][..., 2], [[3, 4, 5, 6], [0, 1, 2, 3]])
+    np.testing.assert_array_equal(data["action"][0, 0], [3, -3])  # what led there; the agent zeroes it at is_first
+    assert not replay.gather([[(episode_key(0, 0), 2, 4)]])["is_first"][0, 1:].any()
+
+
+def test_gather_into_given_arrays():
+    replay = Replay(None, 100)
+    fill(replay, 0, 0, 9)
+    segments = replay.draw(rng(), 3, 20)
+    expected = replay.gather(segments)
+    out = {key: np.full_like(array, 1) for key, array in expected.items()}
+    assert replay.gather(segments, out) is out
+    for key, array in expected.items():
+        np.testing.assert_array_equal(out[key], array)
+
+
+def test_draw_without_a_step_is_refused():
+    replay = Replay(None, 100)
+    with pytest.raises(RuntimeError, match="holds no step"):
+        replay.draw(rng(), 1, 4)
+    fill(replay, 0, 0, 1, finish=False)
+    with pytest.raises(RuntimeError, match="holds no step"):
+        replay.draw(rng(), 1, 4)
+    replay.add(0, make_row(0, 0, 1), 0, False)
+    assert replay.draw(rng(), 1, 4)[0] == [(episode_key(0, 0), 0, 2)] * 2
+
+
+# Adding and evicting
+
+
+def test_environments_interleave_and_long_episodes_grow():
+    replay = Replay(None, 10**6)
+    rows = {0: 700, 1: 129, 2: 128, 3: 2}
+    for t in range(max(rows.values())):
+        for env in rows:
+            if t < rows[env]:
+                replay.add(env, make_row(env, 0, t), 0, t == rows[env] - 1)
+    for env, count in rows.items():
+        data = replay.gather([[(episode_key(env, 0), 0, count)]])
+        np.testing.assert_array_equal(data["id"][0, :, 2], np.arange(count))
+        assert (data["id"][0, :, 0] == env).all()
+    assert replay.steps == replay.total_steps == sum(rows.values()) - 4
+    assert replay.finished == {env: (0, count) for env, count in rows.items()}
+
+
+@given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 2), st.integers(2, 8)), max_size=30))
+def test_capacity_evicts_whole_oldest_episodes(capacity, plan):
+    """Against a plain model: an ordered list from which the front goes while the sum is too large."""
+    replay = Replay(None, capacity)
+    next_episode = Counter()
+    model = []
+    fill(replay, 7, 0, 4, finish=False)  # never goes, but counts
+    for env, rows in plan:
+        episode = next_episode[env]
+        next_episode[env] += 1
+        fill(replay, env, episode, rows)
+        model.append((episode_key(env, episode), rows - 1))
+        while sum(steps for _, steps in model) + 3 > capacity and len(model) > 1:
+            model.pop(0)
+        assert replay.steps == sum(steps for _, steps in model) + 3
+        assert replay.episodes == len(model) + 1
+    assert replay.total_steps == sum(rows - 1 for _, rows in plan) + 3
+    drawn = {segment[0] for sequence in replay.draw(rng(), 200, 4) for segment in sequence}
+    assert drawn <= {key for key, _ in model} | {episode_key(7, 0)}
+    replay.gather(replay.draw(rng(), 20, 16))
+
+
+def test_views_of_an_evicted_episode_stay_right():
+    replay = Replay(None, 20)
+    fill(replay, 0, 0, 11)
+    segments = [[(episode_key(0, 0), 2, 5)]]
+    views = replay.views(segments)
+    for episode in range(1, 5):
+        fill(replay, 0, episode, 11)
+    np.testing.assert_array_equal(replay_module.collate(views)["id"][0], [[0, 0, t] for t in range(2, 7)])
+    with pytest.raises(KeyError, match="env000-000000 is no longer"):
+        replay.gather(segments)
+
+
+def test_evicted_episode_is_read_from_its_file(tmp_path):
+    replay = Replay(tmp_path, 20)
+    for episode in range(5):
+        fill(replay, 0, episode, 11)
+    np.testing.assert_array_equal(
+        replay.gather([[(episode_key(0, 0), 2, 5)]])["id"][0], [[0, 0, t] for t in range(2, 7)]
+    )
+
+
+def test_rows_that_do_not_fit_are_refused():
+    replay = Replay(None, 100)
+    row = make_row(0, 0, 0)
+    replay.add(0, row, 0, False)
+    with pytest.raises(ValueError, match="row with keys"):
+        replay.add(0, {key: value for key, value in row.items() if key != "action"}, 0, False)
+    with pytest.raises(ValueError, match=r"image of shape \(8, 8, 3\).*holds shape \(4, 4, 3\)"):
+        replay.add(0, make_row(0, 0, 1, size=8), 0, False)
+    with pytest.raises(ValueError, match=r"image of shape .* and type float64"):
+        replay.add(0, {**row, "image": np.zeros((4, 4, 3))}, 0, False)
+    with pytest.raises(ValueError, match="whose episode 0 has not ended"):
+        replay.add(0, row, 1, False)
+    with pytest.raises(ValueError, match="ended without a step"):
+        replay.add(1, row, 0, True)
+    replay.add(0, {**row, "reward": 1.5, "action": np.ones(2)}, 0, True)  # plain floats become float32
+    with pytest.raises(ValueError, match="episode 0 of env 0 is already in the replay"):
+        replay.add(0, row, 0, False)
+    with pytest.raises(ValueError, match="dataset_size is 0"):
+        Replay(None, 0)
+
+
+def test_unfinished_rows_are_there_for_a_checkpoint():
+    replay = Replay(None, 100)
+    assert replay.unfinished(0) is None
+    fill(replay, 0, 0, 5)
+    assert replay.unfinished(0) is None
+    fill(replay, 0, 1, 3, finish=False)
+    index, rows = replay.unfinished(0)
+    assert index == 1
+    np.testing.assert_array_equal(rows["action"], [[0, 0], [1, -1], [2, -2]])
+
+
+# Files
+
+
+def test_files_are_plain_npz_in_the_order_of_finishing(tmp_path):
+    replay = Replay(tmp_path / "train_eps", 1000)
+    fill(replay, 3, 0, 4)
+    fill(replay, 0, 12, 6)
+    names = sorted(path.name for path in (tmp_path / "train_eps").iterdir())
+    assert names == ["00000000-env003-000000-4.npz", "00000001-env000-000012-6.npz"]
+    with np.load(tmp_path / "train_eps" / names[1]) as data:
+        assert set(data) == set(make_row(0, 0, 0))
+        np.testing.assert_array_equal(data["id"], [[0, 12, t] for t in range(6)])
+
+
+@given(st.integers(5, 60), st.lists(st.tuples(st.integers(0, 2), st.integers(2, 8)), min_size=1, max_size=15))
+def test_restart_holds_and_draws_what_it_did_before(tmp_path_factory, capacity, plan):
+    directory = tmp_path_factory.mktemp("eps")
+    before = Replay(directory, capacity)
+    next_episode = Counter()
+    for env, rows in plan:
+        fill(before, env, next_episode[env], rows)
+        next_episode[env] += 1
+    state = before.state_dict()
+    fill(before, 1, next_episode[1], 3, finish=False)
+
+    after = Replay(directory, capacity)
+    after.load_state_dict(state)
+    after.load()
+    fill(after, 1, next_episode[1], 3, finish=False)  # what stepping the recorded actions again gives
+    for name in ("steps", "total_steps", "episodes", "total_episodes", "finished"):
+        assert getattr(after, name) == getattr(before, name)
+    segments = before.draw(rng(5), 8, 10)
+    assert after.draw(rng(5), 8, 10) == segments
+    first, second = before.gather(segments), after.gather(segments)
+    for key in first:
+        assert first[key].dtype == second[key].dtype
+        np.testing.assert_array_equal(first[key], second[key])
+
+
+def test_episodes_that_finished_after_the_checkpoint_count(tmp_path):
+    replay = Replay(tmp_path, 1000)
+    fill(replay, 0, 0, 6)
+    fill(replay, 1, 0, 3, finish=False)
+    state = replay.state_dict()
+    for t in range(3, 8):
+        replay.add(1, make_row(1, 0, t), 0, t == 7)
+    fill(replay, 0, 1, 4)
+    again = Replay(tmp_path, 1000)
+    again.load_state_dict(state)
+    assert again.load() == 5 + 7 + 3
+    assert again.total_steps == 15 and again.total_episodes == 3
+    assert again.finished == {0: (1, 4), 1: (0, 8)}
+    with pytest.raises(RuntimeError, match="before load"):
+        again.load_state_dict(state)
+    fill(again, 0, 2, 3)  # goes on behind the others
+    assert sorted(path.name for path in tmp_path.iterdir())[-1] == "00000003-env000-000002-3.npz"
+    assert Replay(tmp_path, 1000).load() == 17  # and without a checkpoint
+
+
+def test_load_reads_no_more_than_the_capacity(tmp_path):
+    replay = Replay(tmp_path, 1000)
+    for episode in range(10):
+        fill(replay, 0, episode, 11)
+    small = Replay(tmp_path, 35)
+    assert small.load() == 30
+    assert small.episodes == 3 and small.total_steps == 100 and small.finished == {0: (9, 11)}
+    assert {s[0] for b in small.draw(rng(), 50, 3) for s in b} == {episode_key(0, episode) for episode in (7, 8, 9)}
+    assert Replay(tmp_path, 3).load() == 10  # the newest always fits
+
+
+def test_directory_limit_removes_the_oldest_files(tmp_path):
+    replay = Replay(tmp_path, 1000, directory_limit=25)
+    for episode in range(5):
+        fill(replay, 0, episode, 11)
+    assert sorted(path.name[:8] for path in tmp_path.iterdir()) == ["00000003", "00000004"]
+    assert replay.steps == 50  # memory keeps them
+    assert Replay(tmp_path, 1000).load() == 20
+    smaller = Replay(tmp_path, 1000, directory_limit=1)
+    smaller.load()
+    assert [path.name[:8] for path in tmp_path.iterdir()] == ["00000004"]
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "empty":
+        data = b""
+    elif how == "truncated":
+        data = data[: len(data) // 2]
+    elif how == "end cut":
+        data = data[:-1]
+    elif how == "zeros":
+        data = bytes(len(data))
+    elif how == "zeros inside":
+        middle = data.index(b"\x93NUMPY") + 200
+        data = data[:middle] + bytes(40) + data[middle + 40 :]
+    elif how == "header":
+        data = data.replace(b"'descr'", b"'descx'")
+    elif how == "text":
+        data = b"not an archive at all\n" * 50
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "end cut", "zeros", "zeros inside", "header", "text"])
+@pytest.mark.parametrize("which", [1, 2])
+def test_damaged_file_is_reported_and_skipped(tmp_path, capsys, how, which):
+    replay = Replay(tmp_path, 1000)
+    for episode in range(3):
+        fill(replay, 0, episode, 6)
+    path = sorted(tmp_path.iterdir())[which]
+    damage(path, how)
+    again = Replay(tmp_path, 1000)
+    assert again.load() == 10
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(path) in err and "is damaged (" in err
+    assert not path.exists() and path.with_name(path.name + ".damaged").exists()
+    assert {s[0] for b in again.draw(rng(), 50, 3) for s in b} == {episode_key(0, e) for e in range(3) if e != which}
+    if which == 2:  # the run plays it again, under a new number
+        assert again.finished == {0: (1, 6)}
+        fill(again, 0, 2, 6)
+        assert sorted(path.name for path in tmp_path.glob("*.npz"))[-1].startswith("00000003-env000-000002")
+    assert Replay(tmp_path, 1000).load() == again.steps
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("case", ["keys", "shape", "type", "rows", "name", "compressed", "object", "scalar"])
+def test_file_that_does_not_fit_is_reported_and_skipped(tmp_path, capsys, case):
+    replay = Replay(tmp_path, 1000)
+    for episode in range(3):
+        fill(replay, 0, episode, 6)
+    path = sorted(tmp_path.iterdir())[0]
+    arrays = read_episode(path)
+    save = np.savez
+    if case == "keys":
+        del arrays["action"]
+    elif case == "shape":
+        arrays["image"] = arrays["image"][:, :2]
+    elif case == "type":
+        arrays["reward"] = arrays["reward"].astype(np.float64)
+    elif case == "rows":
+        arrays["reward"] = arrays["reward"][:-1]
+    elif case == "name":
+        arrays = {key: array[:-1] for key, array in arrays.items()}
+    elif case == "compressed":
+        save = np.savez_compressed
+    elif case == "object":
+        arrays["reward"] = np.array([{}] * 6, object)
+    elif case == "scalar":
+        arrays["reward"] = np.float32(3)
+    path.unlink()
+    save(path, **arrays)
+    assert Replay(tmp_path, 1000).load() == 10
+    assert f"{path} is damaged (" in capsys.readouterr().err
+
+
+def test_foreign_files_are_left_alone(tmp_path, capsys):
+    replay = Replay(tmp_path, 1000)
+    fill(replay, 0, 0, 6)
+    (tmp_path / "notes.txt").write_text("mine")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    assert Replay(tmp_path, 1000).load() == 5
+    assert "other.npz is not named like an episode: ignored" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").exists() and (tmp_path / "other.npz").exists()
+
+
+def test_the_newer_of_two_files_of_an_episode_is_taken(tmp_path, capsys):
+    replay = Replay(tmp_path, 1000)
+    fill(replay, 0, 0, 6)
+    old = next(tmp_path.iterdir())
+    old.rename(tmp_path / "aside")
+    fill(Replay(tmp_path, 1000), 0, 0, 4)
+    next(tmp_path.glob("*.npz")).rename(tmp_path / "00000007-env000-000000-4.npz")
+    (tmp_path / "aside").rename(old)
+    again = Replay(tmp_path, 1000)
+    assert again.load() == 3 and again.episodes == 1
+    assert "the newer is taken" in capsys.readouterr().err
+
+
+def test_unwritable_folder_is_an_error_that_names_the_file(tmp_path):
+    replay = Replay(tmp_path / "train_eps", 1000)
+    fill(replay, 0, 0, 3)
+    for path in (tmp_path / "train_eps").iterdir():
+        path.unlink()
+    (tmp_path / "train_eps").rmdir()
+    with pytest.raises(OSError, match=r"cannot write .*train_eps/00000001-env000-000001-3.npz \(No such file"):
+        fill(replay, 0, 1, 3)
+
+
+def test_kill_at_any_moment_leaves_whole_files(tmp_path, capsys):
+    """Real writers, killed for real; each restart goes on behind the files that it finds."""
+    kill_after = random.Random(0)
+    finished = {}
+    for _ in range(10):
+        pid = os.fork()
+        if not pid:
+            try:
+                writer = Replay(tmp_path, 10**6)
+                writer.load()
+                for episode in range(writer.finished.get(0, (-1, 0))[0] + 1, 10**6):
+                    fill(writer, 0, episode, 60, size=64)
+            finally:
+                os._exit(1)
+        files = len(list(tmp_path.glob("*.npz")))
+        while len(list(tmp_path.glob("*.npz"))) < files + 1:  # it is at work
+            time.sleep(0.002)
+        time.sleep(kill_after.uniform(0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        for path in sorted(tmp_path.glob("*.npz")):
+            if path not in finished:
+                finished[path] = read_episode(path)["id"][:, 1:]
+    assert len(finished) >= 10
+    replay = Replay(tmp_path, 10**6)
+    assert replay.load() == 59 * len(finished)
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.glob(".*"))  # what a kill left aside is gone
+    for episode, path in enumerate(sorted(finished)):  # none is missing, none twice
+        np.testing.assert_array_equal(finished[path], [[episode, t] for t in range(60)])
+    assert replay.finished == {0: (len(finished) - 1, 60)}
+
+
+# Memory
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_memory(pipe):
+    """In a process of its own: bytes used for each raw byte, of a full replay and after much eviction."""
+    ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX = 0, as a training process may have it
+    rows = [make_row(0, 0, t, size=64) for t in range(501)]
+    raw = 500 * sum(np.asarray(value).nbytes for value in rows[0].values())
+    replay = Replay(None, 40 * 500)
+    fill(replay, 0, 0, 20, finish=False, size=64)
+    start = resident()
+    ratios = []
+    for episode in range(80):
+        for env in (1, 2):
+            for t, row in enumerate(rows):
+                replay.add(env, row, episode, t == 500)
+        if episode in (19, 79):
+            ratios.append((resident() - start) / (replay.steps / 500 * raw))
+    os.write(pipe, repr(ratios).encode())
+
+
+def test_memory_is_within_a_tenth_of_the_raw_bytes():
+    """20,000 steps of 64×64 images, 246 MB, first filled and then replaced three times over."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            measure_memory(writing)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        ratios = eval(pipe.read())
+    os.waitpid(pid, 0)
+    full, replaced = ratios
+    assert 0.9 < full < 1.1 and 0.9 < replaced < 1.1, ratios
+
+
+# Prefetching
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_prefetched_batches_are_those_of_draw_and_gather(depth):
+    replay = Replay(None, 1000)
+    for episode in range(5):
+        fill(replay, 0, episode, 8)
+    generator = rng(3)
+    expected = [replay.gather(replay.draw(generator, 4, 10)) for _ in range(6)]
+    prefetcher = Prefetcher(replay, rng(3), 4, 10, depth=depth)
+    for batch in expected:
+        prefetcher.prefetch()
+        tensors = prefetcher.next()
+        assert same(tensors, {key: torch.from_numpy(array) for key, array in batch.items()})
+        assert tensors["image"].dtype == torch.uint8 and tensors["is_first"].dtype == torch.bool
+    prefetcher.close()
+
+
+def test_draws_depend_on_the_calls_alone():
+    """Rows that come after prefetch() do not change its batch; without prefetch, next() draws."""
+
+    def run(prefetch):
+        replay = Replay(None, 30)
+        fill(replay, 0, 0, 8)
+        prefetcher = Prefetcher(replay, rng(1), 4, 10)
+        if prefetch:
+            prefetcher.prefetch()
+            prefetcher.prefetch()  # one is under way already
+            fill(replay, 0, 1, 12)
+            fill(replay, 0, 2, 12)
+            fill(replay, 0, 3, 12)  # the first episode is gone by now
+        batch = prefetcher.next()
+        prefetcher.close()
+        return batch
+
+    assert same(run(True), run(False))
+
+
+def test_state_goes_through_a_checkpoint(tmp_path):
+    def make():
+        replay = Replay(tmp_path / "eps", 40)
+        return replay, Prefetcher(replay, rng(1), 4, 10, depth=2)
+
+    replay, prefetcher = make()
+    for episode in range(4):
+        fill(replay, 0, episode, 11)
+    fill(replay, 1, 0, 4, finish=False)
+    prefetcher.prefetch()
+    prefetcher.next()
+    prefetcher.prefetch()
+    fill(replay, 0, 4, 30)  # what is under way left the memory, not the files
+    assert replay.episodes == 2
+    torch.save(prefetcher.state_dict(), tmp_path / "state.pt")
+    expected = [prefetcher.next() for _ in range(5)]
+
+    again, resumed = make()
+    again.load()
+    fill(again, 1, 0, 4, finish=False)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for batch in expected:
+        assert same(resumed.next(), batch)
+    prefetcher.close()
+    resumed.close()
+
+
+def test_batch_whose_episodes_are_lost_is_drawn_anew(capsys):
+    replay = Replay(None, 1000)
+    fill(replay, 0, 0, 8)
+    prefetcher = Prefetcher(replay, rng(1), 2, 4)
+    state = prefetcher.state_dict()
+    state["pending"] = [[[(episode_key(5, 5), 0, 4)]] * 2]
+    prefetcher.load_state_dict(state)
+    assert "drawn anew" in capsys.readouterr().err
+    check_batch({key: tensor.numpy() for key, tensor in prefetcher.next().items()}, {(0, 0): 8})
+    prefetcher.close()
+
+
+def test_error_of_the_thread_is_raised_in_next():
+    replay = Replay(None, 1000)
+    fill(replay, 0, 0, 8)
+    prefetcher = Prefetcher(replay, rng(1), 2, 4)
+    prefetcher._start([[(episode_key(0, 0), 6, 4)]])  # beyond its last row
+    with pytest.raises(ValueError, match="broadcast"):
+        prefetcher.next()
+    prefetcher.next()  # and goes on
+    prefetcher.close()
+
+
+def test_prefetching_while_rows_come_episodes_grow_and_go():
+    """A writer and a prefetcher at full speed: every batch is made of true rows."""
+    replay = Replay(None, 600)
+    lengths = {(0, episode): 100 + 37 * (episode % 5) for episode in range(60)}
+    fill(replay, 0, 0, lengths[0, 0])
+    prefetcher = Prefetcher(replay, rng(2), 8, 50, depth=2)
+    ids = []
+    for episode in range(1, 60):
+        for t in range(lengths[0, episode]):
+            replay.add(0, make_row(0, episode, t), episode, t == lengths[0, episode] - 1)
+            if t % 20 == 0:
+                prefetcher.prefetch()
+                batch = {key: tensor.numpy() for key, tensor in prefetcher.next().items()}
+                env, index, step = batch["id"].astype(int).transpose(2, 0, 1)
+                np.testing.assert_array_equal(batch["image"][..., 1, 1, 1], (env * 31 + index * 7 + step) % 256)
+                np.testing.assert_array_equal(batch["reward"], step / 2)
+                inside = ~batch["is_first"][:, 1:]
+                assert (step[:, 1:] == step[:, :-1] + 1)[inside].all() and (index[:, 1:] == index[:, :-1])[inside].all()
+                ids.append(index.min())
+    assert max(ids) > 50  # old ones were evicted meanwhile
+    prefetcher.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_reach_the_gpu_unharmed():
+    """Pinned memory is used again only after its upload: many batches in a row, looked at late."""
+    replay = Replay(None, 10000)
+    for episode in range(5):
+        fill(replay, 0, episode, 200, size=64)
+    generator = rng(3)
+    expected = [replay.gather(replay.draw(generator, 16, 64)) for _ in range(20)]
+    prefetcher = Prefetcher(replay, rng(3), 16, 64, device="cuda", depth=2)
+    batches = []
+    for _ in expected:
+        prefetcher.prefetch()
+        batches.append(prefetcher.next())
+    for batch, data in zip(batches, expected, strict=True):
+        assert all(tensor.device.type == "cuda" for tensor in batch.values())
+        assert same({key: t.cpu() for key, t in batch.items()}, {key: torch.from_numpy(a) for key, a in data.items()})
+    prefetcher.close()
+
+
+def test_file_sizes_are_those_of_the_rows(tmp_path):
+    """Uncompressed, and nothing else in them: what makes loading fast."""
+    replay = Replay(tmp_path, 1000)
+    fill(replay, 0, 0, 100, size=64)
+    path = next(tmp_path.iterdir())
+    raw = sum(array.nbytes for array in read_episode(path).values())
+    assert raw < path.stat().st_size < 1.01 * raw
+    with zipfile.ZipFile(path) as archive:
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())

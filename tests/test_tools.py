@@ -1,0 +1,393 @@
+"""Logs, checkpoints, random states, metrics, signals."""
+
+import io
+import json
+import math
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import tools
+from tools import Every, Interrupt, Logger, Metrics, Progress
+
+ROOT = Path(tools.__file__).parent
+
+
+# Checkpoints
+
+
+def test_checkpoint_comes_back_with_all_that_it_may_hold(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    adam = torch.optim.AdamW(net.parameters(), foreach=True)
+    net(torch.ones(3)).sum().backward()
+    adam.step()
+    state = {
+        "net": net.state_dict(),
+        "adam": adam.state_dict(),
+        "rng": tools.rng_state(draws=np.random.default_rng(3)),
+        "nested": {"list": [1, 2.5, "a", None, True, [(("key", 0, 4),)]], 7: "number as key"},
+    }
+    path = tmp_path / "run" / "latest.pt"
+    tools.save_checkpoint(path, state)
+    read = tools.load_checkpoint(path)
+    assert read["nested"] == state["nested"] and read["rng"]["generators"] == state["rng"]["generators"]
+    for key, value in state["net"].items():
+        assert torch.equal(read["net"][key], value)
+    torch.optim.AdamW(net.parameters(), foreach=True).load_state_dict(read["adam"])
+    assert [entry.name for entry in path.parent.iterdir()] == ["latest.pt"]
+
+
+@pytest.mark.parametrize("value", [np.float32(1), np.zeros(3), {1, 2}, torch.float32, Path("a"), object()])
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, value):
+    path = tmp_path / "latest.pt"
+    tools.save_checkpoint(path, {"a": 1})
+    with pytest.raises(TypeError, match=r"checkpoint\['deep'\]\[1\] is a "):
+        tools.save_checkpoint(path, {"deep": [0, value]})
+    assert tools.load_checkpoint(path) == {"a": 1}
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "zeros", "text"])
+def test_damaged_checkpoint_is_one_line(tmp_path, how):
+    path = tmp_path / "latest.pt"
+    tools.save_checkpoint(path, {"a": torch.arange(1000)})
+    data = path.read_bytes()
+    path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data)), "text": b"hello"}[how])
+    with pytest.raises(ValueError, match=r"latest.pt is damaged or no checkpoint .*: put a copy") as caught:
+        tools.load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/run",)
+
+    torch.save({"a": Evil()}, tmp_path / "latest.pt")
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        tools.load_checkpoint(tmp_path / "latest.pt")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        tools.load_checkpoint(tmp_path / "latest.pt")
+
+
+def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    """A real writer, killed for real: the file is that of one save, never less, never older than what was there."""
+    path = tmp_path / "latest.pt"
+    kill_after = random.Random(1)
+    newest = -1
+    tools.save_checkpoint(path, {"count": newest, "tensor": torch.full((1000, 1000), -1.0)})
+    for _ in range(10):
+        pid = os.fork()
+        if not pid:
+            try:
+                torch.set_num_threads(1)
+                for count in range(newest + 1, 10**6):
+                    tools.save_checkpoint(path, {"count": count, "tensor": torch.from_numpy(np.full(10**6, count))})
+            finally:
+                os._exit(1)
+        started = path.stat().st_ino
+        while path.stat().st_ino == started:
+            time.sleep(0.002)
+        time.sleep(kill_after.uniform(0, 0.06))
+        os.kill(pid, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+        state = tools.load_checkpoint(path)
+        assert state["count"] > newest and (state["tensor"] == state["count"]).all()
+        newest = state["count"]
+        assert len(list(tmp_path.iterdir())) <= 2  # at most one file left aside, which the next save takes
+
+
+# Random states
+
+
+def test_random_state_repeats_every_generator(tmp_path):
+    tools.seed_everything(3, deterministic=True)
+    generator = np.random.default_rng(5)
+    generator.integers(10)  # leaves half a word in the generator
+
+    def draw():
+        drawn = generator.integers(9, size=5).tolist()
+        return torch.randn(3).tolist(), random.random(), np.random.randn(3).tolist(), drawn
+
+    state = tools.rng_state(draws=generator)
+    tools.save_checkpoint(tmp_path / "a.pt", state)
+    first = draw()
+    assert draw() != first
+    tools.set_rng_state(tools.load_checkpoint(tmp_path / "a.pt"), draws=generator)
+    assert draw() == first
+    tools.seed_everything(3, deterministic=True)
+    seeded = draw()[:3]
+    tools.seed_everything(3, deterministic=False)
+    assert draw()[:3] == seeded
+    tools.seed_everything(4, deterministic=False)
+    assert draw()[:3] != seeded
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+# Metrics
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.booleans()), min_size=1, max_size=20))
+def test_metrics_are_means_over_the_updates_that_had_them(values):
+    metrics = Metrics()
+    for value, extra in values:
+        entry = {"loss": torch.tensor(value), "ratio": value}
+        if extra:
+            entry["extra"] = torch.tensor([value * 2])
+        metrics.update(entry)
+    result = metrics.result()
+    mean = math.fsum(value for value, _ in values) / len(values)
+    assert result["loss"] == pytest.approx(mean, abs=1e-9) and result["ratio"] == pytest.approx(mean, abs=1e-9)
+    extras = [2 * value for value, extra in values if extra]
+    assert ("extra" in result) == bool(extras)
+    if extras:
+        assert result["extra"] == pytest.approx(math.fsum(extras) / len(extras), abs=1e-9)
+    assert metrics.result() == {}
+
+
+def test_metrics_do_not_see_a_tensor_change_later():
+    """A captured graph writes each update's scalars to the same memory."""
+    metrics, loss = Metrics(), torch.tensor(1.0, requires_grad=True)
+    metrics.update({"loss": loss})
+    with torch.no_grad():
+        loss.fill_(5)
+    metrics.update({"loss": loss})
+    assert metrics.result() == {"loss": 3.0}
+
+
+def test_metrics_of_many_updates_stay_exact():
+    metrics, value = Metrics(), torch.tensor(0.1)
+    for _ in range(5000):
+        metrics.update({"loss": value})
+    assert metrics.result()["loss"] == pytest.approx(float(value), rel=1e-12)
+
+
+def test_metrics_resume_to_the_bit(tmp_path):
+    torch.manual_seed(0)
+    updates = [{"loss": torch.randn(()), "kl": torch.randn(()), "n": random.random()} for _ in range(20)]
+    whole, first, second = Metrics(), Metrics(), Metrics()
+    for update in updates:
+        whole.update(update)
+    for update in updates[:13]:
+        first.update(update)
+    tools.save_checkpoint(tmp_path / "a.pt", first.state_dict())
+    first.update(updates[0])  # the saved state is a copy
+    second.load_state_dict(tools.load_checkpoint(tmp_path / "a.pt"))
+    for update in updates[13:]:
+        second.update(update)
+    assert second.result() == whole.result()
+
+
+def test_every():
+    every = Every(10)
+    assert [step for step in range(1, 41, 3) if every(step)] == [10, 22, 31, 40]
+    every = Every(10, 25)
+    assert [step for step in range(26, 52) if every(step)] == [30, 40, 50]
+    assert not any(Every(0)(step) for step in range(100))
+
+
+# Signals
+
+
+def test_interrupt_sets_a_flag_and_a_second_ctrl_c_interrupts():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+        assert interrupt.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        assert interrupt.requested
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# Logs
+
+
+def lines(path):
+    def no_constant(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return [json.loads(line, parse_constant=no_constant) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensorboard(path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_logger_writes_json_lines_tensorboard_and_console(tmp_path, capsys):
+    logger = Logger(tmp_path)
+    logger.scalar("train_return", 12.5)
+    logger.scalars({"model_loss": torch.tensor(0.1), "kl": np.float32(2), "bad": float("nan"), "worse": -math.inf})
+    logger.text("config", "steps: 3")
+    logger.write(200)
+    logger.write(300)  # nothing to say
+    logger.scalar("train_return", 1)
+    logger.write(400, fps=True)
+    logger.scalar("train_return", 2)
+    logger.write(600, fps=True, updates=7)
+    logger.close()
+    first, second, third = lines(tmp_path)
+    assert list(first) == ["step", "train_return", "model_loss", "kl", "bad", "worse"]
+    assert (first["step"], first["train_return"], first["bad"], first["worse"]) == (200, 12.5, None, None)
+    assert first["model_loss"] == float(torch.tensor(0.1))  # to the bit
+    assert second == {"step": 400, "train_return": 1.0}
+    assert third["fps"] > 0 and third["updates_per_second"] > 0 and set(third) - set(second) == set(Logger.TIMED)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "[200] train_return 12.5 / model_loss 0.1 / kl 2 / bad nan / worse -inf" and len(out) == 3
+    events = tensorboard(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("train_return")] == [(200, 12.5), (400, 1), (600, 2)]
+    assert b"steps: 3" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_logger_goes_on_where_the_checkpoint_was(tmp_path):
+    logger = Logger(tmp_path)
+    for step in (100, 200, 300, 400):
+        logger.scalar("loss", step)
+        logger.write(step)
+    logger.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 150, "lo')
+    logger = Logger(tmp_path, resume_step=200)
+    assert [entry["step"] for entry in lines(tmp_path)] == [100, 200]
+    logger.scalar("loss", -3)
+    logger.write(300)
+    logger.close()
+    assert [(entry["step"], entry["loss"]) for entry in lines(tmp_path)] == [(100, 100), (200, 200), (300, -3)]
+    events = tensorboard(tmp_path).Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(100, 100), (200, 200), (300, -3)]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_new_run_in_an_old_folder_starts_its_log_anew(tmp_path):
+    for value in (1, 2):
+        logger = Logger(tmp_path)
+        logger.scalar("loss", value)
+        logger.write(0)
+        logger.close()
+    assert lines(tmp_path) == [{"step": 0, "loss": 2.0}]
+
+
+def test_logged_lines_survive_a_kill(tmp_path):
+    pid = os.fork()
+    if not pid:
+        try:
+            logger = Logger(tmp_path)
+            logger._print = lambda line: None
+            for step in range(10**9):
+                logger.scalars({f"name{i}": step + i for i in range(30)})
+                logger.write(step)
+        finally:
+            os._exit(1)
+    path = tmp_path / "metrics.jsonl"
+    while not path.exists() or path.stat().st_size < 50000:
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    entries = lines(tmp_path)
+    assert [entry["step"] for entry in entries] == list(range(len(entries)))
+    assert all(len(entry) == 31 for entry in entries)
+
+
+def test_video_is_a_moving_gif(tmp_path):
+    frames = np.zeros((2, 5, 16, 24, 3), np.uint8)  # (B, T, H, W, 3)
+    frames[0, :, :, :, 0] = 40 * np.arange(5, dtype=np.uint8)[:, None, None]
+    frames[1, :, :, :, 2] = 200
+    logger = Logger(tmp_path)
+    logger.video("eval_video", frames)
+    logger.video("single", frames[0])
+    logger.write(500)
+    logger.close()
+    assert not (tmp_path / "metrics.jsonl").read_text()
+    events = tensorboard(tmp_path)
+    (event,) = events.Images("eval_video")
+    assert (event.step, event.width, event.height) == (500, 48, 16)
+    gif = Image.open(io.BytesIO(event.encoded_image_string))
+    assert (gif.format, gif.n_frames, gif.info["loop"]) == ("GIF", 5, 0)
+    for t in range(5):
+        gif.seek(t)
+        shown = np.asarray(gif.convert("RGB"))
+        assert abs(int(shown[8, 12, 0]) - 40 * t) <= 4 and abs(int(shown[8, 36, 2]) - 200) <= 4
+    assert events.Images("single")[0].width == 24
+    with pytest.raises(ValueError, match="video x: float64"):
+        logger.video("x", frames / 255)
+
+
+def test_start_of_the_logger_is_silent(tmp_path):
+    code = "import sys, tools; tools.Logger(sys.argv[1]).close()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_progress_prints_lines_where_there_is_no_terminal(capsys):
+    progress = Progress(1000, 100)
+    progress.report()
+    progress.update(200, 5)
+    progress.update(300, 10, 12.34)
+    progress.update(550, 20)
+    progress.report()
+    progress.close()
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert out == "" and first == "step 100/1000 (10.0 %), 0.00 updates/s"
+    assert second.startswith("step 550/1000 (55.0 %), return 12.3, ") and second.endswith("0:00:00 left")
+
+
+def test_progress_is_a_bar_on_a_terminal(tmp_path):
+    code = """if True:
+        import tools
+        logger = tools.Logger("run")
+        progress = tools.Progress(1000, 100)
+        progress.update(600, 10, 12.34)
+        logger.scalar("loss", 1)
+        logger.write(600)
+        progress.report()
+        progress.update(1000, 20)
+        progress.close()
+    """
+    primary, secondary = pty.openpty()  # of no known width, as a container's
+    done = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=secondary, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+    )  # fmt: skip
+    out, _ = done.communicate(timeout=100)
+    os.close(secondary)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(primary, 65536)
+        except OSError:  # the terminal is gone
+            break
+    os.close(primary)
+    text = shown.decode()
+    assert done.returncode == 0 and out == "[600] loss 1\n"
+    assert "100%" in text and "1000/1000" in text and "return 12.3" in text and "updates/s" in text
+    assert "step 600/1000" not in text
