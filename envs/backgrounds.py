@@ -101,8 +101,11 @@ def make_source(
 
 def find_files(resource_files: str, img_source: str) -> list[Path]:
     """The files of a glob, or of a folder, sorted by path; hidden files are left out."""
-    example = "FOLDER/*.mp4" if img_source == "video" else "FOLDER/*.jpg"
-    remedy = f"expected {img_source} files such as --resource_files '{example}'; --img_source noise or color needs none"
+    remedy = "name your own, such as --resource_files 'FOLDER/*.jpg'; --img_source noise or color needs none"
+    if img_source == "video":
+        remedy = (
+            remedy.replace("jpg", "mp4") + "; python setup/download_assets.py kinetics --videos FOLDER makes them small"
+        )
     if not resource_files:
         raise FileNotFoundError(f"--img_source {img_source} needs --resource_files: {remedy}")
     pattern = os.path.expanduser(resource_files)

@@ -3,6 +3,7 @@
 Where the benchmark's own files are (assets/dmcgb, or dmcgb in the folder that HRSSM_ASSETS names), they are tested too.
 """
 
+import json
 import os
 import pickle
 import subprocess
@@ -235,7 +236,7 @@ def test_env_processes_read_colour_sets_without_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shown = np.array(eval(done.stdout))[:3]
+    shown = np.array(json.loads(done.stdout))[:3]
     assert np.isclose(colors["self_rgb"], shown, atol=1e-6).all(1).sum() == 1
 
 
