@@ -211,14 +211,15 @@ class Replay:
         self._evict()
 
     def _check(self, row: dict[str, np.ndarray]) -> None:
+        place = f" in {self.directory}" if self.directory else ""
         if row.keys() != self._spec.keys():
-            raise ValueError(f"row with keys {sorted(row)}: the replay holds {sorted(self._spec)}")
+            raise ValueError(f"row with keys {sorted(row)}: the replay{place} holds {sorted(self._spec)}")
         for key, (shape, dtype) in self._spec.items():
             value = np.asarray(row[key])
             if value.shape != shape or not np.can_cast(value.dtype, dtype, "same_kind"):
                 raise ValueError(
-                    f"{key} of shape {value.shape} and type {value.dtype}: the replay"
-                    f"{f' in {self.directory}' if self.directory else ''} holds shape {shape} and type {dtype}"
+                    f"{key} of shape {value.shape} and type {value.dtype}: the replay{place}"
+                    f" holds shape {shape} and type {dtype}"
                 )
 
     def _finish(self, episode: Episode) -> None:

@@ -17,8 +17,9 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -417,7 +418,7 @@ def save_config(config: Config, path: Path | str) -> None:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False
-    with _replacing(Path(path), "w") as file:
+    with replacing(path, "w") as file:
         yaml.dump(config.to_dict(), file)
 
 
@@ -437,34 +438,25 @@ def read_config(path: Path | str) -> Config:
 # Files that appear whole or not at all
 
 
-class _replacing:
-    """Opens a file that takes its name, in one step, when it is complete and on the disk."""
-
-    def __init__(self, path: Path, mode: str):
-        self.path, self.mode = path, mode
-        self.aside = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.aside, self.mode, encoding=None if "b" in self.mode else "utf-8")
-        return self.file
-
-    def __exit__(self, kind, error, trace) -> None:
+@contextmanager
+def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO]:
+    """Opens a file that takes its name in one step, when it is complete and on the disk; after an error, never."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(aside, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            if kind is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
+            os.fsync(folder)  # the new name too
         finally:
-            self.file.close()
-            if kind is not None:
-                self.aside.unlink(missing_ok=True)
-        if kind is None:
-            os.replace(self.aside, self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the new name too
-            finally:
-                os.close(folder)
+            os.close(folder)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
@@ -475,7 +467,7 @@ def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
     import torch
 
     _check_plain(state, "checkpoint")
-    with _replacing(Path(path), "wb") as file:
+    with replacing(path) as file:
         torch.save(state, file)
 
 
@@ -698,7 +690,7 @@ class Logger:
                     continue
                 if line.endswith(b"\n") and isinstance(entry, dict) and entry.get("step", 0) <= last_step:
                     kept.append(line)
-        with _replacing(self.path, "wb") as file:
+        with replacing(self.path) as file:
             file.writelines(kept)
 
     def scalar(self, name: str, value: Any) -> None:

@@ -3,7 +3,10 @@
 import ctypes
 import os
 import random
+import resource
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from collections import Counter
@@ -422,6 +425,29 @@ def test_unwritable_folder_is_an_error_that_names_the_file(tmp_path):
         fill(replay, 0, 1, 3)
 
 
+def test_full_disk_ends_with_one_line_and_no_half_file(tmp_path):
+    """A limit on the size of files stands for the full disk: the write fails halfway."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            replay = Replay(tmp_path, 1000)
+            fill(replay, 0, 0, 10)
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+            fill(replay, 0, 1, 200)
+        except OSError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        message = pipe.read()
+    os.waitpid(pid, 0)
+    assert f"cannot write {tmp_path}/00000001-env000-000001-200.npz (File too large)" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000-env000-000000-10.npz"]
+
+
 def test_kill_at_any_moment_leaves_whole_files(tmp_path, capsys):
     """Real writers, killed for real; each restart goes on behind the files that it finds."""
     kill_after = random.Random(0)
@@ -643,3 +669,11 @@ def test_file_sizes_are_those_of_the_rows(tmp_path):
     assert raw < path.stat().st_size < 1.01 * raw
     with zipfile.ZipFile(path) as archive:
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+
+
+def test_benchmark_runs(tmp_path):
+    script = Path(__file__).parent / "benchmarks" / "replay.py"
+    command = [sys.executable, script, "--steps", "3000", "--batches", "3", "--directory", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and "batches/s of 16x64x64x64x3" in done.stdout and "s/GB" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -83,6 +84,24 @@ def test_checkpoint_runs_no_code(tmp_path):
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError):
         tools.load_checkpoint(tmp_path / "latest.pt")
+
+
+def test_failed_save_keeps_the_old_checkpoint(tmp_path):
+    path = tmp_path / "latest.pt"
+    tools.save_checkpoint(path, {"a": 1})
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+            tools.save_checkpoint(path, {"a": torch.zeros(10000)})
+        except (OSError, RuntimeError):
+            status = 7
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert tools.load_checkpoint(path) == {"a": 1} and [entry.name for entry in tmp_path.iterdir()] == ["latest.pt"]
 
 
 def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):

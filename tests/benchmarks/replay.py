@@ -2,9 +2,9 @@
 
     python tests/benchmarks/replay.py [--steps 200000] [--directory DIR]
 
-The frames are random, the batches 16×64 rows of 64×64 images with a walker's action, as dmc_vision has them. The files,
-12.4 KB for each step, go to a temporary folder of DIR and are removed. Loading is measured with the files in the system's
-cache: from a disk that reads slower than this, loading takes what the disk takes.
+The frames are random, the batches 16×64 rows of 64×64 images with a walker's action, as dmc_vision has them. The
+files, 12.4 KB for each step, go to a temporary folder of DIR and are removed. Loading is measured with the files in the
+system's cache: from a disk that reads slower than this, loading takes what the disk takes.
 """
 
 import argparse
