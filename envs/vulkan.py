@@ -1,10 +1,11 @@
-"""Vulkan for SAPIEN on a machine without a GPU: which devices there are, what is missing, and the environment variables.
+"""Vulkan for SAPIEN on a machine without a GPU: the devices, what is missing, and the environment variables.
 
-SAPIEN wants a Vulkan device with descriptor indexing and VK_KHR_external_semaphore_fd. Mesa's software device (lavapipe) has
-the first from release 23 on; the layer in setup/vulkan makes up for the second. A machine with a GPU is left alone.
+SAPIEN wants a Vulkan device with descriptor indexing and VK_KHR_external_semaphore_fd. Mesa's software device, lavapipe,
+has the first in releases after Debian 12's; the layer in setup/vulkan makes up for the second. A machine with a GPU is
+left alone.
 
-Needs nothing but the standard library: setup/install_vulkan.sh runs it as a script, before anything is installed. It prints
-what is missing (loader, driver, layer), one a line.
+Needs nothing but the standard library: setup/install_vulkan.sh runs it as a script, before anything is installed. It
+prints what is missing (loader, driver, layer), one a line.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ CPU_DEVICE = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
 
 
 def devices() -> list[Device] | None:
-    """The Vulkan devices that a program sees under the current environment variables; None without the Vulkan loader."""
+    """The Vulkan devices that a program sees under the current environment variables; None without a Vulkan loader."""
     try:
         vulkan = ctypes.CDLL("libvulkan.so.1")
     except OSError:
@@ -100,31 +101,28 @@ def missing(found: list[Device] | None) -> list[str]:
     return parts
 
 
-def prepare() -> None:
-    """Make SAPIEN render in software where there is no GPU, by environment variables; call it before sapien is imported.
+def prepare() -> bool:
+    """Sets the environment variables with which SAPIEN renders on the CPU, where there is no GPU.
 
-    Raises:
-        RuntimeError: there is neither a GPU nor a complete software renderer.
+    Call it before sapien is imported. Returns whether the CPU renders. Raises RuntimeError where nothing can.
     """
     found = devices()
     if any(device.gpu for device in found or ()):
-        return
+        return False
     if absent := missing(found):
         seen = ", ".join(device.name for device in found or ()) or "none"
         raise RuntimeError(
-            f"Realistic ManiSkill renders with Vulkan: no GPU shows a Vulkan device here (devices: {seen}), and of what "
-            f"rendering without one needs this is missing: {', '.join(absent)}. Install it with: {INSTALL}"
+            f"rms_* tasks render with Vulkan: there is no GPU with it here (devices: {seen}), and of what it takes "
+            f"to render without one this is missing: {', '.join(absent)}. Install it with `{INSTALL}`"
         )
     if not {"VK_ICD_FILENAMES", "VK_DRIVER_FILES"} & os.environ.keys():
-        drivers = [str(file) for folder in DRIVER_FOLDERS for file in sorted(pathlib.Path(folder).glob("lvp_icd*.json"))]
-        if drivers:
-            os.environ["VK_ICD_FILENAMES"] = ":".join(drivers)
-    if any({INDEXING, SEMAPHORE} <= device.extensions for device in found):
-        return
-    for variable, value in (("VK_LAYER_PATH", str(LAYER_FOLDER)), ("VK_INSTANCE_LAYERS", LAYER)):
-        entries = os.environ.get(variable, "").split(":")
-        if value not in entries:
-            os.environ[variable] = ":".join(filter(None, [value, *entries]))
+        files = [file for folder in DRIVER_FOLDERS for file in sorted(pathlib.Path(folder).glob("lvp_icd*.json"))]
+        if files:
+            os.environ["VK_ICD_FILENAMES"] = ":".join(map(str, files))
+    if not any({INDEXING, SEMAPHORE} <= device.extensions for device in found):
+        for variable, value in (("VK_LAYER_PATH", str(LAYER_FOLDER)), ("VK_INSTANCE_LAYERS", LAYER)):
+            os.environ[variable] = ":".join(filter(None, [value, os.environ.get(variable)]))
+    return True
 
 
 if __name__ == "__main__":
