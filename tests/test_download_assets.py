@@ -434,7 +434,7 @@ def test_an_archive_writes_nothing_outside_its_folder(tmp_path):
 
 
 def test_maniskill2(server, tmp_path, monkeypatch):
-    """ManiSkill2's own addresses and places. Its hashes refuse our small stand-ins; with their hashes they are taken."""
+    """ManiSkill2's own addresses and places. Its hashes refuse our small stand-ins; with theirs they pass."""
     download_asset = pytest.importorskip("mani_skill2.utils.download_asset", reason="mani_skill2 is for Python 3.11")
     from setup import download_assets
 
