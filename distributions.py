@@ -1,8 +1,8 @@
-"""Distributions of the agent: one-hot with straight-through gradients, two-hot over symlog, Bernoulli, Normal and its kin.
+"""Distributions of the agent: straight-through one-hot, two-hot over symlog, Bernoulli, Normal and its kin.
 
-Every class is built from a network's raw output, computes in float32 whatever the type of that output, and has `mode()`,
-`log_prob(x)` and, where the agent needs them, `sample()`, `entropy()` and `kl(other)`. Log-probabilities and entropies are sums
-over the event dimensions that each class names.
+Every class is built from a network's raw output, computes in float32 whatever the type of that output, and has
+`mode()`, `log_prob(x)` and, where the agent needs them, `sample()`, `entropy()` and `kl(other)`. Log-probabilities and
+entropies are sums over the event dimensions that each class names.
 """
 
 import math

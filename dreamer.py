@@ -111,7 +111,8 @@ PUBLIC_NAMES = (
     (r"^_task_behavior\.", "behavior."),
     (r"\._slow_value\.", ".slow_value."),
     (r"\b(reward_ema|ema_vals)$", "return_ema"),
-    (r"encoder\._cnn\.layers\.(\d+)\.(norm\.)?", lambda m: f"encoder.cnn.{'norms' if m[2] else 'convs'}.{int(m[1]) // 3}."),
+    (r"\._cnn\.layers\.(\d+)\.norm\.", lambda m: f".cnn.norms.{int(m[1]) // 3}."),
+    (r"\._cnn\.layers\.(\d+)\.", lambda m: f".cnn.convs.{int(m[1]) // 3}."),
     (r"\._mlp\.", ".mlp."),
     (r"\._pre_layers\.", ".layers."),
     (r"dynamics\.W$", "dynamics.initial_deter"),
@@ -138,14 +139,17 @@ def public_name(name: str) -> str:
 
 
 def import_checkpoint(agent: Dreamer, path: Path | str) -> list[str]:
-    """Loads what fits of a checkpoint of the public HRSSM code; returns a line for each tensor that did not, on either side."""
+    """Loads what fits of a checkpoint of the public HRSSM code; returns a line for each tensor that did not.
+
+    Raises ValueError if nothing fits.
+    """
     theirs = tools.load_checkpoint(Path(path))
     theirs = theirs.get("agent_state_dict", theirs)
     ours = agent.state_dict()
     found, report = {}, []
     for name, value in theirs.items():
         # the behaviours of the public code hold the world model a second time
-        if not isinstance(value, Tensor) or re.match(r"_(task|expl)_behavior\.(_orig_mod\.)?_world_model\.|_expl_", name):
+        if not isinstance(value, Tensor) or re.match(r"_task_behavior\.(_orig_mod\.)?_world_model\.|_expl_", name):
             continue
         key = public_name(name)
         if key not in ours:
@@ -176,19 +180,24 @@ def check_config(config: tools.Config) -> None:
         networks.count_stages(c.size[0], c.encoder.minres)
         if c.hybrid and c.mask_ratio and c.batch_length % c.block_size:
             raise ValueError(
-                f"--batch_length {c.batch_length} is no multiple of --block_size {c.block_size}: a mask stays that many steps"
+                f"--batch_length {c.batch_length} is no multiple of --block_size {c.block_size}, "
+                "the steps that a mask stays"
             )
         if c.patch_size > c.size[0]:
             raise ValueError(f"--patch_size {c.patch_size} is larger than the image, --size {c.size[0]}")
-    for key in ("batch_size", "batch_length", "envs", "action_repeat", "imag_horizon", "dataset_size", "block_size",
-                "patch_size", "dyn_stoch", "dyn_deter", "dyn_hidden", "units", "log_every", "checkpoint_every"):  # fmt: skip
+    for key in (
+        "batch_size", "batch_length", "envs", "action_repeat", "imag_horizon", "dataset_size", "block_size",
+        "patch_size", "dyn_stoch", "dyn_deter", "dyn_hidden", "units", "log_every", "checkpoint_every",
+    ):  # fmt: skip
         if c[key] < 1:
             raise ValueError(f"--{key} is {c[key]}: expected 1 or more")
     for key in ("batch_length", "imag_horizon"):
         if c[key] < 2:
             raise ValueError(f"--{key} is {c[key]}: expected 2 or more")
-    for key in ("mask_ratio", "aug_prob", "unimix_ratio", "action_unimix_ratio", "encoder_tau", "dynamics_tau",
-                "slow_target_fraction", "discount", "discount_lambda", "simsr_discount", "imag_gradient_mix"):  # fmt: skip
+    for key in (
+        "mask_ratio", "aug_prob", "unimix_ratio", "action_unimix_ratio", "encoder_tau", "dynamics_tau",
+        "slow_target_fraction", "discount", "discount_lambda", "simsr_discount", "imag_gradient_mix",
+    ):  # fmt: skip
         if not 0 <= c[key] <= 1:
             raise ValueError(f"--{key} is {c[key]}: expected a number from 0 to 1")
     choices = {
@@ -264,9 +273,9 @@ def make_envs(config: tools.Config, mode: str, count: int, image: bool) -> EnvGr
 class Run:
     """A training run: envs, replay, agent, logs, and the counters that a checkpoint keeps.
 
-    The envs step while the learner learns: an action is sent, the updates that are due are done, then the envs' answers
-    are received. A checkpoint is made with a step under way; it holds the actions of the unfinished episodes, and whoever
-    goes on from it steps them again from the episodes' seeds.
+    The envs step while the learner learns: an action is sent, the updates that are due are done, then the envs'
+    answers are received. A checkpoint is made with a step under way; it holds the actions of the unfinished episodes,
+    and whoever goes on from it steps them again from the episodes' seeds.
     """
 
     def __init__(self, config: tools.Config, logdir: Path):
@@ -289,7 +298,8 @@ class Run:
                 f"actions of {config.task}: use {'onehot' if self.discrete else 'normal'}"
             )
         shapes = {k: tuple(v.shape) for k, v in self.envs.observation_space.spaces.items()}
-        self.keys = sum(networks.pick_keys(shapes, config.encoder.mlp_keys, config.encoder.cnn_keys), [])
+        cnn_keys, mlp_keys = networks.pick_keys(shapes, config.encoder.mlp_keys, config.encoder.cnn_keys)
+        self.keys = cnn_keys + mlp_keys
         shapes = {k: shapes[k] for k in self.keys}
         self.agent = Dreamer(config, shapes, self.actions, envs.reward_to_simsr(config.task, config.action_repeat))
 
@@ -438,7 +448,7 @@ class Run:
         for env, transition in enumerate(transitions):
             summary = self.record(env, transition, self.sent[env][-1])
             if summary is not None:
-                self.last_return = summary["train_return"]
+                self.last_return = float(summary["train_return"])
                 self.logger.scalars({**summary, "train_episodes": self.replay.total_episodes})
                 self.logger.write(self.env_step)
 
@@ -465,7 +475,7 @@ class Run:
     # Learning
 
     def updates_due(self) -> int:
-        """Updates that belong to the steps so far: `pretrain` at the end of prefill, then train_ratio / (B·T) a step."""
+        """Updates that belong to the steps so far: `pretrain` after prefill, then train_ratio / (B·T) for each step."""
         c = self.config
         if self.first_update is None:
             if self.step < max(c.prefill, c.envs):
@@ -558,8 +568,8 @@ def evaluate(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Plays whole episodes with the mean action.
 
-    Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend on
-    which env is faster.
+    Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
+    on which env is faster.
 
     Returns:
         Means over the episodes (return, length, success if there is one, and the return's std), and the images

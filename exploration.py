@@ -1,7 +1,6 @@
 """Behaviours that gather data in place of the task's policy: uniform random actions, and Plan2Explore."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
@@ -55,7 +54,7 @@ class Random(Greedy):
 
 
 class Plan2Explore(nn.Module):
-    """An actor-critic that seeks the states on which an ensemble of one-step predictors disagrees (Sekar et al., 2020)."""
+    """An actor-critic that seeks states on which an ensemble of predictors disagrees (Sekar et al., 2020)."""
 
     TARGETS = ("stoch", "embed", "feat", "deter")
 
@@ -121,7 +120,9 @@ class Plan2Explore(nn.Module):
         # row t's action led to row t: the one that leads away from it is in row t + 1
         action = torch.cat([batch["action"][:, 1:], torch.zeros_like(batch["action"][:, :1])], 1)
         predicted = self.predict(feat[:, :length], action[:, :length])
-        loss = 0.5 * F.mse_loss(predicted, target[:, offset:].expand_as(predicted), reduction="none").sum(-1).mean((1, 2)).sum()
+        # (members, B, T - offset): each member's negative log-likelihood under a unit Normal, up to a constant
+        error = 0.5 * ((predicted - target[:, offset:]) ** 2).sum(-1)
+        loss = error.mean((1, 2)).sum()
         metrics = {"disag_loss": loss.detach(), "disag_grad_norm": self.opt.step(loss)}
         found = self.behavior.update(
             world_model, start, lambda feat, action: self.intrinsic_reward(world_model, feat, action)

@@ -1,6 +1,7 @@
 """What HRSSM optimises: the world model with its two branches, and the actor-critic in imagination.
 
-The losses are plain functions of tensors. Letters in the shape comments as in networks.py; H is the imagination horizon.
+The losses are plain functions of tensors. Letters in the shape comments as in networks.py; H is the imagination
+horizon.
 """
 
 import copy
@@ -36,7 +37,7 @@ def cube_mask(
     """Draws a cube mask (section 3.1 of the paper): patches that stay hidden for `block_size` steps.
 
     Returns:
-        (T, H, W) bool, True is hidden. On a grid of (H // patch_size)² patches exactly ⌊ratio·patches⌋ are hidden at each step.
+        (T, H, W) bool, True is hidden: at each step exactly ⌊ratio·patches⌋ of a grid of (H // patch_size)² patches.
 
     Raises:
         ValueError: `length` is no multiple of `block_size`.
@@ -58,9 +59,9 @@ AUGMENTATIONS = ("affine", "crop", "rrc", "blur", "shift", "intensity")
 def augment(images: Tensor, names: tuple[str, ...], prob: float = 1.0) -> Tensor:
     """Random image augmentations, one after the other, each image with draws of its own.
 
-    affine: rotation and shear of ±5°, shift of ±14 %, scale 0.9 to 1.1. crop: a window of 84 % of the image at a random place,
-    scaled back up. rrc: a window of 80 to 100 % of the area with an aspect ratio of 3/4 to 4/3. blur: 5×5 Gaussian of
-    std 1.5. shift: by up to 4 pixels, edges repeated. intensity: times 1 + 0.05·N(0, 1), cut at ±2.
+    affine: rotation and shear of ±5°, shift of ±14 %, scale 0.9 to 1.1. crop: a window of 84 % of the image at a
+    random place, scaled back up. rrc: a window of 80 to 100 % of the area with an aspect ratio of 3/4 to 4/3. blur: 5×5
+    Gaussian of std 1.5. shift: by up to 4 pixels, edges repeated. intensity: times 1 + 0.05·N(0, 1), cut at ±2.
 
     Args:
         images: (B, T, H, W, C) float.
@@ -113,7 +114,8 @@ def _rrc(x: Tensor) -> Tensor:
     n, device = x.shape[0], x.device
     area, ratio = _uniform(n, 0.8, 1, device), torch.exp(_uniform(n, -0.2877, 0.2877, device))
     sx, sy = torch.sqrt(area * ratio).clamp(max=1), torch.sqrt(area / ratio).clamp(max=1)
-    return _warp(x, _scale_and_move(sx, sy, _uniform(n, -1, 1, device) * (1 - sx), _uniform(n, -1, 1, device) * (1 - sy)))
+    tx, ty = _uniform(n, -1, 1, device) * (1 - sx), _uniform(n, -1, 1, device) * (1 - sy)
+    return _warp(x, _scale_and_move(sx, sy, tx, ty))
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ def unit(x: Tensor, least: float = 1e-12) -> Tensor:
 def bisimulation_loss(
     online: Tensor, target: Tensor, next_online: Tensor, next_target: Tensor, reward: Tensor, discount: float
 ) -> Tensor:
-    """SimSR over all pairs of N states (section 3.3 of the paper): cosine distance follows reward and next states' distance.
+    """SimSR over all pairs of N states (section 3.3 of the paper): distances follow rewards and next states.
 
     Args:
         online, target: (N, F) features of the masked and the target posterior at steps 0..T-2.
@@ -268,8 +270,8 @@ class WorldModel(nn.Module):
             mask: (T, H, W), 1 is hidden.
 
         Returns:
-            The total loss; the states of both branches (post, prior, target_post, target_prior) and the embedding (embed)
-            that the start of imagination was inferred from; metrics.
+            The total loss; the states of both branches (post, prior, target_post, target_prior) and the embedding
+            (embed) that the start of imagination was inferred from; metrics.
         """
         c = self.config
         action, is_first = data["action"], data["is_first"]

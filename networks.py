@@ -1,10 +1,11 @@
 """Networks of HRSSM: encoder, heads, and the recurrent state-space model with its discrete or continuous latent.
 
-Letters in the shape comments: B sequences, T steps, N = any number of states, A action dims, E embedding, S×K categorical
-latent, D deterministic state, F = S·K + D features. Parameters are float32; a network computes its matrix products and
-convolutions in its `dtype` (float32 or bfloat16), and norms, gates, probabilities and sampling in float32.
+Letters in the shape comments: B sequences, T steps, N = any number of states, A action dims, E embedding, S×K
+categorical latent, D deterministic state, F = S·K + D features. Parameters are float32; a network computes its matrix
+products and convolutions in its `dtype` (float32 or bfloat16), and norms, gates, probabilities and sampling in float32.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -68,7 +69,7 @@ class Dense(nn.Module):
 
 
 class MLP(nn.Module):
-    """`layers` Dense layers and, when `outputs` is given, a linear output layer: (..., inputs) → (..., outputs or units).
+    """`layers` Dense layers and, given `outputs`, a linear output layer: (..., inputs) → (..., outputs or units).
 
     Args:
         outscale: scale of the uniform initialisation of the output layer.
@@ -95,7 +96,7 @@ class MLP(nn.Module):
 
 
 class ScalarHead(MLP):
-    """A head that predicts a scalar from features: two-hot over symlog (`symlog_disc`) or Normal with std 1 (`normal`)."""
+    """A head that predicts a scalar from features: `symlog_disc` is two-hot over symlog, `normal` a unit Normal."""
 
     def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32):
         if dist not in ("symlog_disc", "normal"):
@@ -159,7 +160,7 @@ class Actor(MLP):
 
 
 class ConvEncoder(nn.Module):
-    """Stride-2 convolutions down to `minres`: images (..., H, W, C) in [-0.5, 0.5] → (..., E), flattened channel first."""
+    """Stride-2 convolutions to `minres`: images (..., H, W, C) in [-0.5, 0.5] → (..., E), flattened channel first."""
 
     def __init__(self, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int, dtype=torch.float32):
         super().__init__()
@@ -169,7 +170,7 @@ class ConvEncoder(nn.Module):
             raise ValueError(f"images must be square, not {height}x{width}: see --size")
         depths = [channels] + [depth * 2**i for i in range(stages)]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel_size, stride=2, bias=False) for a, b in zip(depths[:-1], depths[1:], strict=True)
+            nn.Conv2d(a, b, kernel_size, stride=2, bias=False) for a, b in itertools.pairwise(depths)
         )
         self.norms = nn.ModuleList(NormSiLU(d) for d in depths[1:])
         self.outputs = depths[-1] * minres * minres
@@ -273,7 +274,7 @@ class _Weights(NamedTuple):
 
 
 class RSSM(nn.Module):
-    """Recurrent state-space model: a GRU over (stoch, action), a prior from its state, a posterior from state and embedding.
+    """Recurrent state-space model: a GRU over (stoch, action), a prior from its state, a posterior that sees the image.
 
     A state is a dict: `deter` (..., D), `stoch` (..., S, K) one-hot or (..., S), and `logit` or `mean` and `std` of the
     latent that stoch was drawn from.
@@ -430,7 +431,7 @@ class RSSM(nn.Module):
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None, sample: bool = True
     ) -> tuple[State, State]:
-        """Follows sequences of observations. Only the GRU and the posterior are sequential; all else is done for all T at once.
+        """Follows sequences of observations. Only GRU and posterior are sequential; all else is done for all T at once.
 
         Args:
             embed: (B, T, E).
@@ -476,7 +477,7 @@ class RSSM(nn.Module):
         return self.complete(self.prior(deter, w), deter)
 
     def target_branch(self, deter: Tensor, embed: Tensor, action: Tensor, is_first: Tensor) -> tuple[State, State]:
-        """Target posterior and target prior, all T in one pass, for the EMA copy of the dynamics (section 3 of the method).
+        """Target posterior and target prior, all T in one pass, of the EMA copy of the dynamics.
 
         Args:
             deter: (B, T, D) of the masked branch's prior, shared by this branch.
@@ -485,7 +486,7 @@ class RSSM(nn.Module):
             is_first: (B, T) bool.
 
         Returns:
-            The posterior at each step, and the one-step prediction into each step from the posterior before it, (B, T, ...).
+            The posterior at each step, and the prediction into each step from the posterior before it, (B, T, ...).
         """
         w = self.weights()
         post = self.complete(self.posterior(deter, self.embed_share(embed, w), w), deter)
