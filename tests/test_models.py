@@ -1,0 +1,340 @@
+"""The losses and updates of world model and behaviour, beyond what the reference numbers see."""
+
+import agents
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import distributions as dists
+import models
+import tools
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 5), st.sampled_from([1, 2, 4]), st.sampled_from([16, 32, 64]), st.integers(1, 16), st.floats(0, 1)
+)
+def test_cube_mask(blocks, block, size, patch, ratio):
+    torch.manual_seed(0)
+    mask = models.cube_mask(blocks * block, size, size, ratio, patch, block)
+    assert mask.shape == (blocks * block, size, size) and mask.dtype == torch.bool
+    grid = size // patch
+    edges = [[y for y in range(size) if y * grid // size == p] for p in range(grid)]
+    for t in range(blocks * block):
+        assert torch.equal(mask[t], mask[t - t % block])  # held for a block of steps
+        hidden = 0
+        for rows in edges:
+            for columns in edges:
+                patch_pixels = mask[t, rows][:, columns]
+                assert patch_pixels.all() or not patch_pixels.any()
+                hidden += bool(patch_pixels.all())
+        assert hidden == int(ratio * grid * grid)
+
+
+def test_cube_mask_of_the_paper_hides_18_of_36_patches_each_as_often():
+    torch.manual_seed(0)
+    mask = models.cube_mask(4000, 64, 64, 0.5, 10, 4)
+    centres = torch.tensor([5, 16, 26, 37, 48, 58])
+    patches = mask[::4][:, centres][:, :, centres].float()  # (1000, 6, 6)
+    assert (patches.sum((1, 2)) == 18).all()
+    assert ((patches.mean(0) - 0.5).abs() < 5 * 0.5 / 1000**0.5).all()
+    assert len({tuple(p.flatten().tolist()) for p in patches[:50]}) == 50
+
+
+def test_cube_mask_refuses_an_uneven_length():
+    with pytest.raises(ValueError, match="block_size"):
+        models.cube_mask(10, 64, 64, block_size=4)
+
+
+def test_masked_pixels_are_mid_grey_and_the_target_sees_them():
+    agent = agents.agent()
+    data = models.preprocess(agents.batch())
+    assert data["image"].min() >= -0.5 and data["image"].max() <= 0.5
+    mask = agent.world_model.draw_mask(data)
+    hidden = agent.world_model.hide(data, mask)["image"]
+    assert (hidden[:, mask] == 0).all()
+    assert torch.equal(hidden[:, ~mask], data["image"][:, ~mask])
+    # other pixels under the mask change the target branch alone
+    changed = dict(data, image=torch.where(mask[..., None], -data["image"], data["image"]))
+    outs = []
+    for d in (data, changed):
+        torch.manual_seed(5)
+        outs.append(agent.world_model.loss(d, mask)[1])
+    assert torch.equal(outs[0]["post"]["logit"], outs[1]["post"]["logit"])
+    assert not torch.equal(outs[0]["target_post"]["logit"], outs[1]["target_post"]["logit"])
+
+
+@pytest.mark.parametrize("name", models.AUGMENTATIONS)
+def test_augmentations(name):
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 32, 32, 3) - 0.5
+    out = models.augment(images, (name,), 1.0)
+    assert out.shape == images.shape and out.isfinite().all()
+    assert out.min() >= -0.56 and out.max() <= 0.56
+    moved = [not torch.equal(a, b) for a, b in zip(out.flatten(0, 1), images.flatten(0, 1), strict=True)]
+    assert sum(moved) >= 10  # a shift by 0 is possible
+    assert torch.equal(models.augment(images, (name,), 0.0), images)
+    flat = torch.full((2, 2, 32, 32, 3), 0.25)
+    if name in ("crop", "rrc", "blur", "shift"):  # which move and mix pixels, and make none up
+        torch.testing.assert_close(models.augment(flat, (name,)), flat)
+
+
+def test_augmentations_change_a_share_of_the_images():
+    torch.manual_seed(0)
+    images = torch.rand(40, 25, 8, 8, 3) - 0.5
+    out = models.augment(images, ("intensity",), 0.3)
+    share = (out != images).flatten(2).any(-1).float().mean()
+    assert share.item() == pytest.approx(0.3, abs=0.08)
+
+
+def test_shift_moves_whole_pixels():
+    torch.manual_seed(0)
+    image = torch.rand(1, 1, 16, 16, 1)
+    padded = torch.nn.functional.pad(image[0, 0, :, :, 0][None, None], (4, 4, 4, 4), mode="replicate")[0, 0]
+    for _ in range(10):
+        out = models.augment(image, ("shift",))[0, 0, :, :, 0]
+        windows = [padded[y : y + 16, x : x + 16] for y in range(9) for x in range(9)]
+        assert any(torch.allclose(out, w, atol=1e-4) for w in windows)
+
+
+def test_free_nats_apply_to_each_element():
+    logits = torch.zeros(2, 1, 3)
+    far = torch.tensor([[[0.0, 0.0, 0.0]], [[9.0, 0.0, 0.0]]], requires_grad=True)
+    post, prior = dists.OneHot(far), dists.OneHot(logits.clone().requires_grad_())
+    loss, dyn, rep, value = models.kl_loss(post, prior, free=0.5, dyn_scale=0.5, rep_scale=0.1)
+    assert value[0] < 1e-6 and value[1] > 0.5
+    torch.testing.assert_close(dyn, torch.stack([torch.tensor(0.5), value[1]]))
+    torch.testing.assert_close(loss, 0.6 * rep)
+    (grad,) = torch.autograd.grad(loss.sum(), far)
+    assert (grad[0] == 0).all() and grad[1].abs().max() > 0
+
+
+def test_bisimulation_loss_by_hand():
+    torch.manual_seed(0)
+    n, f = 5, 7
+    a, b, a2, b2 = torch.randn(4, n, f).unbind(0)
+    reward = torch.rand(n) * 2
+    expected = 0.0
+    cos = torch.nn.functional.cosine_similarity
+    for i in range(n):
+        for j in range(n):
+            d = 1 - cos(a[i], b[j], 0)
+            target = (reward[i] - reward[j]).abs() + 0.99 * (1 - cos(a2[i], b2[j], 0))
+            error = (d - target).abs()
+            expected += 0.5 * error**2 if error < 1 else error - 0.5
+    torch.testing.assert_close(models.bisimulation_loss(a, b, a2, b2, reward, 0.99), expected / n**2)
+
+
+def test_latent_reconstruction_of_tiny_vectors_divides_by_at_least_a_thousandth():
+    small = torch.full((1, 4), 1e-5)
+    torch.testing.assert_close(
+        models.latent_reconstruction_loss(small, -small), ((2 * small / 1e-3) ** 2).sum(-1)
+    )
+
+
+def test_target_branch_gets_no_gradient():
+    agent = agents.agent()
+    data = models.preprocess(agents.batch())
+    _, states, _ = agent.world_model.loss(data, agent.world_model.draw_mask(data))
+    for name in ("target_post", "target_prior"):
+        assert not any(v.requires_grad for v in states[name].values())
+    assert not states["embed"].requires_grad
+
+
+@pytest.mark.parametrize("head", ["reward", "cont"])
+def test_heads_outside_grad_heads_do_not_shape_the_features(head):
+    other = "cont" if head == "reward" else "reward"
+    flags = ("--mbr_scale", "0", "--simsr_scale", "0", "--dyn_scale", "0", "--rep_scale", "0", f"--{other}_scale", "0")
+    for grad_heads, reaches in (([head], True), ([other], False)):
+        agent = agents.agent(*flags, "--grad_heads", *grad_heads)
+        torch.nn.init.normal_(agent.world_model.heads[head].out.weight)
+        data = models.preprocess(agents.batch())
+        total, _, _ = agent.world_model.loss(data, None)
+        weights = [agent.world_model.encoder.cnn.convs[0].weight, agent.world_model.heads[head].out.weight]
+        encoder, own = torch.autograd.grad(total, weights, allow_unused=True)
+        assert own.abs().max() > 0
+        assert (encoder is not None and encoder.abs().max() > 0) == reaches
+
+
+def test_a_scale_of_zero_leaves_the_loss_out():
+    data = models.preprocess(agents.batch())
+    for name in ("mbr", "simsr"):
+        agent = agents.agent(f"--{name}_scale", "0")
+        _, _, metrics = agent.world_model.loss(data, None)
+        assert f"{name}_loss" not in metrics and "model_loss" in metrics
+        start, _, metrics = agent.world_model.update(agents.batch())
+        assert metrics["model_loss"].isfinite()
+
+
+def test_rewards_outside_the_range_are_counted():
+    agent = agents.agent()
+    batch = agents.batch()
+    assert agent.world_model.update(batch)[2]["simsr_reward_out_of_range"] == 0
+    batch["reward"][0, 0] = 2.5
+    assert agent.world_model.update(batch)[2]["simsr_reward_out_of_range"] == 1
+
+
+def test_ema_copies_move_after_the_step():
+    agent = agents.agent()
+    wm = agent.world_model
+    before = [p.clone() for p in wm.target_encoder.parameters()]
+    for p in wm.encoder.parameters():
+        p.data.add_(1)
+    wm.update(agents.batch())
+    for old, online, new in zip(before, wm.encoder.parameters(), wm.target_encoder.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.05 * (online - old))
+
+
+def test_gradient_clipping_threshold():
+    param = torch.nn.Parameter(torch.tensor([0.0, 0.0]))
+    opt = tools.Optimizer([param], lr=0.1, eps=1e-8, clip=1.0)
+    assert opt.step((param * torch.tensor([3.0, 4.0])).sum()) == 5
+    torch.testing.assert_close(param.grad, torch.tensor([0.6, 0.8]))
+    opt.step((param * torch.tensor([0.3, 0.4])).sum())
+    torch.testing.assert_close(param.grad, torch.tensor([0.3, 0.4]))
+
+
+def test_optimizer_steps_are_adams_whatever_the_gradients_strides():
+    torch.manual_seed(0)
+    weight = torch.randn(8, 3, 4, 4)
+    ours, theirs = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
+    opt, adam = tools.Optimizer([ours], 1e-2, 1e-8, 1000.0), torch.optim.Adam([theirs], 1e-2, eps=1e-8)
+    x = torch.randn(2, 3, 16, 16)
+    for _ in range(5):
+        channels_last = x.to(memory_format=torch.channels_last)
+        opt.step(torch.nn.functional.conv2d(channels_last, ours, stride=2).square().mean())
+        adam.zero_grad()
+        torch.nn.functional.conv2d(x, theirs, stride=2).square().mean().backward()
+        adam.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def imagination(agent):
+    start, _, _ = agent.world_model.update(agents.batch())
+    return start
+
+
+def test_return_scale_is_at_least_one():
+    behavior = agents.agent().behavior
+    behavior.return_ema.copy_(torch.tensor([1.0, 1.2]))
+    offset, scale = behavior.return_range(torch.linspace(0, 2, 101).reshape(-1, 1, 1))
+    torch.testing.assert_close(behavior.return_ema, torch.tensor([1.0 + 0.01 * (0.1 - 1.0), 1.2 + 0.01 * (1.9 - 1.2)]))
+    assert scale == 1 and offset == behavior.return_ema[0]
+    behavior.return_ema.copy_(torch.tensor([-1.0, 4.0]))
+    _, scale = behavior.return_range(torch.linspace(-1, 4, 101).reshape(-1, 1, 1))
+    assert scale.item() == pytest.approx(5.0, abs=0.1)
+
+
+@pytest.mark.parametrize("gradient", models.ImagBehavior.GRADIENTS)
+@pytest.mark.parametrize("dist", ["normal", "onehot"])
+def test_actor_gradients(gradient, dist):
+    agent = agents.agent("--imag_gradient", gradient, "--imag_gradient_mix", "0.5", "--actor_dist", dist)
+    batch = agents.batch(discrete=dist == "onehot")
+    before = {k: v.clone() for k, v in agent.named_parameters()}
+    metrics = agent.update(batch)
+    assert all(v.isfinite() for v in metrics.values())
+    changed = [k for k, v in agent.named_parameters() if not torch.equal(v, before[k])]
+    moved = {".".join(k.split(".")[:2]) for k in changed}
+    assert {"behavior.actor", "behavior.value", "world_model.encoder", "world_model.dynamics"} <= moved
+
+
+def test_reinforce_and_dynamics_gradients_differ_as_they_should():
+    found = {}
+    for gradient in ("dynamics", "reinforce", "both"):
+        agent = agents.agent("--imag_gradient", gradient, "--imag_gradient_mix", "0.25", "--actor_entropy", "0")
+        torch.nn.init.normal_(agent.world_model.heads["reward"].out.weight)
+        torch.nn.init.normal_(agent.behavior.value.out.weight)
+        data = models.preprocess(agents.batch())
+        states = agent.world_model.loss(data, None)[1]
+        start = {k: v.flatten(0, 1) for k, v in states["target_post"].items()}
+        torch.manual_seed(1)
+        loss, *_ = agent.behavior.loss(agent.world_model, start)
+        found[gradient] = torch.autograd.grad(loss, agent.behavior.actor.out.weight)[0]
+        assert found[gradient].abs().max() > 0
+    mixed = 0.25 * found["dynamics"] + 0.75 * found["reinforce"]
+    torch.testing.assert_close(found["both"], mixed, rtol=1e-3, atol=1e-6)
+
+
+def test_learning_behaviour_leaves_the_world_model_alone():
+    agent = agents.agent()
+    start = imagination(agent)
+    before = {k: v.clone() for k, v in agent.world_model.state_dict().items()}
+    agent.behavior.update(agent.world_model, start)
+    assert all(torch.equal(v, before[k]) for k, v in agent.world_model.state_dict().items())
+
+
+def test_value_loss_does_not_reach_the_actor_nor_the_other_way_round():
+    agent = agents.agent()
+    start = imagination(agent)
+    actor = [p.clone() for p in agent.behavior.actor.parameters()]
+    agent.behavior.actor_opt.step = lambda loss, retain_graph: torch.zeros(())
+    agent.behavior.update(agent.world_model, start)
+    assert all(torch.equal(a, b) for a, b in zip(actor, agent.behavior.actor.parameters(), strict=True))
+
+
+def test_lambda_return_limits():
+    reward, value = torch.rand(2, 6, 4, 1).unbind(0)
+    discount, bootstrap = torch.rand(6, 4, 1), torch.rand(4, 1)
+    following = torch.cat([value[1:], bootstrap[None]])
+    torch.testing.assert_close(
+        models.lambda_return(reward, value, discount, bootstrap, 0.0), reward + discount * following
+    )
+    full = models.lambda_return(reward, value, discount, bootstrap, 1.0)
+    torch.testing.assert_close(full[-1], reward[-1] + discount[-1] * bootstrap)
+    torch.testing.assert_close(full[0], reward[0] + discount[0] * full[1])
+
+
+@pytest.mark.parametrize(
+    "flags, shapes, base",
+    [
+        ((), agents.VECTORS, ("dmc_proprio",)),
+        (("--encoder.mlp_keys", ".*"), {**agents.IMAGE, **agents.VECTORS}, ("dmc_vision",)),
+        ((), agents.IMAGE, ("dmc_vision", "continuous")),
+        (("--augmentation", *models.AUGMENTATIONS), agents.IMAGE, ("dmc_vision",)),
+        (("--initial", "zeros"), agents.IMAGE, ("dmc_vision",)),
+        (("--hybrid", "False"), agents.IMAGE, ("dmc_vision",)),
+        (("--mask_ratio", "0"), agents.IMAGE, ("dmc_vision",)),
+        (("--actor_dist", "trunc_normal"), agents.IMAGE, ("dmc_vision",)),
+        (("--actor_dist", "tanh_normal"), agents.IMAGE, ("dmc_vision",)),
+        (("--reward_EMA", "False", "--slow_value_target", "False"), agents.IMAGE, ("dmc_vision",)),
+        (("--weight_decay", "0.1"), agents.IMAGE, ("dmc_vision",)),
+    ],
+    ids=lambda v: "-".join(map(str, v)) if isinstance(v, tuple) else "",
+)
+def test_every_variant_updates_and_acts(flags, shapes, base):
+    agent = agents.agent(*flags, shapes=shapes, base=base)
+    batch = agents.batch(shapes)
+    for _ in range(2):
+        metrics = agent.update(batch)
+        assert all(v.isfinite() for v in metrics.values()), metrics
+    if not any(len(s) == 3 for s in shapes.values()):
+        assert agent.world_model.draw_mask(models.preprocess(batch)) is None
+    obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
+    action, state = agent.act(obs, None, training=True)
+    action, _ = agent.act(obs, state, training=False)
+    assert action.shape == (3, 3) and action.isfinite().all()
+
+
+def test_learning_lowers_the_loss_on_one_batch():
+    agent = agents.agent("--model_lr", "1e-3")
+    batch = agents.batch()
+    losses = [agent.update(batch)["model_loss"].item() for _ in range(60)]
+    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+
+
+def test_bfloat16_stays_close_to_float32(monkeypatch):
+    monkeypatch.setattr(dists, "draw_class", lambda probs: probs.argmax(-1))
+    found = {}
+    for precision in (32, 16):
+        agent = agents.agent("--precision", str(precision), "--dyn_hidden", "64", "--dyn_deter", "64", "--units", "64")
+        data = models.preprocess(agents.batch())
+        total, states, metrics = agent.world_model.loss(data, None)
+        heads = agent.world_model.heads
+        weights = [agent.world_model.encoder.cnn.convs[0].weight, heads["reward"].layers[0].linear.weight]
+        found[precision] = (total, metrics, torch.autograd.grad(total, weights))
+        assert states["post"]["deter"].dtype == states["post"]["logit"].dtype == torch.float32
+    torch.testing.assert_close(found[16][0], found[32][0], rtol=0.03, atol=0)
+    for ours, exact in zip(found[16][2], found[32][2], strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).abs().max() <= 0.1 * exact.abs().max()

@@ -1,0 +1,230 @@
+"""Networks: initialisation, shapes, and the RSSM's two ways to be sequential."""
+
+import math
+
+import agents
+import pytest
+import torch
+
+import distributions as dists
+import networks
+
+
+def test_initialisation_moments_of_each_layer():
+    torch.manual_seed(0)
+    agent = agents.agent(
+        "--dyn_hidden", "256", "--dyn_deter", "256", "--units", "256", "--encoder.cnn_depth", "32",
+        "--dyn_stoch", "16", "--dyn_discrete", "16",
+    )  # fmt: skip
+    seen = set()
+    for name, module in agent.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            assert (module.weight == 1).all() and (module.bias == 0).all() and module.eps == 1e-3, name
+            continue
+        if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            continue
+        assert module.bias is None or (module.bias == 0).all(), name
+        weight = module.weight
+        if isinstance(module, torch.nn.Conv2d):
+            area = math.prod(module.kernel_size)
+            # cut at ±2.0, which is far out: the std stays that of the uncut normal
+            std = math.sqrt(2 / (area * (module.in_channels + module.out_channels))) / networks.TRUNC_STD
+            kind = "conv"
+            assert weight.abs().max() <= 2.0
+        else:
+            fans = module.in_features + module.out_features
+            last = name.rsplit(".", 1)[-1]
+            if last == "out" and ("reward" in name or "value" in name):
+                assert (weight == 0).all(), name
+                seen.add("zero")
+                continue
+            if last == "out":  # uniform
+                limit = math.sqrt(3 * 2 / fans)
+                assert limit * 0.9 < weight.abs().max() <= limit, name
+                std, kind = limit / math.sqrt(3), "uniform"
+            else:
+                std, kind = math.sqrt(2 / fans), "linear"
+                cut = 2 * std / networks.TRUNC_STD
+                # the cut is close to the largest of so many draws
+                assert weight.abs().max() <= cut and (weight.numel() < 5000 or weight.abs().max() > 0.97 * cut), name
+        seen.add(kind)
+        count = weight.numel()
+        assert weight.mean().abs() < 5 * std / math.sqrt(count), name
+        assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * count)), name
+    assert seen == {"conv", "linear", "uniform", "zero"}
+    assert (agent.world_model.dynamics.initial_deter == 0).all()
+
+
+def test_norms_use_their_epsilon():
+    # a signal of variance 1e-4 is shrunk by eps 1e-3 to a third
+    norm = networks.NormSiLU(64)
+    x = torch.randn(10, 64) * 0.01
+    expected = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-3)
+    torch.testing.assert_close(norm(x), torch.nn.functional.silu(expected))
+
+
+@pytest.mark.parametrize("size, kernel, minres", [(64, 4, 4), (32, 4, 4), (96, 4, 3), (64, 3, 4), (64, 5, 8)])
+def test_conv_encoder_halves_down_to_minres(size, kernel, minres):
+    encoder = networks.ConvEncoder((size, size, 3), depth=4, kernel_size=kernel, minres=minres)
+    out = encoder(torch.rand(2, 5, size, size, 3) - 0.5)
+    stages = int(math.log2(size // minres))
+    assert out.shape == (2, 5, encoder.outputs) and encoder.outputs == 4 * 2 ** (stages - 1) * minres**2
+    assert out.isfinite().all()
+
+
+def test_conv_encoder_is_flattened_channel_first():
+    encoder = networks.ConvEncoder((16, 16, 3), depth=4, kernel_size=4, minres=4)
+    image = torch.rand(1, 16, 16, 3)
+    x = image.permute(0, 3, 1, 2)
+    for conv, norm in zip(encoder.convs, encoder.norms, strict=True):
+        x = torch.nn.functional.conv2d(x, conv.weight, stride=2, padding=1)
+        x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(encoder(image), x.reshape(1, -1))
+
+
+def test_image_sizes_that_cannot_be_halved_are_told():
+    with pytest.raises(ValueError, match="50 pixels"):
+        networks.count_stages(50, 4)
+
+
+def test_vector_and_mixed_observations():
+    shapes = {**agents.IMAGE, **agents.VECTORS}
+    kwargs = dict(cnn_depth=4, kernel_size=4, minres=4, mlp_layers=2, mlp_units=16, symlog_inputs=True)
+    batch = agents.batch(shapes)
+    batch["image"] = batch["image"].float() / 255 - 0.5
+    vector = networks.Encoder(shapes, mlp_keys=".*", cnn_keys="$^", **kwargs)
+    both = networks.Encoder(shapes, mlp_keys=".*", cnn_keys="image", **kwargs)
+    assert vector(batch).shape == (3, 8, 16)
+    assert both(batch).shape == (3, 8, 16 + both.cnn.outputs)
+    torch.testing.assert_close(both(batch)[..., : both.cnn.outputs], both.cnn(batch["image"]))
+    # symlog: a vector a million times as large changes the embedding, and stays finite
+    batch["position"] = batch["position"] * 1e6
+    assert vector(batch).isfinite().all()
+    with pytest.raises(ValueError, match="pick none"):
+        networks.Encoder(shapes, mlp_keys="$^", cnn_keys="$^", **kwargs)
+
+
+def rssm(**changes):
+    torch.manual_seed(0)
+    sizes = {"stoch": 4, "discrete": 5, "deter": 24, "hidden": 16, "projection": 6} | changes
+    made = networks.RSSM(embed=32, actions=3, **sizes)
+    if made.initial_state == "learned":
+        torch.nn.init.normal_(made.initial_deter)
+    return made
+
+
+def inputs(batch=3, length=8):
+    g = torch.Generator().manual_seed(1)
+    is_first = torch.zeros(batch, length, dtype=torch.bool)
+    is_first[:, 0] = True
+    is_first[1, 4:5] = True
+    return torch.randn(batch, length, 32, generator=g), torch.randn(batch, length, 3, generator=g) * 2, is_first
+
+
+@pytest.mark.parametrize("changes", [{}, {"discrete": 0}, {"initial": "zeros"}, {"mean_act": "tanh5", "discrete": 0}])
+def test_observing_in_one_go_and_step_by_step_is_the_same(changes, monkeypatch):
+    monkeypatch.setattr(dists, "draw_class", lambda probs: probs.argmax(-1))
+    monkeypatch.setattr(dists, "draw_normal", torch.zeros_like)
+    dynamics = rssm(**changes)
+    embed, action, is_first = inputs()
+    post, prior = dynamics.observe(embed, action, is_first)
+    state = None
+    for t in range(8):
+        now = slice(t, t + 1)
+        one, one_prior = dynamics.observe(embed[:, now], action[:, now], is_first[:, now], state)
+        state = {k: v[:, 0] for k, v in one.items()}
+        for key in post:
+            torch.testing.assert_close(one[key][:, 0], post[key][:, t], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one_prior[key][:, 0], prior[key][:, t], rtol=1e-5, atol=1e-5)
+
+
+def test_an_episode_start_forgets_what_was_before():
+    dynamics = rssm()
+    embed, action, is_first = inputs()
+    torch.manual_seed(3)
+    a, _ = dynamics.observe(embed, action, is_first)
+    changed = embed.clone()
+    changed[1, :4] += 1
+    action[1, 4] += 5  # the action that leads into an episode's start counts for nothing
+    torch.manual_seed(3)
+    b, _ = dynamics.observe(changed, action, is_first)
+    assert not torch.equal(a["deter"][1, 2], b["deter"][1, 2])
+    torch.testing.assert_close(a["deter"][1, 4:], b["deter"][1, 4:])
+
+
+def test_a_sequence_that_starts_mid_episode_takes_the_given_state():
+    dynamics = rssm()
+    embed, action, _ = inputs(length=1)
+    is_first = torch.zeros(3, 1, dtype=torch.bool)
+    state = {"stoch": torch.zeros(3, 4, 5), "deter": torch.randn(3, 24)}
+    state["stoch"][..., 2] = 1
+    given, _ = dynamics.observe(embed, action, is_first, state)
+    fresh, _ = dynamics.observe(embed, action, is_first)
+    expected = dynamics.predict(state, action[:, 0])["deter"]
+    torch.testing.assert_close(given["deter"][:, 0], expected)
+    assert not torch.allclose(given["deter"], fresh["deter"])
+
+
+def test_large_actions_are_scaled_to_one_without_gradient():
+    dynamics = rssm()
+    w = dynamics.weights()
+    action = torch.tensor([[5.0, -0.5, -3.0]], requires_grad=True)
+    torch.testing.assert_close(
+        dynamics.action_share(action, w), dynamics.action_share(torch.tensor([[1.0, -0.5, -1.0]]), w)
+    )
+    (grad,) = torch.autograd.grad(dynamics.action_share(action, w).sum(), action)
+    torch.testing.assert_close(grad[0], w.input_action.sum(0) / torch.tensor([5.0, 1.0, 3.0]))
+
+
+def test_initial_state_learns_from_every_start():
+    dynamics = rssm()
+    embed, action, is_first = inputs()
+    post, _ = dynamics.observe(embed, action, is_first)
+    loss = post["deter"][1, 4].sum()  # an episode that starts mid-sequence
+    grads = torch.autograd.grad(loss, [dynamics.initial_deter, dynamics.prior_out.weight], allow_unused=True)
+    assert all(g is not None and g.abs().max() > 0 for g in grads)
+
+
+@pytest.mark.parametrize("act", ["sigmoid2", "sigmoid", "softplus", "abs"])
+def test_continuous_latents(act):
+    dynamics = rssm(discrete=0, std_act=act)
+    latent = dynamics.latent(torch.linspace(-4, 4, 8)[None])
+    raw = torch.linspace(-4, 4, 8)[4:]
+    expected = {
+        "sigmoid2": 2 * torch.sigmoid(raw / 2),
+        "sigmoid": torch.sigmoid(raw),
+        "softplus": torch.nn.functional.softplus(raw),
+        "abs": (raw + 1).abs(),
+    }[act]
+    torch.testing.assert_close(latent["std"][0], expected + 0.1)
+    state = dynamics.complete(latent, torch.zeros(1, 24))
+    assert state["stoch"].shape == (1, 4) and dynamics.feat(state).shape == (1, 28)
+
+
+def test_imagination_acts_without_gradient_to_the_features():
+    dynamics = rssm()
+    start = {"stoch": torch.zeros(6, 4, 5), "deter": torch.zeros(6, 24)}
+    seen = []
+    actor = networks.Actor(44, 16, 1, 3)
+
+    def policy(feat):
+        seen.append(feat)
+        return actor(feat)
+
+    feat, action, policies = dynamics.imagine(policy, start, 5)
+    assert feat.shape == (5, 6, 44) and action.shape == (5, 6, 3) and len(policies) == 5
+    assert not any(f.requires_grad for f in seen) and feat.requires_grad
+
+
+@pytest.mark.parametrize("dist", networks.Actor.DISTS)
+def test_actors(dist):
+    actor = networks.Actor(10, 16, 2, 4, dist=dist)
+    policy = actor(torch.randn(7, 10))
+    for action in (policy.sample(), policy.mode()):
+        assert action.shape == (7, 4) and action.isfinite().all()
+        assert policy.log_prob(action).shape == (7,) and policy.entropy().shape == (7,)
+    if dist == "normal":
+        assert (policy.std >= 0.1).all() and (policy.std <= 1).all()
+        assert policy.std.mean().item() == pytest.approx(0.9 / (1 + math.exp(-2)) + 0.1, abs=0.1)
+    with pytest.raises(ValueError, match="actor_dist"):
+        networks.Actor(10, 16, 2, 4, dist="gaussian")
