@@ -1,0 +1,352 @@
+"""Learning curves and a summary table of many runs: `python figures/plot.py RUN... --out FILE.png`.
+
+RUN is a --logdir, a folder of them, or NAME=either, which names the method. Runs are grouped by task, method and seed
+as their config.yaml says. FILE.png shows a panel for each task: the mean over seeds and its 95 % confidence interval,
+by bootstrap. FILE_table.png and FILE_table.csv hold IQM, mean and median at the steps of --at with their intervals
+(rliable's stratified bootstrap: "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
+2021).
+"""
+
+import argparse
+import csv
+import difflib
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rliable import library, metrics
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PUBLISHED = Path(__file__).parent / "published_returns.csv"
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#997700", "#bbbbbb")  # seen by all eyes
+AGGREGATES = ("iqm", "mean", "median")
+COLUMNS = ("task", "method", "step", "seeds", *(f"{name}{end}" for name in AGGREGATES for end in ("", "_low", "_high")))
+
+
+class PlotError(Exception):
+    """What the user is told, in one line."""
+
+
+class Run(NamedTuple):
+    path: Path
+    task: str
+    method: str
+    seed: int
+    steps: np.ndarray  # (N,) environment steps, rising
+    values: np.ndarray  # (N,) of the metric
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def find_runs(argument: str, label: str | None) -> list[tuple[Path, str | None]]:
+    """(logdir, method or None) of a RUN argument."""
+    name, equals, rest = argument.partition("=")
+    if equals and not Path(argument).exists():
+        label, argument = name, rest
+    path = Path(argument)
+    if not path.is_dir():
+        raise PlotError(f"{argument}: no such folder; expected the --logdir of a run, or a folder of them")
+    found = [path] if (path / "metrics.jsonl").exists() else sorted(p.parent for p in path.rglob("metrics.jsonl"))
+    if not found:
+        raise PlotError(f"{argument}: no run there (a run has a metrics.jsonl)")
+    return [(run, label) for run in found]
+
+
+def read_run(path: Path, label: str | None, metric: str, window: float) -> Run:
+    """One run. The method is its label, else the names of its --configs, else its parent folder's name."""
+    try:
+        config = YAML(typ="safe", pure=True).load(path / "config.yaml")
+        task, seed = str(config["task"]), int(config["seed"])
+    except OSError:
+        raise PlotError(f"{path}: no config.yaml, which says the task and the seed of a run") from None
+    except (YAMLError, KeyError, TypeError, ValueError):
+        raise PlotError(f"{path / 'config.yaml'}: not the config of a run (expected the keys task and seed)") from None
+    method = label or "+".join(config.get("configs") or []) or path.resolve().parent.name
+    curve, names = {}, set()
+    lines = (path / "metrics.jsonl").read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            entry = json.loads(line)
+            step = entry["step"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                continue  # the run is writing it, or was killed there
+            raise PlotError(f"{path / 'metrics.jsonl'}, line {number}: expected a JSON object with `step`") from None
+        names |= entry.keys()
+        value = entry.get(metric)
+        if isinstance(value, int | float) and math.isfinite(value):
+            curve[step] = value  # of lines with the same step, the later one
+    if not curve:
+        near = difflib.get_close_matches(metric, names - {"step"}, n=4, cutoff=0.4) or sorted(names - {"step"})[:8]
+        raise PlotError(f"{path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
+    steps = np.array(sorted(curve), dtype=np.float64)
+    values = np.array([curve[step] for step in sorted(curve)], dtype=np.float64)
+    return Run(path, task, method, seed, steps, running_mean(steps, values, window))
+
+
+def running_mean(steps: np.ndarray, values: np.ndarray, window: float) -> np.ndarray:
+    """Means over the `window` steps up to each step, (step − window, step]; a window of 0 changes nothing."""
+    first = np.searchsorted(steps, steps - window, side="right")
+    first = np.minimum(first, np.arange(len(steps)))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    last = np.arange(1, len(steps) + 1)
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def group_runs(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
+    """{task: {method: runs}}, in the order in which tasks and methods were named."""
+    groups: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        group = groups.setdefault(run.task, {}).setdefault(run.method, [])
+        twin = next((other for other in group if other.seed == run.seed), None)
+        if twin is not None:
+            raise PlotError(
+                f"{twin.path} and {run.path} are both {run.task}, method {run.method}, seed {run.seed}; "
+                "leave one out, or name their methods: NAME=RUN"
+            )
+        group.append(run)
+    return groups
+
+
+def read_published(tasks: list[str]) -> dict[str, list[tuple[str, np.ndarray, np.ndarray]]]:
+    """{task: [(method, steps, returns)]} of the published curves on the same, clean task."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    with open(PUBLISHED, newline="") as file:
+        for row in csv.DictReader(file):
+            points = curves.setdefault(row["task"], {}).setdefault(row["method"], [])
+            points.append((float(row["step"]), float(row["return"])))
+    found = {}
+    for task in tasks:
+        name = task.replace("dmc_cup_", "dmc_ball_in_cup_")
+        clean = next((key for key in curves if name == key or name.startswith(f"{key}_")), None)
+        if clean is not None:
+            found[task] = [(f"{name} (published, clean)", *np.array(xy).T) for name, xy in curves[clean].items()]
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+def mean_curve(runs: list[Run], points: int = 300, reps: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps (P,), mean over seeds (P,) and its interval (2, P), over the steps that all runs have."""
+    start, end = max(run.steps[0] for run in runs), min(run.steps[-1] for run in runs)
+    steps = np.unique(np.concatenate([run.steps for run in runs]))
+    steps = steps[(steps >= start) & (steps <= end)]
+    if len(steps) == 0:
+        raise PlotError(f"{runs[0].task}, {runs[0].method}: the runs have no steps in common")
+    if len(steps) > points:
+        steps = np.linspace(start, end, points)
+    values = np.stack([np.interp(steps, run.steps, run.values) for run in runs])  # (seeds, P)
+    if len(runs) == 1:
+        return steps, values[0], np.stack([values[0], values[0]])
+    mean, interval = bootstrap(values[:, None], lambda scores: scores.mean((0, 1)), reps)
+    return steps, mean, interval
+
+
+def bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable, reps: int) -> tuple[np.ndarray, np.ndarray]:
+    """function(scores) and its 95 % interval (2, ...), the runs of each task drawn anew `reps` times."""
+    with warnings.catch_warnings():
+        # rliable hands its random state over by a keyword that its bootstrap library has renamed.
+        warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
+        state = np.random.RandomState(0)
+        point, interval = library.get_interval_estimates({"": scores}, function, reps=reps, random_state=state)
+    return point[""], interval[""]
+
+
+def score_at(run: Run, step: float) -> float | None:
+    """The last value at or before `step`; None for a run that has not got there."""
+    if run.steps[-1] < step or run.steps[0] > step:
+        return None
+    return float(run.values[np.searchsorted(run.steps, step, side="right") - 1])
+
+
+def aggregate(*tasks: np.ndarray) -> np.ndarray:
+    """(IQM, mean, median) of scores, one (seeds,) array for each task.
+
+    Of several tasks, mean and median are of the tasks' means, as in rliable; of one, they are of its seeds.
+    """
+    scores = np.concatenate(tasks)
+    means = scores if len(tasks) == 1 else np.array([task.mean() for task in tasks])
+    return np.array([metrics.aggregate_iqm(scores), means.mean(), np.median(means)])
+
+
+def summarize(groups: dict[str, dict[str, list[Run]]], at: list[float], reps: int = 2000) -> list[dict]:
+    """A row for each task, method and step, and where there are several tasks one over `all` that a method has."""
+    rows = []
+    methods = list(dict.fromkeys(method for group in groups.values() for method in group))
+    for step in at:
+        for method in methods:
+            scores = {}
+            for task, group in groups.items():
+                reached = [score for run in group.get(method, []) if (score := score_at(run, step)) is not None]
+                if reached:
+                    scores[task] = np.array(reached)
+            entries = [(task, [values]) for task, values in scores.items()]
+            if len(groups) > 1 and len(scores) == len(groups):
+                entries.append(("all", list(scores.values())))
+            for task, values in entries:
+                point, (low, high) = bootstrap(values, aggregate, reps)
+                row = {"task": task, "method": method, "step": int(step), "seeds": min(map(len, values))}
+                for i, name in enumerate(AGGREGATES):
+                    row |= {name: point[i], f"{name}_low": low[i], f"{name}_high": high[i]}
+                rows.append(row)
+    order = [*groups, "all"]
+    return sorted(rows, key=lambda row: (order.index(row["task"]), row["step"]))
+
+
+# -------------------------------------------------------------------------------------------------------------- drawing
+
+
+def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
+    """A panel for each task, a line with its interval for each method."""
+    columns = min(len(groups), 4)
+    lines = math.ceil(len(groups) / columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.4 * columns + 0.6, 2.7 * lines + 0.7), squeeze=False, layout="constrained"
+    )
+    methods = list(dict.fromkeys(method for group in groups.values() for method in group))
+    handles = {}
+    for axis, (task, group) in zip(axes.flat, groups.items(), strict=False):
+        end = max(run.steps[-1] for runs in group.values() for run in runs)
+        for name, steps, returns in published.get(task, []):
+            shown = steps <= max(end, steps[0])
+            style = {"color": "#777777", "linewidth": 1.2, "markersize": 3, "zorder": 1}
+            (handles[name],) = axis.plot(steps[shown], returns[shown], "o--", **style)
+        for method, runs in group.items():
+            color = COLORS[methods.index(method) % len(COLORS)]
+            steps, mean, (low, high) = mean_curve(runs)
+            marker = "o" if len(steps) == 1 else None
+            (handles[method],) = axis.plot(steps, mean, color=color, linewidth=1.6, marker=marker)
+            axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+        seeds = sorted({len(runs) for runs in group.values()})
+        counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        axis.set_title(f"{task}  ({counted} seed{'s' if seeds[-1] > 1 else ''})", fontsize=9)
+        axis.grid(color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+        axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
+    figure.supxlabel("environment steps", fontsize=9)
+    figure.supylabel(metric, fontsize=9)
+    columns = min(len(handles), columns + 1)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=9
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_table(rows: list[dict], metric: str, path: Path) -> None:
+    """The rows as a picture, the best mean of each task and step in bold."""
+    header = ["task", "method", "step", "seeds", "IQM", "mean", "median"]
+    cells = []
+    for row in rows:
+        spans = [f"{row[n]:.1f}  [{row[n + '_low']:.1f}, {row[n + '_high']:.1f}]" for n in AGGREGATES]
+        cells.append([row["task"], row["method"], f"{row['step']:,}", str(row["seeds"]), *spans])
+    widths = [max(len(line[i]) for line in [header, *cells]) + 2 for i in range(len(header))]
+    height = 0.26 * (len(cells) + 1)
+    figure, axis = plt.subplots(figsize=(0.085 * sum(widths), height + 0.45))
+    axis.set_axis_off()
+    axis.set_title(f"{metric}, 95 % bootstrap intervals", fontsize=9, pad=6)
+    shares = [width / sum(widths) for width in widths]
+    table = axis.table(cells, colLabels=header, colWidths=shares, cellLoc="left", colLoc="left", bbox=(0, 0, 1, 1))
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    for (line, _), cell in table.get_celld().items():
+        cell.visible_edges = "B"
+        cell.set_edgecolor("#333333" if line == 0 else "#dddddd")
+        if line == 0:
+            cell.set_text_props(weight="bold")
+    best = {}
+    for number, row in enumerate(rows, 1):
+        rivals = best.setdefault((row["task"], row["step"]), [])
+        rivals.append((row["mean"], number))
+    for rivals in best.values():
+        if len(rivals) > 1:
+            table[max(rivals)[1], header.index("mean")].set_text_props(weight="bold")
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def plot(args: argparse.Namespace) -> list[str]:
+    """Draws and writes everything; returns the lines to print."""
+    suffixes = plt.gcf().canvas.get_supported_filetypes()
+    plt.close()
+    if args.out.suffix.lstrip(".") not in suffixes:
+        raise PlotError(f"--out {args.out}: expected a file ending in .png, .pdf or .svg")
+    if not args.out.parent.is_dir():
+        raise PlotError(f"--out {args.out}: no folder {args.out.parent}")
+    if args.window < 0:
+        raise PlotError(f"--window {args.window:g}: expected 0 or more environment steps")
+    found = dict(pair for argument in args.runs for pair in find_runs(argument, args.label))
+    runs = [read_run(path, label, args.metric, args.window) for path, label in found.items()]
+    groups = group_runs(runs)
+
+    said = []
+    for task, group in groups.items():
+        for method, members in group.items():
+            ends = sorted(run.steps[-1] for run in members)
+            if ends[0] < ends[-1]:
+                shortest = min(members, key=lambda run: run.steps[-1])
+                said.append(f"{task}, {method}: drawn up to step {ends[0]:,.0f}, where {shortest.path} ends")
+    at = args.at or [min(run.steps[-1] for run in runs)]
+    rows = summarize(groups, at)
+    for step in at:
+        short = sorted(str(run.path) for run in runs if score_at(run, step) is None)
+        if short:
+            said.append(f"--at {step:,.0f}: left out, without a value there: {', '.join(short)}")
+    if not rows:
+        raise PlotError(f"--at {' '.join(f'{step:,.0f}' for step in at)}: no run has a value there")
+    published = read_published(list(groups)) if args.published else {}
+    if args.published:
+        said += [f"{task}: no published curve" for task in groups if task not in published]
+
+    draw_curves(groups, published, args.metric, args.out)
+    table = args.out.with_name(f"{args.out.stem}_table.csv")
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    draw_table(rows, args.metric, table.with_suffix(args.out.suffix))
+    return [*said, f"{args.out}, {table.with_suffix(args.out.suffix)}, {table}"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or NAME=either")
+    parser.add_argument("--out", type=Path, required=True, help="the picture to write (.png, .pdf, .svg)")
+    parser.add_argument("--metric", default="eval_return", help="name in metrics.jsonl (eval_return)")
+    parser.add_argument("--label", help="the method's name for every RUN without NAME=")
+    parser.add_argument("--at", type=float, nargs="+", help="environment steps of the table (the last that all have)")
+    parser.add_argument(
+        "--window", type=float, default=0, help="average over that many environment steps up to each (0: single values)"
+    )
+    parser.add_argument("--published", action="store_true", help="with the curves of figures/published_returns.csv")
+    args = parser.parse_args(argv)
+    try:
+        for line in plot(args):
+            print(line)
+    except (PlotError, OSError) as error:
+        sys.exit(f"plot.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""figures/plot.py on runs' real files: what it reads, its statistics against other ways to compute them, bad input."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.stats
+
+from figures import plot
+
+SCRIPT = Path(__file__).parent.parent / "figures" / "plot.py"
+
+
+def write_run(folder, task="dmc_walker_walk", seed=0, steps=range(1000, 11000, 1000), values=None, **config):
+    folder.mkdir(parents=True)
+    lines = [f"task: {task}", f"seed: {seed}", *(f"{key}: {value}" for key, value in config.items())]
+    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    values = [float(step / 100 + seed) for step in steps] if values is None else values
+    points = zip(steps, values, strict=True)
+    entries = [{"step": step, "eval_return": value, "model_loss": 1.0} for step, value in points]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return folder
+
+
+def run(*flags):
+    process = subprocess.run([sys.executable, str(SCRIPT), *map(str, flags)], capture_output=True, text=True)
+    assert "Traceback" not in process.stderr, process.stderr
+    return process.returncode, process.stdout, process.stderr
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Two methods, two tasks, three seeds, drawn by the command."""
+    folder = tmp_path_factory.mktemp("plot")
+    for name, gain in (("ours", 2.0), ("theirs", 1.0)):
+        for task in ("dmc_walker_walk", "dmc_cup_catch_video"):
+            for seed in range(3):
+                values = [gain * step / 100 + 10 * seed for step in range(1000, 11000, 1000)]
+                write_run(folder / name / task / str(seed), task, seed, values=values)
+    out = folder / "curves.png"
+    flags = [f"A={folder / 'ours'}", f"B={folder / 'theirs'}", "--out", out, "--at", "5e3", "10000", "--published"]
+    code, said, error = run(*flags)
+    assert code == 0 and error == "", error
+    return out, said
+
+
+def test_curves_are_drawn(drawn):
+    out, said = drawn
+    image = cv2.cvtColor(cv2.imread(str(out)), cv2.COLOR_BGR2RGB).astype(int)
+    assert image.shape[0] > 300 and image.shape[1] > 700
+    for color in ((0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77), (0x77, 0x77, 0x77)):  # A, B, published
+        assert (np.abs(image - color).max(-1) < 12).sum() > 100
+    assert "no published curve" not in said
+
+
+def test_table_holds_the_numbers(drawn):
+    out, _ = drawn
+    rows = {(row["task"], row["method"], row["step"]): row for row in table(out.with_name("curves_table.csv"))}
+    assert len(rows) == 3 * 2 * 2  # two tasks and all, methods, steps
+    row = rows["dmc_walker_walk", "A", "10000"]
+    assert row["seeds"] == "3" and float(row["mean"]) == 210 and float(row["median"]) == 210
+    assert float(row["iqm"]) == pytest.approx(scipy.stats.trim_mean([200, 210, 220], 0.25))
+    assert 200 <= float(row["mean_low"]) < 210 < float(row["mean_high"]) <= 220
+    assert float(rows["all", "B", "5000"]["mean"]) == 60
+    assert cv2.imread(str(out.with_name("curves_table.png"))) is not None
+
+
+def test_statistics_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(100, 20, 12)
+    point, interval = plot.bootstrap([scores], plot.aggregate, 3000)
+    iqm, mean, median = point
+    assert iqm == pytest.approx(scipy.stats.trim_mean(scores, 0.25))
+    assert mean == pytest.approx(scores.mean()) and median == pytest.approx(np.median(scores))
+    for i, statistic in enumerate((lambda x: scipy.stats.trim_mean(x, 0.25), np.mean)):
+        other = scipy.stats.bootstrap(
+            (scores,), statistic, n_resamples=3000, method="percentile", random_state=1, vectorized=False
+        )
+        np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=1.5)
+
+
+def test_aggregates_over_tasks_are_those_of_rliable():
+    scores = np.random.default_rng(1).normal(size=(5, 4))  # runs, tasks
+    iqm, mean, median = plot.aggregate(*scores.T)
+    assert iqm == pytest.approx(plot.metrics.aggregate_iqm(scores))
+    assert mean == pytest.approx(plot.metrics.aggregate_mean(scores))
+    assert median == pytest.approx(plot.metrics.aggregate_median(scores))
+
+
+def test_curve_over_seeds_that_log_at_other_steps():
+    runs = [
+        plot.Run(Path("a"), "t", "m", 0, np.array([0.0, 100.0, 200.0]), np.array([0.0, 10.0, 20.0])),
+        plot.Run(Path("b"), "t", "m", 1, np.array([50.0, 150.0]), np.array([10.0, 20.0])),
+    ]
+    steps, mean, (low, high) = plot.mean_curve(runs)
+    np.testing.assert_array_equal(steps, [50, 100, 150])  # where both are
+    np.testing.assert_allclose(mean, [7.5, 12.5, 17.5])
+    np.testing.assert_allclose(low, [5, 10, 15])
+    np.testing.assert_allclose(high, [10, 15, 20])
+
+
+def test_running_mean_looks_back_over_the_window():
+    steps, values = np.array([10.0, 20.0, 30.0, 70.0]), np.array([1.0, 2.0, 6.0, 8.0])
+    np.testing.assert_allclose(plot.running_mean(steps, values, 0), values)
+    np.testing.assert_allclose(plot.running_mean(steps, values, 20), [1, 1.5, 4, 8])
+    np.testing.assert_allclose(plot.running_mean(steps, values, 1000), [1, 1.5, 3, 4.25])
+
+
+def test_what_a_killed_and_resumed_run_leaves(tmp_path):
+    folder = write_run(tmp_path / "run", steps=[1000, 2000], values=[1.0, 2.0])
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2000, "eval_return": 5.0}\n{"step": 3000, "train_return": 1.0}\n')
+        file.write('{"step": 4000, "eval_return": null}\n{"step": 5000, "eval_ret')
+    result = plot.read_run(folder, None, "eval_return", 0)
+    np.testing.assert_array_equal(result.steps, [1000, 2000])
+    np.testing.assert_array_equal(result.values, [1, 5])
+
+
+def test_method_is_the_label_the_configs_or_the_folder(tmp_path):
+    named = write_run(tmp_path / "hrssm" / "0", configs="[dmc_vision, M]")
+    bare = write_run(tmp_path / "hrssm" / "1", seed=1, configs="[]")
+    assert plot.read_run(named, "mine", "eval_return", 0).method == "mine"
+    assert plot.read_run(named, None, "eval_return", 0).method == "dmc_vision+M"
+    assert plot.read_run(bare, None, "eval_return", 0).method == "hrssm"
+    assert plot.find_runs(f"A={tmp_path}", "B") == [(named, "A"), (bare, "A")]
+    assert plot.find_runs(str(named), "B") == [(named, "B")]
+
+
+def test_published_curves():
+    tasks = ["dmc_walker_stand", "dmc_cup_catch_video_hard", "dmc_hopper_stand_video"]
+    found = plot.read_published([*tasks, "rms_lift_cube"])
+    assert list(found) == tasks
+    ((name, steps, returns),) = found["dmc_cup_catch_video_hard"]
+    assert "DreamerV3" in name
+    np.testing.assert_array_equal(steps, [1e5, 2e5, 3e5, 5e5, 1e6])
+    np.testing.assert_array_equal(returns, [497, 937, 957, 967, 973])
+
+
+def test_runs_of_other_lengths_are_told(tmp_path, capsys):
+    for seed, end in ((0, 11000), (1, 7000)):
+        write_run(tmp_path / "runs" / str(seed), seed=seed, steps=range(1000, end, 1000))
+    out = tmp_path / "a.png"
+    plot.main([str(tmp_path / "runs"), "--out", str(out), "--at", "5000", "10000"])
+    said = capsys.readouterr().out
+    assert "drawn up to step 6,000" in said and "--at 10,000: left out" in said
+    assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["2", "1"]
+    plot.main([str(tmp_path / "runs"), "--out", str(out)])
+    assert [row["step"] for row in table(tmp_path / "a_table.csv")] == ["6000"]  # what all have
+
+
+def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):
+    for i, task in enumerate(("acrobot_swingup", "finger_spin", "reacher_easy", "walker_run", "hopper_hop")):
+        write_run(tmp_path / "runs" / str(i), f"dmc_{task}", 0, steps=[1000], values=[float(i)])
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "a.svg"), "--label", "x"])
+    assert "<svg" in (tmp_path / "a.svg").read_text() and "<svg" in (tmp_path / "a_table.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "says"),
+    [
+        ("", ["nowhere"], "nowhere: no such folder"),
+        ("", ["."], "no run there"),
+        ("", ["run", "--metric", "eval_retrun"], "it has eval_return"),
+        ("", ["run", "run2"], "are both dmc_walker_walk"),
+        ("", ["run", "--out", "a.gif"], "expected a file ending in"),
+        ("", ["run", "--out", "no/a.png"], "no folder"),
+        ("", ["run", "--window", "-1"], "--window -1"),
+        ("", ["run", "--at", "1e7"], "--at 10,000,000: no run has a value there"),
+        ("rm config.yaml", ["run"], "no config.yaml"),
+        ("bad config.yaml", ["run"], "config.yaml: not the config of a run"),
+        ("bad metrics.jsonl", ["run"], "metrics.jsonl, line 1: expected a JSON object"),
+        ("empty metrics.jsonl", ["run"], "no numbers yet"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, change, flags, says):
+    monkeypatch.chdir(tmp_path)
+    if "." not in flags:
+        folder = write_run(tmp_path / "run")
+        write_run(tmp_path / "run2")
+        kind, _, name = change.partition(" ")
+        if kind == "rm":
+            (folder / name).unlink()
+        elif kind == "bad":
+            (folder / name).write_text("[1\n" + "{}\n")
+        elif kind == "empty":
+            (folder / name).write_text("")
+    if "--out" not in flags:
+        flags = [*flags, "--out", "a.png"]
+    with pytest.raises(SystemExit) as stop:
+        plot.main([*flags, "--label", "x"])
+    assert str(stop.value).startswith("plot.py: ") and says in str(stop.value) and "\n" not in str(stop.value)
+    assert not (tmp_path / "a.png").exists()
