@@ -731,7 +731,7 @@ class Logger:
             values = {name: value if math.isfinite(value) else None for name, value in self._scalars.items()}
             line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
             self._file.write(line.encode())
-            self._print(f"[{step}] " + " / ".join(f"{name} {value:.4g}" for name, value in self._scalars.items()))
+            say(f"[{step}] " + " / ".join(f"{name} {value:.4g}" for name, value in self._scalars.items()))
         for name, value in self._scalars.items():
             self._writer.add_scalar(name, value, step)
         for name, frames in self._videos.items():
@@ -748,13 +748,6 @@ class Logger:
             height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=encode_gif(frames)
         )
         self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
-
-    @staticmethod
-    def _print(line: str) -> None:
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode(file=sys.stdout):
-            print(line, flush=True)
 
     def close(self) -> None:
         self._writer.close()
@@ -876,7 +869,7 @@ class Optimizer:
         )
 
     def step(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
-        """One step down `loss`, a scalar. Only this optimiser's parameters get a gradient. Returns its norm before clipping."""
+        """One step down `loss`, a scalar; only these parameters get a gradient. Returns its norm before clipping."""
         import torch
 
         grads = torch.autograd.grad(loss, self.params, retain_graph=retain_graph, allow_unused=True)

@@ -119,9 +119,11 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
                     tools.save_checkpoint(path, {"count": count, "tensor": torch.from_numpy(np.full(10**6, count))})
             finally:
                 os._exit(1)
-        started = path.stat().st_ino
-        while path.stat().st_ino == started:
-            time.sleep(0.002)
+        started, reads = path.stat().st_ino, 0
+        while path.stat().st_ino == started or reads < 8:  # what a reader sees meanwhile is whole, too
+            state = tools.load_checkpoint(path)
+            assert (state["tensor"] == state["count"]).all()
+            reads += 1
         time.sleep(kill_after.uniform(0, 0.06))
         os.kill(pid, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
@@ -129,6 +131,54 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         assert state["count"] > newest and (state["tensor"] == state["count"]).all()
         newest = state["count"]
         assert len(list(tmp_path.iterdir())) <= 2  # at most one file left aside, which the next save takes
+
+
+# Learning
+
+
+@pytest.mark.parametrize("clip, decay", [(0.5, 0.0), (1e9, 0.0), (0, 0.0), (0.5, 0.1)])
+def test_optimizer_clips_over_all_its_parameters_and_moves_no_others(clip, decay):
+    torch.manual_seed(0)
+    params = [torch.randn(3, 2, requires_grad=True), torch.randn(4, requires_grad=True)]
+    unused, other = torch.ones(2, requires_grad=True), torch.ones((), requires_grad=True)
+    copies = [param.detach().double() for param in params]
+    optimizer = tools.Optimizer([*params, unused], lr=0.1, eps=1e-3, clip=clip, weight_decay=decay)
+    first, second = ([torch.zeros_like(copy) for copy in copies] for _ in range(2))
+    for step in range(1, 4):
+        grads = [2 * step * copy for copy in copies]
+        norm = sum(grad.square().sum() for grad in grads).sqrt()
+        loss = other * step * sum(param.square().sum() for param in params)
+        assert optimizer.step(loss).item() == pytest.approx(norm.item(), rel=1e-5)
+        scale = min(1.0, clip / norm.item()) if clip else 1.0
+        for copy, grad, m, v in zip(copies, grads, first, second, strict=True):
+            m += 0.1 * (scale * grad - m)
+            v += 0.001 * ((scale * grad) ** 2 - v)
+            copy *= 1 - 0.1 * decay
+            copy -= 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-3)
+        for param, copy in zip(params, copies, strict=True):
+            torch.testing.assert_close(param.detach().double(), copy, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unused.detach(), torch.ones(2) * (1 - 0.1 * decay) ** 3)
+    assert other.grad is None and other.item() == 1
+
+
+def test_ema_moves_each_parameter_by_the_rate():
+    target, online = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    pairs = zip(target.parameters(), online.parameters(), strict=True)
+    expected = [0.95 * mine.detach() + 0.05 * theirs.detach() for mine, theirs in pairs]
+    before = [param.detach().clone() for param in online.parameters()]
+    tools.ema(target, online, 0.05)
+    torch.testing.assert_close([param.detach() for param in target.parameters()], expected)
+    assert all(torch.equal(a, b) for a, b in zip(before, online.parameters(), strict=True))
+
+
+def test_device_that_is_not_there():
+    assert tools.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert tools.pick_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "meta", "cuda:x"):
+        with pytest.raises(tools.ConfigError, match=f"--device {name}: expected auto, cpu, cuda or cuda:N"):
+            tools.pick_device(name)
+    with pytest.raises(tools.ConfigError, match=r"--device cuda:99: this machine has \d+ GPUs"):
+        tools.pick_device("cuda:99")
 
 
 # Random states
@@ -318,7 +368,7 @@ def test_logged_lines_survive_a_kill(tmp_path):
     if not pid:
         try:
             logger = Logger(tmp_path)
-            logger._print = lambda line: None
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             for step in range(10**9):
                 logger.scalars({f"name{i}": step + i for i in range(30)})
                 logger.write(step)
