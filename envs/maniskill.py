@@ -184,9 +184,9 @@ TASKS = {
 class RealisticManiSkill:
     """A task of TASKS: images (H, W, 3); actions (7,) move the gripper (3), turn it (3) and set its opening (1).
 
-    size: (height, width) of the image. action_repeat: environment steps (1/20 s each) in an agent step. scan_path: folder
-    that is searched for scans (*.glb); empty: `{assets}/matterport`. assets: ManiSkill2's own lie in the `maniskill2`
-    folder there, or in MS2_ASSET_DIR where that is set.
+    size: (height, width) of the image. action_repeat: environment steps (1/20 s each) in an agent step. scan_path:
+    folder that is searched for scans (*.glb); empty: `{assets}/matterport`. assets: ManiSkill2's own lie in the
+    `maniskill2` folder there, or in MS2_ASSET_DIR where that is set.
 
     Episodes do not end by themselves; info["success"] says whether the task is solved at the moment. An episode is a
     pure function of (seed, its number, actions).
@@ -266,7 +266,7 @@ def _scans(scan_path: str, assets: str) -> list[Path]:
     scans = sorted(folder.rglob("*.glb"))
     if not scans:
         raise FileNotFoundError(
-            f"no scans (*.glb) for rms_* tasks in {folder}: get them with `python setup/download_assets.py matterport`, "
+            f"no scans (*.glb) for rms_* tasks in {folder}: get them with `python setup/download_assets.py matterport` "
             "or name their folder with --scan_path"
         )
     return scans

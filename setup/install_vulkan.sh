@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# What Realistic ManiSkill (SAPIEN) needs to render on a machine without a GPU: the Vulkan loader, Mesa's software driver with
-# descriptor indexing, and the small layer in setup/vulkan. Does nothing where a GPU offers Vulkan or where all is there; can be
-# run again. PYTHON names the Python (3.10 or later) that looks for devices.
+# What Realistic ManiSkill (SAPIEN) needs to render on a machine without a GPU: the Vulkan loader, Mesa's software driver
+# with descriptor indexing, and the small layer in setup/vulkan. Does nothing where a GPU offers Vulkan or all is there,
+# and can be run again. PYTHON names the Python (3.10 or later) that looks for devices.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 layer=setup/vulkan/build/libhrssm_semaphore_layer.so
 
-missing=$("$python" envs/vulkan.py)
+die() {
+    echo "install_vulkan.sh: $*" >&2
+    exit 1
+}
+
+missing=$("$python" envs/vulkan.py)  # of loader, driver, layer
 [ -n "$missing" ] || exit 0
 needs() { grep -qx "$1" <<<"$missing"; }
 
-# The packages that are not there yet.
 packages=()
 if needs loader; then packages+=(libvulkan1); fi
 if needs driver; then packages+=(mesa-vulkan-drivers); fi
@@ -20,49 +24,51 @@ if needs layer; then
     [ -e /usr/include/vulkan/vk_layer.h ] || packages+=(libvulkan-dev)
 fi
 
-# Debian 12's own Mesa lacks descriptor indexing: there the driver comes from its backports.
-suite=()
-backports=
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-if needs driver && [ "$codename" = bookworm ]; then
-    suite=(-t bookworm-backports)
+# Debian 12's own Mesa lacks descriptor indexing: the driver comes from its backports, of the mirror that is in use.
+source_list=/etc/apt/sources.list.d/bookworm-backports.list
+backports() {  # the line for $source_list; nothing where the backports are known already
+    local targets mirror
     targets=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages')
-    if ! grep -q ' bookworm-backports main$' <<<"$targets"; then
-        mirror=$(awk '$2 == "bookworm" && $3 == "main" { print $1; exit }' <<<"$targets")
-        backports="deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror bookworm-backports main"
-    fi
-fi
+    if grep -q ' bookworm-backports main$' <<<"$targets"; then return; fi
+    mirror=$(awk '$2 == "bookworm" && $3 == "main" { print $1; exit }' <<<"$targets")
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-DEBIAN_MIRROR} bookworm-backports main"
+}
 
 if [ ${#packages[@]} -gt 0 ]; then
-    if ! command -v apt-get >/dev/null; then
-        echo "install_vulkan.sh: install with this system's package manager, then run it again: ${packages[*]}" \
-            "(Mesa 23.1 or later)" >&2
-        exit 1
+    command -v apt-get >/dev/null ||
+        die "install by this system's package manager: ${packages[*]} (Mesa 23.1 or later); then run this again"
+    suite=()
+    if needs driver && [ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = bookworm ]; then
+        suite=(-t bookworm-backports)
     fi
-    list=/etc/apt/sources.list.d/bookworm-backports.list
-    root=()
-    if [ "$(id -u)" != 0 ]; then root=(sudo -n); fi
-    if [ "$(id -u)" != 0 ] && ! sudo -n true 2>/dev/null; then
-        echo "install_vulkan.sh: system packages are missing and may not be installed by this user. As root run:" >&2
-        if [ -n "$backports" ]; then echo "  echo '$backports' > $list" >&2; fi
-        echo "  apt-get update && apt-get install -y --no-install-recommends ${suite[*]} ${packages[*]}" >&2
-        exit 1
+    install=(apt-get -q install -y --no-install-recommends ${suite[@]+"${suite[@]}"} "${packages[@]}")
+    root=(env DEBIAN_FRONTEND=noninteractive)
+    if [ "$(id -u)" != 0 ]; then
+        if ! sudo -n true 2>/dev/null; then
+            echo "install_vulkan.sh: system packages are missing that this user may not install. As root run:" >&2
+            line=$([ ${#suite[@]} = 0 ] || backports)
+            if [ -n "$line" ]; then echo "  echo '$line' > $source_list" >&2; fi
+            echo "  apt-get update && ${install[*]}" >&2
+            exit 1
+        fi
+        root=(sudo -n "${root[@]}")
     fi
-    if [ -n "$backports" ]; then echo "$backports" | "${root[@]}" tee "$list" >/dev/null; fi
-    "${root[@]}" apt-get -q update
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
-        -o DPkg::Lock::Timeout=300 ${suite[@]+"${suite[@]}"} "${packages[@]}"
+    "${root[@]}" apt-get -q update || die "apt-get update failed (see above)"
+    line=$([ ${#suite[@]} = 0 ] || backports)
+    if [ -n "$line" ]; then
+        case $line in *DEBIAN_MIRROR*) die "apt knows no bookworm main: add it to its sources, then run this again" ;; esac
+        echo "$line" | "${root[@]}" tee "$source_list" >/dev/null
+        "${root[@]}" apt-get -q update || die "apt-get update failed with $source_list (see above)"
+    fi
+    "${root[@]}" "${install[@]}" -o DPkg::Lock::Timeout=300 || die "apt could not install ${packages[*]} (see above)"
 fi
 
 if needs layer; then
     mkdir -p "$(dirname "$layer")"
-    cc -std=c11 -O2 -Wall -Wextra -fPIC -fvisibility=hidden -shared setup/vulkan/semaphore_layer.c -o "$layer.tmp" -lpthread
+    cc -std=c11 -O2 -Wall -Wextra -fPIC -fvisibility=hidden -shared setup/vulkan/semaphore_layer.c -o "$layer.tmp" -pthread
     mv "$layer.tmp" "$layer"  # never half written under its name
 fi
 
 missing=$("$python" envs/vulkan.py)
-if [ -n "$missing" ]; then
-    echo "install_vulkan.sh: still missing after the installation: ${missing//$'\n'/, }" \
-        "(driver: Mesa's lavapipe with VK_EXT_descriptor_indexing, Mesa 23.1 or later)" >&2
-    exit 1
-fi
+[ -z "$missing" ] ||
+    die "still missing: ${missing//$'\n'/, } (driver: Mesa's lavapipe with VK_EXT_descriptor_indexing, Mesa 23.1 or later)"
