@@ -125,10 +125,10 @@ def _transfer(url: str, part: Path, label: str) -> None:
             total = int(answer.headers["Content-Length"]) if answer.headers.get("Content-Length") else None
         bar = tqdm(desc=label, total=total, initial=held, unit="B", unit_scale=True, leave=False, disable=None)
         with bar, open(part, "ab" if held else "wb") as file:
-            while block := answer.read(BLOCK):
+            while block := answer.read1(BLOCK):
                 file.write(block)
+                file.flush()  # what has come is kept, whenever this process ends
                 bar.update(len(block))
-            file.flush()
             os.fsync(file.fileno())
     if total is not None and _size(part) < total:
         raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
