@@ -191,9 +191,11 @@ class CameraWalk:
             h = middle + (h - middle + math.pi) % (2 * math.pi) - math.pi
             place = np.minimum(np.maximum((radius, v, h), self.low), self.high)
             after = to_cartesian(place)
-            miss = after - wanted
-            if (distance := miss @ miss) < nearest:
+            distance = (after - wanted) @ (after - wanted)
+            if distance < nearest:
                 nearest, self.place, self.velocity = distance, place, after - before
+            if distance < 1e-12:  # within the range: there is none nearer
+                break
 
         max_roll_speed = math.pi * self.intensity / 50
         self.roll_velocity += rng.normal() * math.pi * self.intensity / 300
@@ -209,7 +211,7 @@ class CameraWalk:
         x /= math.sqrt(x @ x)
         y = _cross(z, x)
         cos, sin = math.cos(self.roll), math.sin(self.roll)
-        return offset, np.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1).reshape(-1)
+        return offset, np.array([cos * x + sin * y, cos * y - sin * x, z]).T.reshape(-1)
 
 
 class ColorWalk:

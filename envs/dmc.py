@@ -117,9 +117,9 @@ class DMC:
 
         spec = self._env.action_spec()
         low, high = (np.broadcast_to(bound, spec.shape) for bound in (spec.minimum, spec.maximum))
-        self._bounded = (high - low) < 1e9  # lqr's actions have no bounds but ±1e10
-        self._middle = np.where(self._bounded, (low + high) / 2, 0.0)
-        self._reach = np.where(self._bounded, (high - low) / 2, 1.0)
+        bounded = (high - low) < 1e9  # lqr's actions have no bounds but ±1e10: they go in as they are
+        self._middle, self._reach = np.where(bounded, (low + high) / 2, 0), np.where(bounded, (high - low) / 2, 1)
+        self._limit = np.where(bounded, 1, np.inf)
         self.action_space = gym.spaces.Box(-1.0, 1.0, spec.shape, np.float32)
         spaces = {
             key: gym.spaces.Box(-np.inf, np.inf, (int(np.prod(value.shape)),), np.float32)
@@ -153,7 +153,7 @@ class DMC:
     def step(self, action: dict) -> tuple[dict[str, np.ndarray], float, bool, dict]:
         """One agent step: {"action": (A,) in [-1, 1]} -> observation, reward summed over the repeat, done, info."""
         action = np.asarray(action["action"], np.float64)
-        control = self._middle + self._reach * np.where(self._bounded, np.clip(action, -1, 1), action)
+        control = self._middle + self._reach * np.minimum(np.maximum(action, -self._limit), self._limit)
         reward = 0.0
         for _ in range(self.action_repeat):
             time_step = self._env.step(control)

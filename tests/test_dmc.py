@@ -46,14 +46,12 @@ def test_every_benchmark_task_runs(domain, task):
 @pytest.mark.parametrize("domain, task", [t for t in suite.ALL_TASKS if t[0] != "dog" or t[1] == "fetch"])
 def test_an_episode_follows_from_seed_number_and_actions(domain, task):
     """One env plays episodes 0, 1, 2; the other jumps to 2 at once. Observations, states and the model itself agree."""
-    played, jumped, other = (DMC(domain, task, seed=seed, image=False) for seed in (7, 7, 8))
+    played, jumped = (DMC(domain, task, seed=7, image=False) for _ in range(2))
     for _ in range(2):
         played.reset()
         for action in actions_of(played, 3):
             played.step(action)
     ours, theirs = played.reset(), jumped.reset(episode=2)
-    other.reset(episode=2)
-    assert (played.physics.get_state() != other.physics.get_state()).any()
     for action in [None, *actions_of(played, 5)]:
         if action is not None:
             (ours, reward, *_), (theirs, their_reward, *_) = played.step(action), jumped.step(action)
@@ -66,12 +64,12 @@ def test_an_episode_follows_from_seed_number_and_actions(domain, task):
 
 @pytest.mark.parametrize("domain, task", [("reacher", "hard"), ("finger", "turn_easy"), ("swimmer", "swimmer6")])
 def test_frames_agree_where_the_task_draws_its_scene(domain, task):
-    played, jumped = (DMC(domain, task, seed=3) for _ in range(2))
+    played, jumped, other = (DMC(domain, task, seed=seed) for seed in (3, 3, 4))
     first = played.reset()["image"]
     played.reset()
     ours, theirs = played.reset()["image"], jumped.reset(episode=2)["image"]
     np.testing.assert_array_equal(ours, theirs)
-    assert (first != ours).any()
+    assert (first != ours).any() and (other.reset(episode=2)["image"] != ours).any()
     for action in actions_of(played, 3):
         np.testing.assert_array_equal(played.step(action)[0]["image"], jumped.step(action)[0]["image"])
     np.testing.assert_array_equal(played.reset()["image"], jumped.reset()["image"])  # the counter goes on from 2

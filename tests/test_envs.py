@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import gym
 import numpy as np
 import pytest
+from PIL import Image
 
 import envs
+import envs.__main__ as watch
 from envs.dmc import suite
 from envs.wrappers import CheckAction, TimeLimit
 
@@ -140,3 +143,63 @@ def test_starting_prints_nothing(task):
     code = f"import envs; env = envs.make({task!r}); env.reset(); env.step({{'action': env.action_space.sample()}})"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def film(path):
+    capture = cv2.VideoCapture(str(path))
+    fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode()
+    frames = []
+    while (frame := capture.read()[1]) is not None:
+        frames.append(frame)
+    return fourcc, capture.get(cv2.CAP_PROP_FPS), frames
+
+
+def test_watching_a_task_as_a_film(tmp_path):
+    """From the command line: H.264 in yuv420p, which browsers play, of the very frames that the env shows."""
+    out = tmp_path / "clip.mp4"
+    command = [sys.executable, "-m", "envs", "--task", "dmc_cup_catch_video", "--img_source", "color", "--steps", "5"]
+    run = subprocess.run([*command, "--out", out], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{out}: 6 frames\n", "")
+    fourcc, fps, frames = film(out)
+    assert fourcc.lower() in ("avc1", "h264") and fps == 20
+    assert len(frames) == 6 and frames[0].shape == (256, 256, 3)
+    env = envs.make("dmc_cup_catch_video", img_source="color")
+    expected = watch.enlarge(env.reset()["image"], 4)[..., ::-1]
+    assert np.abs(frames[0].astype(int) - expected).mean() < 6  # lossy, colours at half the resolution
+
+
+def test_an_odd_size_is_filmed_too(tmp_path):
+    out = tmp_path / "clip.mp4"
+    watch.main(["--task", "dmc_cup_catch", "--out", str(out), "--steps", "2", "--size", "33", "47", "--zoom", "1"])
+    assert [frame.shape for frame in film(out)[2]] == [(34, 48, 3)] * 3
+
+
+def test_episodes_as_a_gif(tmp_path, capsys):
+    out = tmp_path / "clip.gif"
+    watch.main(["--task", "dmc_cartpole_balance", "--out", str(out), "--episodes", "2", "--time_limit", "6"])
+    assert Image.open(out).n_frames == 8 and Image.open(out).size == (256, 256)
+    assert "8 frames, returns of its episodes: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--out", "clip.avi"], ["--out clip.avi", ".mp4", ".gif"]),
+        (["--out", "clip"], ["--out clip", ".mp4"]),
+        (["--out", "no/such/folder/clip.mp4"], ["--out", "there is no folder"]),
+        (["--out", "clip.mp4", "--steps", "0"], ["--steps is 0"]),
+        (["--out", "clip.mp4", "--fps", "nan"], ["--fps is nan"]),
+        (["--out", "clip.mp4", "--task", "dmc_cup_cach"], ["did you mean catch"]),
+        (["--out", "clip.mp4", "--size", "0", "64"], ["--size is (0, 64)"]),
+        (["--out", "clip.mp4", "--task", "dmc_cup_catch_video", "--resource_files", "none/*.mp4"], ["none/*.mp4"]),
+    ],
+)
+def test_watching_what_cannot_be(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        watch.main(["--task", "dmc_cup_catch", *flags])
+    assert stop.value.code != 0
+    message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert not Path("clip.mp4").exists()
