@@ -254,8 +254,9 @@ def test_metrics_resume_to_the_bit(tmp_path):
         whole.update(update)
     for update in updates[:13]:
         first.update(update)
-    tools.save_checkpoint(tmp_path / "a.pt", first.state_dict())
-    first.update(updates[0])  # the saved state is a copy
+    state = first.state_dict()
+    first.update(updates[0])  # the state is a copy
+    tools.save_checkpoint(tmp_path / "a.pt", state)
     second.load_state_dict(tools.load_checkpoint(tmp_path / "a.pt"))
     for update in updates[13:]:
         second.update(update)
