@@ -4,6 +4,7 @@ This file holds the agent (`Dreamer`: act, update), the training and evaluation 
 `--help` lists every setting. A run is a folder: the same command with the same --logdir goes on from its checkpoint.
 """
 
+import contextlib
 import functools
 import re
 import sys
@@ -220,6 +221,8 @@ def check_config(config: tools.Config) -> None:
     for name in c.grad_heads:
         if name not in ("reward", "cont"):
             raise ValueError(f"--grad_heads {name}: expected names of reward, cont")
+    if c.seed < 0:
+        raise ValueError(f"--seed is {c.seed}: expected 0 or more")
     if c.train_ratio <= 0:
         raise ValueError(f"--train_ratio is {c.train_ratio}: expected more than 0")
     if c.from_checkpoint and not Path(c.from_checkpoint).is_file():
@@ -363,6 +366,8 @@ class Run:
             found = f"with {self.replay.episodes} episodes"
             lost = f", {self.step - steps_before} agent steps newer than the checkpoint" if not exact else ""
             tools.say(f"going on at step {self.env_step} {found}{lost}")
+            if self.env_step >= self.config.steps:
+                tools.say(f"nothing is left to train: --steps is {self.config.steps}; a larger number goes on")
         if exact:
             self.batches.load_state_dict(state["batches"])
             self.waiting = [history[-1] for history in histories]
@@ -619,17 +624,22 @@ def main(argv: list[str]) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"dreamer.py: {error}", file=sys.stderr)
         return 2
-    try:
+    with contextlib.closing(run):
+        try:
+            if config.from_checkpoint and not run.checkpoint_path.exists():
+                for line in import_checkpoint(run.agent, config.from_checkpoint):
+                    tools.say(f"--from_checkpoint: {line}")
+            run.start()
+        except ValueError as error:
+            print(f"dreamer.py: {error}", file=sys.stderr)
+            return 2
         tools.save_config(config, logdir / "config.yaml")
-        if config.from_checkpoint and not run.checkpoint_path.exists():
-            for line in import_checkpoint(run.agent, config.from_checkpoint):
-                tools.say(f"--from_checkpoint: {line}")
-        run.start()
         run.loop()
-    finally:
-        run.close()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before the loop, or a second one in it
+        sys.exit(130)

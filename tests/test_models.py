@@ -163,7 +163,7 @@ def test_a_scale_of_zero_leaves_the_loss_out():
         agent = agents.agent(f"--{name}_scale", "0")
         _, _, metrics = agent.world_model.loss(data, None)
         assert f"{name}_loss" not in metrics and "model_loss" in metrics
-        start, _, metrics = agent.world_model.update(agents.batch())
+        _start, _, metrics = agent.world_model.update(agents.batch())
         assert metrics["model_loss"].isfinite()
 
 

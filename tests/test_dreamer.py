@@ -1,0 +1,303 @@
+"""The command line and the loop: real runs of a tiny agent, stopped, killed and taken up again."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import agents
+import numpy as np
+import pytest
+import torch
+
+import dreamer
+import replay
+import tools
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = (
+    "--dyn_hidden 16 --dyn_deter 16 --dyn_stoch 4 --dyn_discrete 4 --units 16 --imag_horizon 4 --encoder.cnn_depth 2 "
+    "--encoder.mlp_units 16 --batch_size 4 --batch_length 8 --train_ratio 8 --pretrain 3 --prefill 40 --envs 2 "
+    "--time_limit 60 --eval_episode_num 3 --eval_every 400 --log_every 200 --checkpoint_every 200 --steps 1200"
+).split()
+VECTORS = ["--configs", "dmc_proprio", "--task", "dmc_cartpole_balance", *TINY]
+PIXELS = ["--configs", "dmc_vision", "--task", "dmc_cartpole_balance", "--size", "16", "16", "--patch_size", "4", *TINY]
+
+
+def start(*flags, **kwargs) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-u", str(ROOT / "dreamer.py"), *map(str, flags)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def run(*flags) -> tuple[int, str, str]:
+    process = start(*flags)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def entries(logdir: Path) -> list[dict]:
+    """Lines of metrics.jsonl without the measured times."""
+    lines = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in tools.Logger.TIMED} for line in lines]
+
+
+def wait_for(logdir: Path, lines: int, process: subprocess.Popen) -> None:
+    path = logdir / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run from pixels that nobody disturbed."""
+    logdir = tmp_path_factory.mktemp("whole") / "run"
+    code, out, err = run(*PIXELS, "--logdir", logdir)
+    assert code == 0, err
+    return logdir, out, err
+
+
+def test_a_run_leaves_what_it_promises(whole_run):
+    logdir, out, err = whole_run
+    lines = entries(logdir)
+    keys = set().union(*lines)
+    assert keys >= {
+        "step", "train_return", "train_length", "train_episodes", "eval_return", "eval_length", "eval_episodes",
+        "model_loss", "reward_loss", "cont_loss", "mbr_loss", "simsr_loss", "dyn_loss", "rep_loss", "kl", "prior_ent",
+        "post_ent", "model_grad_norm", "actor_loss", "actor_grad_norm", "actor_entropy", "value_loss",
+        "value_grad_norm", "EMA_005", "EMA_095", "update_count", "replay_steps",
+    }  # fmt: skip
+    timed = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+    assert any("fps" in line and "updates_per_second" in line for line in timed)
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps) and steps[-1] == 1200
+    # two envs, 30 agent steps an episode, 2 environment steps each
+    assert [line["train_length"] for line in lines if "train_length" in line] == [30] * 20
+    assert [line["step"] for line in lines if "eval_return" in line] == [400, 800, 1200]
+    assert [line["eval_length"] for line in lines if "eval_length" in line] == [30] * 3
+    # 40 agent steps of prefill, 3 updates, then a quarter of an update each step
+    assert max(line.get("update_count", 0) for line in lines) == 3 + (600 - 40) // 4
+    assert (logdir / "latest.pt").exists() and tools.read_config(logdir / "config.yaml").steps == 1200
+    assert len(list((logdir / "train_eps").glob("*.npz"))) == 20
+    for line in (out + err).splitlines():
+        assert line.startswith(("[", "step ", "dreamer", "process", "going on")), f"not a line of ours: {line}"
+
+
+def test_tensorboard_holds_the_same_scalars_and_the_videos(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logdir = whole_run[0]
+    events = EventAccumulator(str(logdir), size_guidance={"scalars": 0, "images": 0}).Reload()
+    for name in ("train_return", "eval_return", "model_loss", "simsr_loss"):
+        ours = [(line["step"], line[name]) for line in entries(logdir) if name in line]
+        theirs = [(e.step, e.value) for e in events.Scalars(name)]
+        assert [s for s, _ in ours] == [s for s, _ in theirs]
+        np.testing.assert_allclose([v for _, v in ours], [v for _, v in theirs], rtol=1e-6)
+    videos = events.Images("eval_policy")
+    assert [v.step for v in videos] == [400, 800, 1200]
+    from io import BytesIO
+
+    from PIL import Image
+
+    gif = Image.open(BytesIO(videos[0].encoded_image_string))
+    assert gif.n_frames > 1 and gif.size == (16, 16)
+
+
+def test_same_seed_same_numbers(whole_run, tmp_path):
+    assert run(*PIXELS, "--logdir", tmp_path / "again")[0] == 0
+    assert entries(tmp_path / "again") == entries(whole_run[0])
+    files = sorted(p.name for p in (whole_run[0] / "train_eps").iterdir())
+    assert files == sorted(p.name for p in (tmp_path / "again" / "train_eps").iterdir())
+    for name in files:
+        a, b = (replay.read_episode(d / "train_eps" / name) for d in (whole_run[0], tmp_path / "again"))
+        assert a.keys() == b.keys() == {"image", "action", "reward", "is_first", "is_terminal"}
+        assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_other_seeds_and_evaluation_see_other_episodes(whole_run, tmp_path):
+    assert run(*PIXELS, "--steps", "160", "--seed", "1", "--logdir", tmp_path / "other")[0] == 0
+    first = next(line for line in entries(whole_run[0]) if "train_return" in line)
+    assert next(line for line in entries(tmp_path / "other") if "train_return" in line) != first
+    ours = sorted((whole_run[0] / "train_eps").glob("*-000000-*.npz"))
+    starts = [replay.read_episode(path)["image"][0] for path in ours]
+    assert len(starts) == 2 and not np.array_equal(*starts)
+
+
+def test_a_stopped_run_goes_on_to_the_same_numbers(whole_run, tmp_path):
+    logdir = tmp_path / "stopped"
+    for sign, lines in ((signal.SIGTERM, 4), (signal.SIGINT, 14)):
+        process = start(*PIXELS, "--logdir", logdir)
+        wait_for(logdir, lines, process)
+        process.send_signal(sign)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0 and "the same command goes on" in out, err
+    code, out, err = run(*PIXELS, "--logdir", logdir)
+    assert code == 0 and "going on at step" in out, err
+    assert entries(logdir) == entries(whole_run[0])
+
+
+def test_a_finished_run_says_so_and_more_steps_go_on(tmp_path):
+    logdir = tmp_path / "run"
+    assert run(*VECTORS, "--steps", "400", "--logdir", logdir)[0] == 0
+    before = entries(logdir)
+    code, out, _ = run(*VECTORS, "--steps", "400", "--logdir", logdir)
+    assert code == 0 and "nothing is left to train" in out and entries(logdir) == before
+    code, out, _ = run(*VECTORS, "--steps", "800", "--logdir", logdir)
+    assert code == 0 and "going on at step 400" in out
+    assert entries(logdir)[: len(before)] == before and entries(logdir)[-1]["step"] == 800
+
+
+def test_kill_at_ten_random_moments(tmp_path):
+    logdir = tmp_path / "run"
+    flags = [*VECTORS, "--steps", "100000", "--eval_every", "300", "--checkpoint_every", "100", "--logdir", logdir]
+    moments = random.Random(0)
+    kept: dict[str, bytes] = {}
+    reached = 0
+    for kill in range(10):
+        process = start(*flags)
+        before = (logdir / "metrics.jsonl").read_bytes().count(b"\n") if kill else 0
+        deadline = time.time() + 60
+        while time.time() < deadline and process.poll() is None:
+            path = logdir / "metrics.jsonl"
+            if path.exists() and path.read_bytes().count(b"\n") > before // 2 + 2:
+                break
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1.5))
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+        # what was finished before is still there, unchanged, and every file is whole
+        files = {p.name: p.read_bytes() for p in (logdir / "train_eps").glob("*.npz")}
+        assert kept.items() <= files.items()
+        for name in files:
+            assert len(replay.read_episode(logdir / "train_eps" / name)["reward"]) == 31
+        kept = files
+        if (logdir / "latest.pt").exists():
+            tools.load_checkpoint(logdir / "latest.pt")
+        for line in (logdir / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
+            json.loads(line)
+    reached = len(kept) * 60
+    code, out, err = run(*VECTORS, "--steps", str(reached + 300), "--logdir", logdir)
+    assert code == 0, err
+    assert not any("damaged" in line for line in err.splitlines())
+    found = re.search(r"going on at step (\d+) with (\d+) episodes", out)
+    assert int(found[1]) >= reached and int(found[2]) >= len(kept)
+    steps = [line["step"] for line in entries(logdir)]
+    assert steps == sorted(steps)
+    episodes = [line["train_episodes"] for line in entries(logdir) if "train_episodes" in line]
+    assert episodes == sorted(set(episodes))
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_name(tmp_path):
+    process = start(*VECTORS, "--logdir", tmp_path / "run")
+    wait_for(tmp_path / "run", 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, None) and "worker of env" in err
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--task", "dmc_walkr_walk"], ["dmc_walkr_walk", "walker"]),
+        (["--task", "dmc_walker_wlak"], ["dmc_walker_wlak", "walk"]),
+        (["--task", "atari_pong"], ["atari_pong", "dmc_"]),
+        (["--batch_length", "30", "--block_size", "4"], ["--batch_length 30", "--block_size 4"]),
+        (["--size", "50", "50"], ["50"]),
+        (["--size", "64", "32"], ["square"]),
+        (["--actor_dist", "onehot"], ["onehot", "continuous"]),
+        (["--actor_dist", "gauss"], ["gauss", "normal"]),
+        (["--device", "cuda:7"], ["cuda:7"]),
+        (["--device", "tpu"], ["tpu", "cpu"]),
+        (["--precision", "8"], ["precision", "16, 32"]),
+        (["--mask_ratio", "1.5"], ["mask_ratio", "0 to 1"]),
+        (["--augmentation", "mirror"], ["mirror", "affine"]),
+        (["--from_checkpoint", "nowhere.pt"], ["nowhere.pt"]),
+        (["--batch_sise", "3"], ["batch_sise", "batch_size"]),
+        (["--batch_size", "three"], ["batch_size", "three"]),
+        (["--configs", "dmc_visoin"], ["dmc_visoin", "dmc_vision"]),
+        (["--envs", "0"], ["envs"]),
+    ],
+)
+def test_bad_settings_are_one_line(flags, words, tmp_path, capsys):
+    argv = ["--configs", "dmc_vision", "--logdir", str(tmp_path / "run"), *flags]
+    try:
+        code = dreamer.main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    err = capsys.readouterr().err
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "run" / "latest.pt").exists()
+
+
+def test_another_config_is_refused_unless_told_to(tmp_path):
+    logdir = tmp_path / "run"
+    assert run(*VECTORS, "--steps", "200", "--logdir", logdir)[0] == 0
+    code, _, err = run(*VECTORS, "--steps", "400", "--units", "24", "--kl_free", "2", "--logdir", logdir)
+    assert code == 2 and "units 16 -> 24" in err and "kl_free 1.0 -> 2.0" in err and len(err.splitlines()) == 1
+    # keys that only say how long, how often or where
+    free = ["--steps", "400", "--parallel", "False", "--log_every", "50", "--eval_episode_num", "1", "--device", "cpu"]
+    assert run(*VECTORS, *free, "--logdir", logdir)[0] == 0
+    told = ["--kl_free", "2", "--allow_config_change", "True", "--steps", "500"]
+    assert run(*VECTORS, *told, "--logdir", logdir)[0] == 0
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    logdir = tmp_path / "run"
+    assert run(*VECTORS, "--steps", "200", "--logdir", logdir)[0] == 0
+    data = (logdir / "latest.pt").read_bytes()
+    (logdir / "latest.pt").write_bytes(data[: len(data) // 2])
+    code, _, err = run(*VECTORS, "--steps", "400", "--logdir", logdir)
+    assert code == 2 and "latest.pt is damaged" in err and "Traceback" not in err
+
+
+def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
+    import reference
+
+    flags = ["--configs", "dmc_vision", "--task", "dmc_cartpole_balance", *TINY, "--steps", "100", "--prefill", "1000"]
+    sizes = reference.sizes()
+    flags += ["--encoder.cnn_depth", sizes["depth"], "--dyn_hidden", sizes["hidden"], "--dyn_deter", sizes["deter"]]
+    flags += ["--dyn_stoch", sizes["stoch"], "--dyn_discrete", sizes["discrete"], "--units", sizes["units"]]
+    flags += ["--dyn_cont_stoch_size", sizes["proj"], "--eval_episode_num", 0, "--logdir", tmp_path / "run"]
+    path = reference.FOLDER / "reference_checkpoint.pt"
+    code, out, err = run(*flags, "--from_checkpoint", path)
+    assert code == 0, err
+    # cartpole has one action, the checkpoint its own number: those tensors do not fit, and are named with both shapes
+    actions, stoch, units = sizes["A"], sizes["stoch"] * sizes["discrete"], sizes["units"]
+    if actions != 1:
+        assert f"_wm.dynamics._inp_layers.0.weight ({sizes['hidden']}, {stoch + actions})" in out
+        assert f"behavior.actor.out.weight has shape (2, {units})" in out
+    saved = tools.load_checkpoint(tmp_path / "run" / "latest.pt")["agent"]["agent"]
+    theirs = torch.load(path, weights_only=True)
+    for name in ("_wm.dynamics._cell._layer.weight", "_wm.encoder._cnn.layers.3.weight", "_wm.target_dynamics.W"):
+        assert torch.equal(saved[dreamer.public_name(name)], theirs[name])
+
+
+def test_schedule_of_updates(tmp_path):
+    run = dreamer.Run.__new__(dreamer.Run)
+    run.config = agents.config("--prefill", "100", "--pretrain", "10", "--envs", "4", "--train_ratio", "12")
+    run.first_update, due = None, []
+    for step in range(0, 200, 4):
+        run.step = step
+        due.append(run.updates_due())
+    assert due[:25] == [0] * 25 and due[25] == 10
+    # batch 3x8: half an update for each agent step
+    assert due[25:] == [10 + 2 * i for i in range(25)]
+
+
+@pytest.mark.parametrize("behavior", ["random", "plan2explore"])
+def test_exploration(behavior, tmp_path):
+    flags = ["--expl_behavior", behavior, "--expl_until", "300", "--disag_models", "2", "--disag_units", "8"]
+    code, _, err = run(*VECTORS, *flags, "--steps", "400", "--logdir", tmp_path / "run")
+    assert code == 0, err
+    keys = set().union(*entries(tmp_path / "run"))
+    assert ("expl_actor_loss" in keys and "disag_loss" in keys) == (behavior == "plan2explore")
