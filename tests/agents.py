@@ -7,7 +7,8 @@ import tools
 
 SMALL = (
     "--device cpu --compile False --dyn_hidden 16 --dyn_deter 24 --dyn_stoch 4 --dyn_discrete 5 "
-    "--dyn_cont_stoch_size 6 --units 16 --encoder.cnn_depth 4 --encoder.mlp_units 16 --imag_horizon 4 --batch_size 3 --batch_length 8 "
+    "--dyn_cont_stoch_size 6 --units 16 --encoder.cnn_depth 4 --encoder.mlp_units 16 --imag_horizon 4 "
+    "--batch_size 3 --batch_length 8 "
     "--disag_models 3 --disag_layers 1 --disag_units 16"
 ).split()
 IMAGE = {"image": (64, 64, 3)}
