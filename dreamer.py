@@ -10,6 +10,10 @@ import re
 import sys
 from pathlib import Path
 
+import tools
+
+TUNED = [tools.tune_allocator()] if __name__ == "__main__" else []  # has to come before torch
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,7 +22,6 @@ import envs
 import exploration
 import models
 import networks
-import tools
 from envs.parallel import EnvGroup, Transition
 from replay import Prefetcher, Replay
 
@@ -634,6 +637,8 @@ def main(argv: list[str]) -> int:
             print(f"dreamer.py: {error}", file=sys.stderr)
             return 2
         tools.save_config(config, logdir / "config.yaml")
+        for line in filter(None, [*TUNED, tools.tune_matmul(run.device)]):
+            tools.say(line)
         run.loop()
     return 0
 
