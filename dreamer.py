@@ -1,11 +1,13 @@
 """HRSSM from the command line: `python dreamer.py --configs dmc_vision --task dmc_walker_stand --logdir ./log`.
 
 This file holds the agent (`Dreamer`: act, update), the training and evaluation loop, and what a run keeps on disk.
-`--help` lists every setting. A run is a folder: the same command with the same --logdir goes on from its checkpoint.
+`--help` lists every setting. A run is a folder: the same command with the same --logdir goes on from its checkpoint;
+`--eval_only` evaluates it.
 """
 
 import contextlib
 import functools
+import json
 import re
 import sys
 from pathlib import Path
@@ -32,6 +34,13 @@ FREE_SETTINGS = {
     "scan_path", "steps", "video_pred_log",
 }  # fmt: skip
 
+# Flags that are no settings of a run.
+ACTIONS = {
+    "eval_only": (False, "evaluate the checkpoint in --logdir, on --task if that is given, and end"),
+    "episodes": (0, "of --eval_only; 0 for eval_episode_num"),
+    "video": (False, "with --eval_only: write films of the episodes to logdir/videos"),
+}
+
 
 class Dreamer(nn.Module):
     """The agent: a world model, a behaviour learned in its imagination, and perhaps one that explores.
@@ -44,7 +53,7 @@ class Dreamer(nn.Module):
 
     def __init__(self, config: tools.Config, shapes: dict, actions: int, reward_to_simsr: float = 1.0):
         super().__init__()
-        self.config, self.actions = config, actions
+        self.config, self.actions, self.keys = config, actions, list(shapes)
         self.world_model = models.WorldModel(shapes, actions, config, reward_to_simsr)
         self.behavior = models.ImagBehavior(config, self.world_model, actions)
         self.explorer = exploration.make(config, self.world_model, actions)
@@ -177,8 +186,7 @@ def import_checkpoint(agent: Dreamer, path: Path | str) -> list[str]:
 def check_config(config: tools.Config) -> None:
     """Raises ValueError, one line, for settings that cannot work together."""
     c = config
-    images = bool(re.match(c.encoder.cnn_keys, "image"))
-    if images:
+    if sees_images(c):
         if c.size[0] != c.size[1]:
             raise ValueError(f"--size {c.size[0]} {c.size[1]}: the encoder takes square images")
         networks.count_stages(c.size[0], c.encoder.minres)
@@ -255,8 +263,8 @@ def check_resume(config: tools.Config, logdir: Path) -> None:
 
 
 def make_envs(config: tools.Config, mode: str, count: int, image: bool) -> EnvGroup:
-    """`count` envs of the task; those of training and of evaluation, and each of them, have seeds of their own."""
-    stream = {"train": 0, "eval": 1}[mode]
+    """`count` envs of the task; those of each mode (train, eval, eval_only), and each of them, have their own seeds."""
+    stream = {"train": 0, "eval": 1, "eval_only": 4}[mode]  # 2 and 3 are prefill and replay
     constructors = [
         functools.partial(
             envs.make,
@@ -271,6 +279,26 @@ def make_envs(config: tools.Config, mode: str, count: int, image: bool) -> EnvGr
         for index in range(count)
     ]
     return EnvGroup(constructors, parallel=config.parallel and count > 1)
+
+
+def sees_images(config: tools.Config) -> bool:
+    return bool(re.match(config.encoder.cnn_keys, "image"))
+
+
+def make_agent(config: tools.Config, group: EnvGroup) -> Dreamer:
+    """The agent for the observations and actions of these envs. Raises ValueError if the config does not fit them."""
+    space = group.action_space
+    discrete = hasattr(space, "n")
+    if discrete != (config.actor_dist == "onehot"):
+        raise ValueError(
+            f"--actor_dist {config.actor_dist} does not fit the {'discrete' if discrete else 'continuous'} "
+            f"actions of {config.task}: use {'onehot' if discrete else 'normal'}"
+        )
+    shapes = {k: tuple(v.shape) for k, v in group.observation_space.spaces.items()}
+    cnn_keys, mlp_keys = networks.pick_keys(shapes, config.encoder.mlp_keys, config.encoder.cnn_keys)
+    shapes = {k: shapes[k] for k in cnn_keys + mlp_keys}
+    actions = space.n if discrete else space.shape[0]
+    return Dreamer(config, shapes, actions, envs.reward_to_simsr(config.task, config.action_repeat))
 
 
 # The run
@@ -292,22 +320,10 @@ class Run:
         self.repeat = config.action_repeat
         self.checkpoint_path = logdir / "latest.pt"
 
-        images = bool(re.match(config.encoder.cnn_keys, "image"))
-        self.envs = make_envs(config, "train", config.envs, images)
+        self.envs = make_envs(config, "train", config.envs, sees_images(config))
         self.eval_envs: EnvGroup | None = None  # made at the first evaluation
-        space = self.envs.action_space
-        self.discrete = hasattr(space, "n")
-        self.actions = space.n if self.discrete else space.shape[0]
-        if self.discrete != (config.actor_dist == "onehot"):
-            raise ValueError(
-                f"--actor_dist {config.actor_dist} does not fit the {'discrete' if self.discrete else 'continuous'} "
-                f"actions of {config.task}: use {'onehot' if self.discrete else 'normal'}"
-            )
-        shapes = {k: tuple(v.shape) for k, v in self.envs.observation_space.spaces.items()}
-        cnn_keys, mlp_keys = networks.pick_keys(shapes, config.encoder.mlp_keys, config.encoder.cnn_keys)
-        self.keys = cnn_keys + mlp_keys
-        shapes = {k: shapes[k] for k in self.keys}
-        self.agent = Dreamer(config, shapes, self.actions, envs.reward_to_simsr(config.task, config.action_repeat))
+        self.agent = make_agent(config, self.envs)
+        self.keys, self.actions, self.discrete = self.agent.keys, self.agent.actions, config.actor_dist == "onehot"
 
         self.replay = Replay(logdir / "train_eps", config.dataset_size, config.replay_dir_limit)
         self.batches = Prefetcher(
@@ -509,10 +525,10 @@ class Run:
             return
         if self.eval_envs is None:
             self.eval_envs = make_envs(c, "eval", min(c.envs, c.eval_episode_num), image=True)
-        scores, frames = evaluate(self.agent, self.eval_envs, c.eval_episode_num, self.eval_episodes, self.keys)
+        scores, films = evaluate(self.agent, self.eval_envs, c.eval_episode_num, self.eval_episodes)
         self.eval_episodes += -(-c.eval_episode_num // len(self.eval_envs))
-        self.logger.scalars({f"eval_{k}": v for k, v in scores.items()})
-        self.logger.video("eval_policy", frames)
+        self.logger.scalars({f"eval_{k}": v for k, v in summary(scores).items()})
+        self.logger.video("eval_policy", films[0])
         self.logger.write(self.env_step)
 
     def log(self) -> None:
@@ -572,25 +588,27 @@ def stack_obs(obs: list[dict], keys: list[str], device: torch.device) -> dict[st
 
 
 def evaluate(
-    agent: Dreamer, group: EnvGroup, episodes: int, first_episode: int, keys: list[str]
-) -> tuple[dict[str, float], np.ndarray]:
+    agent: Dreamer, group: EnvGroup, episodes: int, first_episode: int, film_all: bool = False
+) -> tuple[dict[str, list[float]], list[np.ndarray]]:
     """Plays whole episodes with the mean action.
 
     Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
     on which env is faster.
 
     Returns:
-        Means over the episodes (return, length, success if there is one, and the return's std), and the images
-        (T, H, W, 3) of the first env's first episode.
+        return, length and, if there is one, success of each episode, in the order in which they ended; and the images
+        (T, H, W, 3) of the first env's first episode, or of all episodes in that order.
     """
     n = len(group)
     quota = [episodes // n + (i < episodes % n) for i in range(n)]
     obs, state = group.reset([first_episode] * n), None
-    frames, filming = [obs[0]["image"]], True
+    # images of the episodes that are being filmed
+    reels = [[o["image"]] if (film_all or i == 0) and "image" in o else None for i, o in enumerate(obs)]
+    films: list[np.ndarray] = []
     returns, lengths = np.zeros(n), np.zeros(n, int)
-    scores = {"return": [], "length": [], "success": []}
+    scores: dict[str, list[float]] = {"return": [], "length": []}
     while any(quota):
-        action, state = agent.act(stack_obs(obs, keys, agent.device), state, training=False)
+        action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
         action = action.cpu().numpy()
         if hasattr(group.action_space, "low"):
             action = action.clip(-1, 1)
@@ -601,25 +619,106 @@ def evaluate(
             obs[i] = transition.obs
             returns[i] += transition.reward
             lengths[i] += 1
-            if i == 0 and filming:
-                frames.append(transition.obs["image"])
+            if reels[i] is not None:
+                reels[i].append(transition.obs["image"])
             if transition.done:
-                scores["return"].append(returns[i])
-                scores["length"].append(lengths[i])
+                scores["return"].append(float(returns[i]))
+                scores["length"].append(float(lengths[i]))
                 if "success" in transition.info:
-                    scores["success"].append(float(transition.info["success"]))
+                    scores.setdefault("success", []).append(float(transition.info["success"]))
+                if reels[i] is not None:
+                    films.append(np.stack(reels[i]))
+                    reels[i] = [transition.first["image"]] if film_all else None
                 returns[i], lengths[i] = 0, 0
                 obs[i] = transition.first
                 quota[i] -= 1
-                filming = filming and i != 0
-    means = {k: float(np.mean(v)) for k, v in scores.items() if v}
-    return {**means, "return_std": float(np.std(scores["return"])), "episodes": episodes}, np.stack(frames)
+    return scores, films
+
+
+def summary(scores: dict[str, list[float]]) -> dict[str, float]:
+    """Means over the episodes, the std of their returns, and their number."""
+    means = {k: float(np.mean(v)) for k, v in scores.items()}
+    return {**means, "return_std": float(np.std(scores["return"])), "episodes": len(scores["return"])}
+
+
+# A checkpoint evaluated
+
+
+def run_config(argv: list[str], logdir: Path) -> tools.Config:
+    """The settings of the run in `logdir`, with the flags of the command line over them."""
+    if not (logdir / "config.yaml").is_file():
+        raise ValueError(f"--logdir {logdir} holds no run (it has no config.yaml): name the folder of one")
+    config, _ = tools.load_config(argv, extra=ACTIONS, base=tools.read_config(logdir / "config.yaml"))
+    return config
+
+
+def load_weights(agent: Dreamer, path: Path) -> int:
+    """Loads the networks of a run's checkpoint; returns the agent steps that it was trained for.
+
+    Raises ValueError if there is no checkpoint or the agent is another one.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} holds no checkpoint yet: {path.name} is missing")
+    state = tools.load_checkpoint(path)
+    if "agent" not in state or "step" not in state:
+        raise ValueError(f"{path} is no checkpoint of a run (for the public code's, see --from_checkpoint)")
+    theirs, ours = state["agent"]["agent"], agent.state_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path} does not fit --task {agent.config.task} and the settings: "
+                f"{name} is {shapes[0]} in the checkpoint and {shapes[1]} here"
+            )
+    agent.load_state_dict(theirs)
+    return state["step"]
+
+
+def evaluate_run(config: tools.Config, logdir: Path, episodes: int, video: bool) -> None:
+    """Evaluates a run's checkpoint on `config.task` and adds a line to its eval.jsonl; reads the run, and no more.
+
+    The episodes come from seeds that training and its evaluations do not use, the same ones in every call with the
+    same `seed`, on every task.
+    """
+    check_config(config)
+    episodes = episodes or config.eval_episode_num
+    if episodes < 1:
+        raise ValueError(f"--episodes is {episodes}: expected 1 or more")
+    tools.seed_everything(config.seed, config.deterministic_run)
+    with make_envs(config, "eval_only", min(config.envs, episodes), sees_images(config) or video) as group:
+        agent = make_agent(config, group)
+        step = load_weights(agent, logdir / "latest.pt")
+        step *= tools.read_config(logdir / "config.yaml").action_repeat
+        scores, films = evaluate(agent, group, episodes, 0, film_all=video)
+    means = summary(scores)
+    success = f", success {means['success']:.2f}" if "success" in means else ""
+    tools.say(
+        f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} "
+        f"({episodes} episodes, seed {config.seed}, checkpoint of step {step})"
+    )
+    line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
+    with open(logdir / "eval.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    if video:
+        from envs.__main__ import enlarge, write
+
+        folder = logdir / "videos"
+        folder.mkdir(exist_ok=True)
+        for i, frames in enumerate(films):
+            path = folder / f"{config.task}-step{step}-seed{config.seed}-{i}.mp4"
+            write(path, (enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
+        tools.say(f"films of {len(films)} episodes: {folder}")
 
 
 def main(argv: list[str]) -> int:
-    config = tools.load_config(argv)
+    config, action = tools.load_config(argv, extra=ACTIONS)
     logdir = Path(config.logdir).expanduser()
     try:
+        if action.eval_only:
+            evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video)
+            return 0
+        if action.episodes or action.video:
+            raise ValueError("--episodes and --video belong to --eval_only")
         check_config(config)
         check_resume(config, logdir)
         logdir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,143 @@
+"""Evaluation: a run's checkpoint on its own and other tasks, and other tasks during training."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_dreamer import VECTORS
+
+import dreamer
+import tools
+
+HERE = ["--parallel", "False", "--device", "cpu"]
+
+
+def main(*flags) -> int:
+    try:
+        return dreamer.main([str(flag) for flag in flags])
+    except SystemExit as stop:
+        return stop.code
+
+
+def files(folder) -> dict:
+    """Every file of a run but what an evaluation adds."""
+    found = [p for p in folder.rglob("*") if p.is_file() and p.name != "eval.jsonl" and "videos" not in p.parts]
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("trained") / "run"
+    assert main(*VECTORS, *HERE, "--steps", "240", "--logdir", logdir) == 0
+    return logdir
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+
+
+def test_a_checkpoint_is_evaluated_and_the_run_left_alone(run, capsys):
+    before = files(run)
+    for flags in ([], [], ["--seed", "1"]):
+        assert main("--eval_only", "--logdir", run, "--episodes", "3", *flags) == 0
+    first, again, other = lines(run)
+    assert first == again and first["return"] != other["return"]
+    assert first["step"] == 240 and first["task"] == "dmc_cartpole_balance" and first["episodes"] == 3
+    assert first["return"] == pytest.approx(np.mean(first["returns"])) and len(first["returns"]) == 3
+    assert first["return_std"] == pytest.approx(np.std(first["returns"]))
+    assert first["length"] == 30 and (first["seed"], other["seed"]) == (0, 1)
+    out = capsys.readouterr().out
+    assert f"return {first['return']:.1f} ± {first['return_std']:.1f}" in out and "step 240" in out
+    assert files(run) == before
+
+
+def test_the_checkpoint_is_what_is_evaluated(run):
+    assert main("--eval_only", "--logdir", run) == 0
+    state = tools.load_checkpoint(run / "latest.pt")
+    state["agent"]["agent"]["behavior.actor.out.bias"] += 3
+    tools.save_checkpoint(run / "latest.pt", state)
+    assert main("--eval_only", "--logdir", run) == 0
+    first, changed = lines(run)
+    assert first["episodes"] == changed["episodes"] == 3  # eval_episode_num
+    assert first["return"] != changed["return"]
+
+
+def test_evaluation_needs_no_replay_and_no_training_env(run, monkeypatch):
+    shutil.rmtree(run / "train_eps")
+    made = []
+    make_envs = dreamer.make_envs
+    monkeypatch.setattr(dreamer, "make_envs", lambda c, mode, *rest: made.append(mode) or make_envs(c, mode, *rest))
+    assert main("--eval_only", "--logdir", run, "--episodes", "1") == 0
+    assert made == ["eval_only"] and not (run / "train_eps").exists()
+
+
+def test_another_task_starts_from_the_same_poses(run):
+    for task in ("dmc_cartpole_balance", "dmc_cartpole_balance_sparse"):
+        assert main("--eval_only", "--logdir", run, "--task", task, "--episodes", "2") == 0
+    ours, other = lines(run)
+    assert other["task"] == "dmc_cartpole_balance_sparse"
+    assert all(a != b for a, b in zip(ours["returns"], other["returns"], strict=True))
+
+
+def test_films_of_all_episodes(run):
+    import imageio_ffmpeg
+
+    assert main("--eval_only", "--logdir", run, "--episodes", "3", "--video") == 0
+    films = sorted((run / "videos").iterdir())
+    assert [p.name for p in films] == [f"dmc_cartpole_balance-step240-seed0-{i}.mp4" for i in range(3)]
+    contents = []
+    for path in films:
+        frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(path))
+        assert frames == 31 and seconds == pytest.approx(31 / 20, abs=0.1)
+        reader = imageio_ffmpeg.read_frames(str(path))
+        assert next(reader)["size"] == (256, 256)
+        contents.append(next(reader))
+    assert len(set(contents)) == 3  # each episode is another one
+    # a film changes no number
+    assert main("--eval_only", "--logdir", run, "--episodes", "3") == 0
+    assert lines(run)[0] == lines(run)[1]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--logdir", "nowhere"], ["nowhere", "config.yaml"]),
+        (["--episodes", "-1"], ["--episodes"]),
+        (["--episodes", "many"], ["--episodes", "many"]),
+        (["--task", "dmc_walker_walk"], ["dmc_walker_walk", "checkpoint"]),
+        (["--task", "dmc_cartpole_blance"], ["blance", "balance"]),
+        (["--units", "24"], ["latest.pt", "(24", "(16"]),
+        (["--device", "cuda:9"], ["cuda:9"]),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(flags, words, trained, capsys):
+    before = files(trained)
+    assert main("--eval_only", "--logdir", trained, *flags) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1 and all(word in err for word in words), err
+    assert files(trained) == before and not (trained / "eval.jsonl").exists()
+
+
+def test_a_missing_damaged_or_foreign_checkpoint_is_one_line(run, capsys):
+    import reference
+
+    path = run / "latest.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert main("--eval_only", "--logdir", run) == 2 and "damaged" in capsys.readouterr().err
+    shutil.copy(reference.FOLDER / "reference_checkpoint.pt", path)
+    assert main("--eval_only", "--logdir", run) == 2 and "no checkpoint of a run" in capsys.readouterr().err
+    path.unlink()
+    assert main("--eval_only", "--logdir", run) == 2
+    assert "latest.pt is missing" in capsys.readouterr().err
+
+
+def test_flags_of_eval_only_are_refused_in_training(tmp_path, capsys):
+    assert main(*VECTORS, "--video", "--logdir", tmp_path / "run") == 2
+    assert "--eval_only" in capsys.readouterr().err and not (tmp_path / "run").exists()
