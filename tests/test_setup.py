@@ -120,25 +120,28 @@ def test_all_of_the_tests_and_the_style(installed):
     (installed.root / "tests").mkdir(exist_ok=True)
     test = installed.root / "tests" / "test_it.py"
     test.write_text("def test_good():\n    pass\n\n\ndef test_bad():\n    assert False\n")
-    code, out, _ = installed.run("test.sh", cwd="/")
-    assert code == 1 and "1 failed, 1 passed" in out.splitlines()[-1]
-    code, out, _ = installed.run("test.sh", "-k", "good", cwd="/")
-    assert code == 0 and "1 passed, 1 deselected" in out.splitlines()[-1]
+    code, out, _ = installed.run("test.sh", "-k", "bad", cwd="/")
+    assert code == 1 and "1 failed, 1 deselected" in out.splitlines()[-1]
     test.write_text("import os\n")
     code, out, _ = installed.run("test.sh")
     assert code == 1 and "F401" in out and "passed" not in out
 
 
-def test_other_requirements_are_installed(project):
+def test_other_requirements_are_installed_into_the_same_venv(project):
+    """Here one without our stamp, such as the user's own."""
+    (project.root / ".venv" / ".installed").unlink()
+    (project.root / ".venv" / "mine").write_text("mine")
     project.require("2.0")
     code, out, error = project.run("run.sh")
-    assert code == 0 and "version 2.0" in out and "making .venv" not in error
+    assert code == 0, error
+    assert "version 2.0" in out and "making .venv" not in error
+    assert (project.root / ".venv" / "mine").read_text() == "mine"
 
 
 def test_an_interrupted_installation_is_mended(tmp_path):
     """Killed at several moments, with all of its children; then one that goes through."""
     project = Project(tmp_path)
-    for delay in (0.3, 1.5, 4.0):
+    for delay in (0.3, 4.0):
         process = project.start("install_env.sh")
         time.sleep(delay)
         if process.poll() is None:
@@ -149,27 +152,12 @@ def test_an_interrupted_installation_is_mended(tmp_path):
     site = project.root / ".venv" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
     site.mkdir(parents=True, exist_ok=True)
     (site / "tiny.py").write_text("half a fi")  # what a kill within pip leaves
+    for path in (project.root / ".venv" / "bin").glob("python*"):  # and the removal of a system's Python
+        path.unlink()
     code, out, error = project.run("run.sh")
     assert code == 0, error
     assert "making it anew" in error and "version 1.0" in out
     assert not (project.root / ".venv" / ".unfinished").exists()
-
-
-def test_a_venv_that_lost_its_python_is_made_anew(project):
-    for path in (project.root / ".venv" / "bin").glob("python*"):
-        path.unlink()
-    code, out, error = project.run("run.sh")
-    assert code == 0, error
-    assert "version 1.0" in out and "making it anew" in error
-
-
-def test_a_venv_of_the_users_is_filled_and_kept(project):
-    (project.root / ".venv" / ".installed").unlink()
-    (project.root / ".venv" / "mine").write_text("mine")
-    project.require("3.0")
-    code, out, error = project.run("run.sh")
-    assert code == 0, error
-    assert "version 3.0" in out and (project.root / ".venv" / "mine").read_text() == "mine"
 
 
 def test_a_requirement_that_cannot_be_had(project):
