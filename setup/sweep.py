@@ -1,0 +1,522 @@
+"""Starts many runs, tasks × methods × seeds, each in {logdir}/{task}/{method}/seed{N}:
+
+    python setup/sweep.py --tasks dmc_walker_walk dmc_cup_catch --methods hrssm M --seeds 0-4 --configs dmc_vision \\
+        [--executor slurm] [-- flags for dreamer.py]
+
+A method is a named config of configs.yaml, several joined by '+' (`M+continuous`), or `hrssm` for none, merged over
+the groups of --configs. submitit starts the runs: here as processes, --max_parallel at a time, or with --executor slurm
+as one SLURM array. What is finished is skipped, what was stopped, preempted or killed goes on, what failed is tried
+again: when in doubt, give the same command. --status prints where each run stands. Ctrl-C stops local runs in order.
+
+A run's folder also gets stdout.log, stderr.log, and, hidden, what this script has to know: .lock, held while a process
+trains there; .sweep.json, its GPU and exit status; .slurm_job, its last job.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import tools  # noqa: E402
+
+SLURM_DEFAULTS = {"job_name": "hrssm", "time": 24 * 60, "gpus_per_node": 1, "cpus_per_task": 8, "signal_delay_s": 300}
+STATES = ("waiting", "running", "finished", "failed")
+
+
+class SweepError(Exception):
+    """What the user is told, in one line."""
+
+
+# ---------------------------------------------------------------------------------------------------------- the process
+
+
+class Job:
+    """One run as submitit starts it, pickled by value: it uses nothing of this file but itself.
+
+    SIGTERM is passed on to dreamer.py, which saves a checkpoint and ends. `checkpoint` is submitit's hook for SLURM's
+    warning before a time limit or a preemption (SIGUSR2): it does the same, and the job is queued again.
+
+    gpu: what CUDA_VISIBLE_DEVICES will be, None to leave it.
+    """
+
+    def __init__(self, command: list[str], folder: Path, gpu: str | None = None):
+        self.command, self.folder, self.gpu = command, folder, gpu
+        self.pid: int | None = None  # of dreamer.py
+        self.stopping = False
+        self.told = False  # dreamer.py has had its SIGTERM; another one could hit it while it saves
+        self.slurm = False
+
+    def __call__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self.lock()
+        self.record({"gpu": self.gpu})
+        self.slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+        signal.signal(signal.SIGTERM, self.stop)
+        env = dict(os.environ) if self.gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpu}
+        with open(self.folder / "stdout.log", "ab") as out, open(self.folder / "stderr.log", "ab") as err:
+            # The lock goes along, so that it is held for as long as dreamer.py lives, whatever becomes of this process.
+            process = subprocess.Popen(
+                self.command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=[lock],
+                start_new_session=not self.slurm, preexec_fn=self.prepare_signals,
+            )  # fmt: skip
+        self.pid = process.pid
+        if self.stopping:
+            self.tell()
+        # Popen.wait holds a lock that `checkpoint`, called from a signal handler within it, would wait for in vain
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        code = process.wait()
+        self.record({"gpu": self.gpu, "exit": code})
+        if self.slurm and self.stopping:
+            time.sleep(3600)  # SLURM decides between requeue and cancellation: a job that ended by itself it would drop
+        if code:
+            raise RuntimeError(f"dreamer.py ended with {code}: see {self.folder / 'stderr.log'}")
+
+    def lock(self) -> int:
+        """Locks the folder; RuntimeError if another process trains in it. A --status holds the lock for a moment."""
+        lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        for _ in range(50):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except BlockingIOError:
+                time.sleep(0.1)
+        raise RuntimeError(f"another process trains in {self.folder}")
+
+    def record(self, entry: dict) -> None:
+        aside = self.folder / ".sweep.json.tmp"
+        aside.write_text(json.dumps(entry))
+        os.replace(aside, self.folder / ".sweep.json")
+
+    @staticmethod
+    def prepare_signals() -> None:
+        """In dreamer.py, before it starts: SLURM sends its warning to all processes of a job, and it would end them."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def stop(self, *_) -> None:
+        self.stopping = True
+        if self.pid is not None:
+            self.told = self.told or self.slurm  # SLURM sends SIGTERM to all processes of a job by itself
+            self.tell()
+
+    def tell(self) -> None:
+        if not self.told:
+            self.told = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def checkpoint(self):
+        import submitit
+
+        if self.pid is not None:
+            self.tell()
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(Job(self.command, self.folder, self.gpu))
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the grid. steps: environment steps after which it is finished, None if nothing says so yet."""
+
+    task: str
+    method: str
+    seed: int
+    folder: Path
+    steps: int | None
+    command: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.method} seed {self.seed}"
+
+    def locked(self) -> bool:
+        """Whether a process that a sweep started trains in the folder, on this machine or where its locks reach."""
+        try:
+            lock = os.open(self.folder / ".lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+
+    def record(self) -> dict:
+        """What the last process left: its `gpu`, its `exit` status if it came to that."""
+        try:
+            return json.loads((self.folder / ".sweep.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def slurm_job(self) -> str | None:
+        """The id of the last SLURM job."""
+        try:
+            return (self.folder / ".slurm_job").read_text().strip()
+        except OSError:
+            return None
+
+    def progress(self) -> dict:
+        """`step`, `eval_return` (the newest), `age` in seconds, `finished`, from the end of metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        found = {"step": 0, "eval_return": None, "age": None, "finished": False}
+        try:
+            lines, written = path.read_bytes().splitlines(), path.stat().st_mtime
+        except OSError:
+            return found
+        found["age"] = time.time() - written
+        rows = []
+        for line in reversed(lines):
+            try:
+                row = json.loads(line)
+                row["step"] + 0
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a run that writes or was killed
+            rows.append(row)
+            if row.get("eval_return") is not None:
+                found["eval_return"] = row["eval_return"]
+                break
+        if not rows:
+            return found
+        found["step"] = rows[0]["step"]
+        # A run ends with its last updates, a row with their count, and a checkpoint.
+        counted = max((row["step"] for row in rows if "update_count" in row), default=-1)
+        with contextlib.suppress(OSError):
+            saved = (self.folder / "latest.pt").stat().st_mtime >= written
+            found["finished"] = self.steps is not None and saved and counted >= self.steps
+        return found
+
+    def state(self, queue: dict[str, str]) -> str:
+        """One of STATES; `queue` as of `read_queue`. Waiting is what was not begun or can go on."""
+        if self.locked():
+            return "running"
+        job = queue.get(self.slurm_job() or "")
+        if job is not None:
+            return "running" if job in ("RUNNING", "COMPLETING") else "waiting"
+        if self.progress()["finished"]:
+            return "finished"
+        return "failed" if self.record().get("exit") not in (None, 0, -signal.SIGTERM) else "waiting"
+
+
+def read_queue(runs: list[Run]) -> dict[str, str]:
+    """{job id: state} of the user's jobs that SLURM knows now; asks it only if some run was ever given to it."""
+    if not any(run.slurm_job() for run in runs):
+        return {}
+    command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SweepError(f"squeue gave no answer, and runs of this grid may be in SLURM's queue ({error})") from None
+    if answer.returncode:
+        raise SweepError(f"squeue failed, and runs of this grid may be in SLURM's queue: {answer.stderr.strip()[:200]}")
+    return dict(line.split() for line in answer.stdout.splitlines() if line.strip())
+
+
+def find_runs(logdir: Path) -> list[Run]:
+    """Every run of earlier sweeps in `logdir`, finished when it has the steps of its own config.yaml."""
+    runs = []
+    for folder in logdir.glob("*/*/seed*"):
+        if re.fullmatch(r"seed\d+", folder.name) and folder.is_dir():
+            steps = None
+            with contextlib.suppress(tools.ConfigError):
+                steps = tools.read_config(folder / "config.yaml").get("steps")
+            runs.append(Run(folder.parts[-3], folder.parts[-2], int(folder.name[4:]), folder, steps))
+    if not runs:
+        raise SweepError(f"--logdir {logdir}: no run there; expected {{task}}/{{method}}/seed{{N}} folders")
+    return sorted(runs, key=lambda run: (run.task, run.method, run.seed))
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        hint = "; flags for dreamer.py come after --" if "unrecognized" in message else ""
+        raise SweepError(message + hint)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our flags, and those behind `--`."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = Parser(
+        prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", default=[])
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", default=["hrssm"], help="default: hrssm")
+    parser.add_argument("--seeds", nargs="+", metavar="SEED", default=["0"], help="such as 0-4 or 0 3 7; default: 0")
+    parser.add_argument("--configs", nargs="+", metavar="NAME", default=[], help="groups below every method")
+    parser.add_argument("--logdir", default="./log", help="default: ./log")
+    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: local")
+    parser.add_argument("--max_parallel", type=int, help="runs at a time; default: the number of GPUs here, else 1")
+    parser.add_argument(
+        "--slurm", nargs="+", metavar="KEY=VALUE", default=[],
+        help="of sbatch, as submitit names it, such as partition=gpu account=lab mem=32GB time=2880 (minutes); "
+        f"default: {' '.join(f'{k}={v}' for k, v in SLURM_DEFAULTS.items())}",
+    )  # fmt: skip
+    parser.add_argument("--status", action="store_true", help="print a table; without --tasks, of all runs in --logdir")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands that would start")
+    return parser.parse_args(argv[:cut]), argv[cut + 1 :]
+
+
+def parse_seeds(words: list[str]) -> list[int]:
+    """['0-2', '7'] -> [0, 1, 2, 7]."""
+    seeds = []
+    for word in ",".join(words).split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise SweepError(f"--seeds {word}: expected whole numbers and ranges that go up, such as 0-4 or 0 3 7")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
+    """tasks × methods × seeds, in this order, all names checked. Exits with one line, as dreamer.py, for bad flags."""
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name in ("--task", "--seed", "--logdir", "--configs"):
+            instead = name + "s" if name in ("--task", "--seed") else name
+            raise SweepError(f"{name} behind --: the sweep sets it; give {instead} before the --")
+    seeds = parse_seeds(args.seeds)
+    logdir = Path(args.logdir).expanduser().absolute()
+    methods, steps = {}, {}
+    for method in dict.fromkeys(args.methods):
+        if not re.fullmatch(r"[\w.-]+(\+[\w.-]+)*", method):
+            raise SweepError(f"--methods {method}: expected a named config, or several joined by +, or hrssm")
+        groups = [*args.configs, *(name for name in method.split("+") if name != "hrssm")]
+        methods[method] = ["--configs", *groups] if groups else []
+        steps[method] = tools.load_config([*methods[method], *flags]).steps
+
+    import envs  # brings dm_control along, which takes seconds
+
+    runs = []
+    for task in dict.fromkeys(args.tasks):
+        try:
+            envs.reward_to_simsr(task, 1)
+        except ValueError as error:
+            raise SweepError(str(error).replace("--task ", "--tasks ", 1)) from None
+        for method, groups in methods.items():
+            for seed in seeds:
+                folder = logdir / task / method / f"seed{seed}"
+                command = [sys.executable, "-u", str(ROOT / "dreamer.py"), *groups, "--task", task, "--seed", str(seed)]
+                command += ["--logdir", str(folder), *flags]
+                runs.append(Run(task, method, seed, folder, steps[method], tuple(command)))
+    return runs
+
+
+# --------------------------------------------------------------------------------------------------------------- status
+
+
+def ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def last_line(path: Path) -> str:
+    """The last line of text in a log, cut to a table's width."""
+    try:
+        lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "")
+
+
+def status(runs: list[Run]) -> str:
+    """The table: state, environment step, newest eval_return, and the time since the last row of the log."""
+    queue = read_queue(runs)
+    rows = [("task", "method", "seed", "state", "step", "eval_return", "age", "")]
+    for run in runs:
+        state, progress = run.state(queue), run.progress()
+        score = "-" if progress["eval_return"] is None else f"{progress['eval_return']:.1f}"
+        step = f"{progress['step']}/{'?' if run.steps is None else run.steps}"
+        note = ""
+        if state == "failed":
+            note = f"exit {run.record()['exit']}: {last_line(run.folder / 'stderr.log')}"
+        elif run.slurm_job() in queue:
+            note = f"job {run.slurm_job()} {queue[run.slurm_job()]}"
+        rows.append((run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), note))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = (2, 4, 5, 6)
+    lines = [
+        "  ".join(v.rjust(w) if i in right else v.ljust(w) for i, (v, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    counts = Counter(row[3] for row in rows[1:])
+    lines.append(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- starting
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be set to, one GPU each: what it is set to, or else all GPUs here."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
+    try:
+        answer = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(i) for i, _ in enumerate(answer.stdout.splitlines())] if answer.returncode == 0 else []
+
+
+def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel: int | None) -> int:
+    """Trains `todo` in processes here, a GPU each while there are enough. Runs `elsewhere`, of another sweep that still
+    lives or was killed, count among those at work. Returns the exit status."""
+    import submitit
+
+    gpus = visible_gpus()
+    max_parallel = max_parallel or len(gpus) or 1
+    folder = Path(tempfile.mkdtemp(prefix="local-", dir=_submitit_folder(logdir)))
+    executor = submitit.LocalExecutor(folder=folder)
+    executor.update_parameters(timeout_min=60 * 24 * 365)
+    active: dict[Run, tuple[submitit.Job, str | None]] = {}
+    todo, total, failed, lost, told = list(todo), len(todo), 0, False, False
+    with tools.Interrupt() as interrupt:
+        while active or (todo and not interrupt.requested):
+            elsewhere = [run for run in elsewhere if run.locked()]
+            while todo and not interrupt.requested and len(active) + len(elsewhere) < max_parallel:
+                run = todo.pop(0)
+                (run.folder / ".sweep.json").unlink(missing_ok=True)
+                used = Counter([gpu for _, gpu in active.values()] + [run.record().get("gpu") for run in elsewhere])
+                gpu = min(gpus, key=lambda gpu: used[gpu]) if gpus else None
+                # The engine's processes end at a Ctrl-C: it is for this one alone, which ends the runs in order.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    active[run] = executor.submit(Job(list(run.command), run.folder, gpu)), gpu
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                where = "" if gpu is None else f" on GPU {gpu}"
+                print(f"[{total - len(todo)}/{total}] {run}: started{where}, logs in {run.folder}", flush=True)
+            time.sleep(0.2)
+            if interrupt.requested:
+                if not told:
+                    print("stopping: the runs save their checkpoints", flush=True)
+                told = True
+                for job, _ in active.values():  # again and again: a process that is just starting may miss it
+                    if not job.done():
+                        os.kill(int(job.job_id), signal.SIGTERM)  # its id is that of submitit's process beside the run
+            for run in [run for run, (job, _) in active.items() if job.done()]:
+                del active[run]
+                code, progress = run.record().get("exit"), run.progress()
+                if code in (0, -signal.SIGTERM) or (code is None and told):
+                    what = "finished" if progress["finished"] else "stopped"
+                    print(f"{run}: {what} at step {progress['step']}", flush=True)
+                else:
+                    failed, lost = failed + 1, lost or code is None
+                    print(f"{run}: failed (exit {code}): {last_line(run.folder / 'stderr.log')}", flush=True)
+    if lost:
+        print(f"the engine's own logs are in {folder}")
+    else:
+        shutil.rmtree(folder)
+    return 130 if interrupt.requested else int(failed > 0)
+
+
+def run_slurm(todo: list[Run], logdir: Path, max_parallel: int | None, words: list[str]) -> int:
+    """Submits `todo` as an array."""
+    import submitit
+
+    parameters = dict(SLURM_DEFAULTS)
+    known = submitit.SlurmExecutor._valid_parameters()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in known:
+            hint = tools.nearest(key, sorted(known)) or f"; there are {', '.join(sorted(known))}"
+            raise SweepError(f"--slurm {word}: expected KEY=VALUE of submitit's SlurmExecutor{hint}")
+        parameters[key] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    if max_parallel:
+        parameters["array_parallelism"] = max_parallel
+    try:
+        # a time limit that interrupts a run is no reason to give it up
+        executor = submitit.SlurmExecutor(folder=_submitit_folder(logdir), max_num_timeout=10**6)
+        executor.update_parameters(**parameters)
+        for run in todo:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            (run.folder / ".sweep.json").unlink(missing_ok=True)
+        jobs = executor.submit_array([Job(list(run.command), run.folder) for run in todo])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()) or "sbatch failed"
+        raise SweepError(f"--executor slurm: {reason}") from None
+    for run, job in zip(todo, jobs, strict=True):
+        (run.folder / ".slurm_job").write_text(job.job_id)
+        print(f"{run}: job {job.job_id}, logs in {run.folder}")
+    print(f"{len(jobs)} jobs submitted; --status shows them, scancel {jobs[0].job_id.split('_')[0]} ends all")
+    return 0
+
+
+def _submitit_folder(logdir: Path) -> Path:
+    folder = logdir / ".submitit"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def main(argv: list[str]) -> int:
+    args, flags = parse(argv)
+    logdir = Path(args.logdir).expanduser().absolute()
+    if args.max_parallel is not None and args.max_parallel < 1:
+        raise SweepError(f"--max_parallel {args.max_parallel}: expected 1 or more")
+    if args.slurm and args.executor != "slurm":
+        raise SweepError("--slurm sets what --executor slurm asks for: add that, or leave it out")
+    if not args.tasks and not args.status:
+        raise SweepError("--tasks: which? such as --tasks dmc_walker_walk dmc_cup_catch")
+    runs = make_grid(args, flags) if args.tasks else find_runs(logdir)
+    if args.status:
+        print(status(runs))
+        return 0
+
+    queue = read_queue(runs)
+    todo, elsewhere = [], []
+    for run in runs:
+        if run.slurm_job() in queue or run.locked():
+            elsewhere.append(run)
+            print(f"# {run}: {run.state(queue)} already, left alone")
+        elif run.state(queue) == "finished":
+            print(f"# {run}: finished at step {run.progress()['step']}, skipped")
+        else:
+            todo.append(run)
+    if args.dry_run:
+        for run in todo:
+            print(shlex.join(run.command))
+        return 0
+    if not todo:
+        print("nothing is left to start")
+        return 0
+    sys.stdout.flush()
+    if args.executor == "slurm":
+        return run_slurm(todo, logdir, args.max_parallel, args.slurm)
+    code = run_local(todo, elsewhere, logdir, args.max_parallel)
+    print(status(runs))
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except SweepError as error:
+        print(f"sweep.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,323 @@
+"""Grids of real runs: stopped, killed, taken up again; as SLURM jobs; what the table says of them."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tools
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = (
+    "--dyn_hidden 16 --dyn_deter 16 --dyn_stoch 4 --dyn_discrete 4 --units 16 --imag_horizon 4 --encoder.mlp_units 16 "
+    "--batch_size 4 --batch_length 8 --train_ratio 8 --pretrain 1 --prefill 20 --envs 1 --time_limit 40 --device cpu "
+    "--eval_episode_num 1 --eval_every 160 --log_every 80 --checkpoint_every 160 --steps 480"
+).split()
+FOREVER = [*TINY, "--steps", "1000000"]
+
+_spec = importlib.util.spec_from_file_location("sweep", ROOT / "setup" / "sweep.py")
+sweep = sys.modules["sweep"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sweep)
+
+
+def start(logdir: Path, *flags: str, tiny: list[str] = TINY, env: dict | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-u", ROOT / "setup" / "sweep.py", "--configs", "dmc_proprio", "--logdir", logdir]
+    return subprocess.Popen(
+        [*map(str, command), *flags, "--", *tiny], env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(logdir: Path, *flags: str, **kwargs) -> tuple[int, str]:
+    process = start(logdir, *flags, **kwargs)
+    out, err = process.communicate(timeout=300)
+    assert not err, err
+    return process.returncode, out
+
+
+def table(text: str) -> dict[tuple[str, str, str], list[str]]:
+    """{(task, method, seed): the other columns} of a status table in an output."""
+    rows = [line.split() for line in text.splitlines() if line.startswith("dmc_")]
+    return {tuple(row[:3]): row[3:] for row in rows if len(row) > 3 and row[3] in sweep.STATES}
+
+
+def lines(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def trainer(folder: Path) -> int | None:
+    """Process id of the dreamer.py that trains in a folder."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if os.fsencode(ROOT / "dreamer.py") in words and os.fsencode(folder) in words:
+                return int(path.parent.name)
+    return None
+
+
+def wait_until(condition, process: subprocess.Popen | None = None) -> None:
+    deadline = time.time() + 240
+    while not condition():
+        assert time.time() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_grid_stopped_killed_and_finished(tmp_path):
+    tasks = ("dmc_cartpole_balance", "dmc_pendulum_swingup")
+    grid = ["--tasks", *tasks, "--methods", "hrssm", "continuous", "--seeds", "3"]
+    folders = {(task, m): tmp_path / task / m / "seed3" for task in tasks for m in ("hrssm", "continuous")}
+    first, second, third, fourth = folders.values()
+    gpus = {"CUDA_VISIBLE_DEVICES": "5,7"}  # two at a time, one on each; TINY trains on the CPU all the same
+
+    # Ctrl-C half-way, to the whole process group as a terminal sends it
+    process = start(tmp_path, *grid, env=gpus)
+    wait_until(lambda: lines(first) >= 3 and lines(second) >= 3, process)
+    assert {json.loads((f / ".sweep.json").read_text())["gpu"] for f in (first, second)} == {"5", "7"}
+    _, out = run(tmp_path, *grid, "--status")
+    assert [row[0] for row in table(out).values()] == ["running", "running", "waiting", "waiting"]
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and not err
+    steps = []
+    for folder in (first, second):
+        assert (folder / "latest.pt").exists() and not (folder / "stderr.log").read_text().count("Traceback")
+        assert "the same command goes on from there" in (folder / "stdout.log").read_text()
+        steps.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+    assert not third.exists() and not fourth.exists() and trainer(first) is None and trainer(second) is None
+    rows = table(out)
+    assert [row[0] for row in rows.values()] == ["waiting"] * 4
+    assert [row[1] for row in rows.values()] == [*(f"{step}/480" for step in steps), "0/480", "0/480"]
+
+    # A run that is killed fails, the others go on
+    process = start(tmp_path, *grid, env=gpus)
+    wait_until(lambda: lines(third) >= 2, process)
+    os.kill(trainer(third), signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1 and not err
+    assert [row[0] for row in table(out).values()] == ["finished", "finished", "failed", "finished"]
+    assert "exit -9" in out and "3 finished, 1 failed" in out
+    for folder in (first, second):
+        assert "going on at step" in (folder / "stdout.log").read_text()
+    configs = {key: tools.read_config(folder / "config.yaml") for key, folder in folders.items() if folder != third}
+    assert all((c.task, c.seed, c.steps) == (task, 3, 480) for (task, _), c in configs.items())
+    assert [c.dyn_discrete for c in configs.values()] == [4, 4, 4]  # a flag has the last word
+    assert configs[tasks[0], "hrssm"].reward_head == "symlog_disc"
+    assert configs[tasks[0], "continuous"].reward_head == configs[tasks[1], "continuous"].reward_head == "normal"
+
+    # What failed is tried again, and nothing else
+    before = [(f / "metrics.jsonl").stat().st_mtime_ns for f in (first, second, fourth)]
+    code, out = run(tmp_path, *grid)
+    assert code == 0 and out.count("started") == 1 and out.count("skipped") == 3
+    assert [row[0] for row in table(out).values()] == ["finished"] * 4
+    assert all(row[1] == "480/480" and float(row[2]) >= 0 for row in table(out).values())
+    code, out = run(tmp_path, *grid)
+    assert code == 0 and "nothing is left to start" in out and out.count("skipped") == 4
+    assert [(f / "metrics.jsonl").stat().st_mtime_ns for f in (first, second, fourth)] == before
+    assert list((tmp_path / ".submitit").iterdir()) == []
+
+    # More steps are more work; the table of the whole folder needs no grid
+    code, out = run(tmp_path, *grid, "--dry_run", tiny=[*TINY, "--steps", "960"])
+    commands = [line.split() for line in out.splitlines()]
+    assert code == 0 and len(commands) == 4 and commands[1][3:6] == ["--configs", "dmc_proprio", "continuous"]
+    assert all(command[-2:] == ["--steps", "960"] for command in commands)
+    assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
+
+
+def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
+    folder = tmp_path / "dmc_cartpole_balance" / "hrssm" / "seed0"
+    process = start(tmp_path, "--tasks", "dmc_cartpole_balance", tiny=FOREVER)
+    try:
+        wait_until(lambda: lines(folder) >= 1, process)
+        os.killpg(process.pid, signal.SIGKILL)  # the sweep and submitit's processes
+        process.communicate()
+        assert trainer(folder) is not None
+        argv = [
+            "--tasks",
+            "dmc_cartpole_balance",
+            "--configs",
+            "dmc_proprio",
+            "--logdir",
+            str(tmp_path),
+            "--",
+            *FOREVER,
+        ]
+        assert sweep.main(argv) == 0
+        out = capsys.readouterr().out
+        assert "running already, left alone" in out and "nothing is left to start" in out
+    finally:
+        if trainer(folder) is not None:
+            os.kill(trainer(folder), signal.SIGTERM)
+    wait_until(lambda: trainer(folder) is None)
+    assert (folder / "latest.pt").exists()
+    assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
+    assert table(capsys.readouterr().out)["dmc_cartpole_balance", "hrssm", "0"][0] == "waiting"
+
+
+SLURM = {
+    "sbatch": 'cp "$1" "$DESK/$(date +%s%N).sh"; echo "Submitted batch job 12"',
+    "srun": '[ "$1 $2 $4" = "--unbuffered --output --error" ] && exec "${@:6}" >>"$DESK/out" 2>>"$DESK/err"',
+    "squeue": 'cat "$DESK/queue"',
+    "scontrol": 'echo "$@" >>"$DESK/scontrol"',
+}
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A desk at which a test plays the controller: sbatch leaves its file there, squeue says what the test wrote.
+
+    The jobs themselves are started as SLURM starts them, and get its signals, to all their processes.
+    """
+    desk = tmp_path / "desk"
+    desk.mkdir()
+    (desk / "queue").write_text("")
+    for name, script in SLURM.items():
+        (desk / name).write_text(f"#!/bin/bash\n{script}\n")
+        (desk / name).chmod(0o755)
+    monkeypatch.setenv("DESK", str(desk))
+    monkeypatch.setenv("PATH", f"{desk}:{os.environ['PATH']}")
+    return desk
+
+
+def start_job(script: Path, index: int | None = None) -> subprocess.Popen:
+    array = {} if index is None else {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": str(index)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": str(12 + (index or 0)), **array}
+    return subprocess.Popen(["bash", script], env=env, start_new_session=True)
+
+
+def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
+    log = tmp_path / "log"
+    grid = ["--tasks", "dmc_cartpole_balance", "--seeds", "0-1"]
+    engine = ["--executor", "slurm", "--slurm", "partition=lab", "time=90", "gpus_per_node=0", "--max_parallel", "1"]
+    first, second = (log / "dmc_cartpole_balance" / "hrssm" / f"seed{seed}" for seed in (0, 1))
+    code, out = run(log, *grid, *engine)
+    assert code == 0 and "2 jobs submitted" in out
+    script = next(slurm.glob("*.sh"))
+    asked = {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "#SBATCH" in line}
+    assert asked >= {"array=0-1%1", "partition=lab", "time=90", "gpus-per-node=0", "cpus-per-task=8", "signal=USR2@300"}
+
+    # In the queue it is waiting, and given to SLURM only once
+    (slurm / "queue").write_text("12_0 PENDING\n12_1 PENDING\n")
+    _, out = run(log, *grid, "--status")
+    assert [row[0] for row in table(out).values()] == ["waiting", "waiting"] and "job 12_1 PENDING" in out
+    code, out = run(log, *grid, *engine)
+    assert code == 0 and out.count("left alone") == 2 and len(list(slurm.glob("*.sh"))) == 1
+
+    # A preemption: a checkpoint, and back into the queue
+    job = start_job(script, 0)
+    wait_until(lambda: lines(first) >= 3, job)
+    os.killpg(job.pid, signal.SIGUSR2)
+    job.wait(timeout=120)
+    assert (slurm / "scontrol").read_text() == "requeue 12_0\n"
+    assert "the same command goes on" in (first / "stdout.log").read_text() and (first / "latest.pt").exists()
+    assert trainer(first) is None
+    job = start_job(script, 0)
+    assert job.wait(timeout=240) == 0
+    assert "going on at step" in (first / "stdout.log").read_text()
+
+    # One that fails says so, to SLURM too; what is left is submitted
+    (slurm / "queue").write_text("")
+    second.joinpath("config.yaml").write_text("task: dmc_walker_walk\n")
+    assert start_job(script, 1).wait(timeout=120) == 1
+    _, out = run(log, *grid, "--status")
+    assert [row[0] for row in table(out).values()] == ["finished", "failed"]
+    assert "exit 2: dreamer.py: --logdir" in out and "other settings" in out
+    code, out = run(log, *grid, *engine)
+    assert code == 0 and "skipped" in out and "seed 1: job 12," in out
+
+
+@pytest.mark.parametrize(
+    "words, seeds",
+    [(["0-4"], [0, 1, 2, 3, 4]), (["0", "3", "7"], [0, 3, 7]), (["2,0-1", "1"], [2, 0, 1]), (["5-5"], [5])],
+)
+def test_seeds(words, seeds):
+    assert sweep.parse_seeds(words) == seeds
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--seeds", "4-0"], ["--seeds 4-0", "0-4"]),
+        (["--seeds", "-1"], ["seeds"]),
+        (["--seeds", "one"], ["--seeds one"]),
+        (["--methods", "dmc_visoin"], ["dmc_visoin", "dmc_vision"]),
+        (["--methods", "M+continous"], ["continous", "continuous"]),
+        (["--methods", "../M"], ["--methods ../M"]),
+        (["--configs", "dmc_visoin"], ["dmc_visoin", "dmc_vision"]),
+        (["--tasks", "dmc_walkr_walk"], ["--tasks dmc_walkr_walk", "walker"]),
+        (["--tasks", "dmc_walker_walk", "atari_pong"], ["atari_pong", "dmc_"]),
+        (["--max_parallel", "0"], ["--max_parallel 0", "1 or more"]),
+        (["--executor", "pbs"], ["--executor", "slurm"]),
+        (["--executor", "slurm"], ["--executor slurm", "srun"]),
+        (["--slurm", "partition=lab"], ["--executor slurm"]),
+        (["--executor", "slurm", "--slurm", "partitoin=lab"], ["partitoin", "partition"]),
+        (["--batch_size", "8"], ["--batch_size", "after --"]),
+        (["--", "--batch_sise", "8"], ["batch_sise", "batch_size"]),
+        (["--", "--batch_size", "eight"], ["batch_size", "eight"]),
+        (["--", "--seed", "8"], ["--seed behind --", "--seeds"]),
+        (["--", "--logdir=elsewhere"], ["--logdir behind --"]),
+    ],
+)
+def test_bad_input_is_one_line(flags, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM
+    if "--tasks" not in flags:
+        flags = ["--tasks", "dmc_walker_walk", *flags]
+    try:
+        sweep.main(["--logdir", str(tmp_path / "log"), *flags])
+        raise AssertionError("it started")
+    except sweep.SweepError as error:
+        told = str(error)
+    except SystemExit as stop:
+        assert stop.code == 2
+        told = capsys.readouterr().err
+    assert len(told.strip().splitlines()) == 1, told
+    for word in words:
+        assert word in told
+    assert not list(tmp_path.rglob("seed*"))
+
+
+def test_nothing_to_show_is_told(tmp_path):
+    with pytest.raises(sweep.SweepError, match="no run there"):
+        sweep.main(["--status", "--logdir", str(tmp_path)])
+    with pytest.raises(sweep.SweepError, match="--tasks"):
+        sweep.main(["--logdir", str(tmp_path)])
+
+
+def test_finished_is_the_last_row_and_a_checkpoint_after_it(tmp_path):
+    run = sweep.Run("task", "method", 0, tmp_path, 1000)
+    log, checkpoint = tmp_path / "metrics.jsonl", tmp_path / "latest.pt"
+
+    def finished(rows: str, saved: float) -> bool:
+        log.write_text(rows)
+        checkpoint.write_bytes(b"")
+        os.utime(checkpoint, (saved, log.stat().st_mtime + saved))
+        return run.progress()["finished"]
+
+    assert not run.progress()["finished"]
+    last = '{"step": 1000, "eval_return": 7.5}\n{"step": 1000, "update_count": 40}\n'
+    assert finished(last, 1)
+    assert run.progress() | {"age": 0} == {"step": 1000, "eval_return": 7.5, "age": 0, "finished": True}
+    assert not finished(last, -1)  # killed before the checkpoint of the last updates
+    assert not finished('{"step": 900, "update_count": 39}\n{"step": 1000, "eval_return": 7.5}\n', 1)
+    assert not finished('{"step": 900, "eval_return": 6}\n{"step": 900, "update_count": 39}\n', 1)
+    assert not finished(last.rstrip("\n}"), 1)  # a half line
+    checkpoint.unlink()
+    assert not run.progress()["finished"]
+
+
+def test_the_gpus_are_those_that_are_visible(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-0a1b")
+    assert sweep.visible_gpus() == ["2", "GPU-0a1b"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweep.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")  # no nvidia-smi
+    assert sweep.visible_gpus() == []
