@@ -36,7 +36,12 @@ def draw_class(probs: Tensor) -> Tensor:
         (...) int64 class indices. One uniform number is drawn for each distribution, from the global generator.
     """
     u = torch.rand(probs.shape[:-1], device=probs.device, dtype=probs.dtype)
-    return (probs.cumsum(-1) <= u.unsqueeze(-1)).sum(-1).clamp_(max=probs.shape[-1] - 1)
+    if probs.is_cuda:  # where cumsum gives other last digits at each call
+        classes = probs.shape[-1]
+        cumulated = probs @ torch.ones(classes, classes, device=probs.device, dtype=probs.dtype).triu()
+    else:
+        cumulated = probs.cumsum(-1)
+    return (cumulated <= u.unsqueeze(-1)).sum(-1).clamp_(max=probs.shape[-1] - 1)
 
 
 def draw_normal(like: Tensor) -> Tensor:
@@ -236,8 +241,10 @@ class TwoHotSymlog:
         below = (torch.bucketize(x.detach(), self.buckets, right=True) - 1).clamp_(0, BUCKETS - 2)
         left, right = self.buckets[below], self.buckets[below + 1]
         share = (x - left) / (right - left)
-        picked = (1 - share) * self.logits.gather(-1, below) + share * self.logits.gather(-1, below + 1)
-        return picked.squeeze(-1) - torch.logsumexp(self.logits, -1)
+        # (..., 255): a product with a two-hot vector, as the gradient of a gather is not repeatable on a GPU
+        index = torch.arange(BUCKETS, device=x.device)
+        target = torch.where(index == below, 1 - share, torch.where(index == below + 1, share, 0.0))
+        return (target * self.logits).sum(-1) - torch.logsumexp(self.logits, -1)
 
 
 class Bernoulli:
