@@ -1,0 +1,122 @@
+"""Times one update of the agent: world model, imagination, actor, critic, their optimiser steps and EMA moves.
+
+    python tests/benchmarks/update.py [--device cpu] [--precision 32 16] [--repeats 5] [--profile] [--SETTING VALUE ...]
+
+Walker frames from a real replay, batch 16×64, 6 actions by default; other flags are settings of dreamer.py. Prints for
+each precision the median, updates/s, achieved FLOP/s and their share of what a plain matrix product of the same type
+reaches in the same run; on a GPU the peak memory too. --profile adds the operations that take longest.
+"""
+
+import argparse
+import functools
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import tools
+
+tools.tune_allocator()
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+import dreamer
+import envs
+from replay import Replay
+
+TASK = "dmc_walker_walk"
+
+
+def walker_batch(config: tools.Config, device: torch.device) -> dict[str, torch.Tensor]:
+    """Sequences of a random policy on the walker, through the replay."""
+    env = envs.make(TASK, seed=0, size=tuple(config.size), time_limit=2 * config.batch_length * config.action_repeat)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        replay = Replay(folder, 10**6)
+        for episode in range(4):
+            obs, action, reward, done = env.reset(), np.zeros(env.action_space.shape, np.float32), 0.0, False
+            while True:
+                row = {k: obs[k] for k in ("image", "is_first", "is_terminal")}
+                replay.add(0, {**row, "action": action, "reward": np.float32(reward)}, episode, done)
+                if done:
+                    break
+                action = rng.uniform(-1, 1, action.shape).astype(np.float32)
+                obs, reward, done, _ = env.step({"action": action})
+        batch = replay.gather(replay.draw(rng, config.batch_size, config.batch_length))
+    env.close()
+    return {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
+
+
+def median_seconds(run, repeats: int, device: torch.device) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a plain matrix product."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    torch.mm(a, b)
+    return 2 * n**3 / median_seconds(lambda: torch.mm(a, b), 7, device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", nargs="+", type=int, default=[32, 16], choices=[32, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="time by operation")
+    args, settings = parser.parse_known_args()
+    device = tools.pick_device(args.device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {tools.tune_matmul(device)}")
+    gpu = device.type == "cuda"
+    print("| mode | median ms | updates/s | TFLOP | TFLOP/s | of a matrix product |" + " MiB |" * gpu)
+    print("|---|---|---|---|---|---|" + "---|" * gpu)
+    for precision in args.precision:
+        flags = ["--configs", "dmc_vision", "--task", TASK, "--device", str(device), "--precision", str(precision)]
+        config = tools.load_config([*flags, *settings])
+        tools.seed_everything(0, config.deterministic_run)
+        batch = walker_batch(config, device)
+        shapes = {"image": tuple(batch["image"].shape[2:])}
+        agent = dreamer.Dreamer(config, shapes, batch["action"].shape[-1])
+        with FlopCounterMode(display=False) as counter:
+            agent.update(batch)
+        flops = counter.get_total_flops()
+        update = functools.partial(agent.update, batch)
+        for _ in range(2):
+            update()
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = median_seconds(update, args.repeats, device)
+        ceiling = matmul_flops(torch.bfloat16 if precision == 16 else torch.float32, device)
+        line = f"| eager, {'bfloat16' if precision == 16 else 'float32'} | {seconds * 1e3:.0f} | {1 / seconds:.2f} "
+        line += f"| {flops / 1e12:.2f} | {flops / seconds / 1e12:.3f} | {flops / seconds / ceiling:.0%} |"
+        if gpu:
+            line += f" {torch.cuda.max_memory_allocated() / 2**20:.0f} |"
+        print(line, flush=True)
+        if args.profile:
+            parts(agent, batch, device)
+
+
+def parts(agent: dreamer.Dreamer, batch: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Prints the operations that take longest, forward and backward."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as trace:
+        agent.update(batch)
+    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print(trace.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=40))
+
+
+if __name__ == "__main__":
+    main()
