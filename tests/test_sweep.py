@@ -17,27 +17,44 @@ import tools
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
     "--dyn_hidden 16 --dyn_deter 16 --dyn_stoch 4 --dyn_discrete 4 --units 16 --imag_horizon 4 --encoder.mlp_units 16 "
-    "--batch_size 4 --batch_length 8 --train_ratio 8 --pretrain 1 --prefill 20 --envs 1 --time_limit 40 --device cpu "
-    "--eval_episode_num 1 --eval_every 160 --log_every 80 --checkpoint_every 160 --steps 480"
+    "--batch_size 4 --batch_length 8 --train_ratio 4 --pretrain 1 --prefill 20 --envs 1 --time_limit 40 --device cpu "
+    "--eval_episode_num 1 --eval_every 1000000 --log_every 80 --checkpoint_every 160 --steps 480"
 ).split()
 FOREVER = [*TINY, "--steps", "1000000"]
+
+STARTED: list[subprocess.Popen] = []
 
 _spec = importlib.util.spec_from_file_location("sweep", ROOT / "setup" / "sweep.py")
 sweep = sys.modules["sweep"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sweep)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)  # a sweep ends its runs
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    STARTED.clear()
+
+
 def start(logdir: Path, *flags: str, tiny: list[str] = TINY, env: dict | None = None) -> subprocess.Popen:
     command = [sys.executable, "-u", ROOT / "setup" / "sweep.py", "--configs", "dmc_proprio", "--logdir", logdir]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*map(str, command), *flags, "--", *tiny], env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def run(logdir: Path, *flags: str, **kwargs) -> tuple[int, str]:
     process = start(logdir, *flags, **kwargs)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=500)
     assert not err, err
     return process.returncode, out
 
@@ -64,14 +81,14 @@ def trainer(folder: Path) -> int | None:
 
 
 def wait_until(condition, process: subprocess.Popen | None = None) -> None:
-    deadline = time.time() + 240
+    deadline = time.time() + 500
     while not condition():
         assert time.time() < deadline
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.05)
 
 
-def test_a_grid_stopped_killed_and_finished(tmp_path):
+def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     tasks = ("dmc_cartpole_balance", "dmc_pendulum_swingup")
     grid = ["--tasks", *tasks, "--methods", "hrssm", "continuous", "--seeds", "3"]
     folders = {(task, m): tmp_path / task / m / "seed3" for task in tasks for m in ("hrssm", "continuous")}
@@ -79,13 +96,13 @@ def test_a_grid_stopped_killed_and_finished(tmp_path):
     gpus = {"CUDA_VISIBLE_DEVICES": "5,7"}  # two at a time, one on each; TINY trains on the CPU all the same
 
     # Ctrl-C half-way, to the whole process group as a terminal sends it
-    process = start(tmp_path, *grid, env=gpus)
-    wait_until(lambda: lines(first) >= 3 and lines(second) >= 3, process)
+    process = start(tmp_path, *grid, tiny=FOREVER, env=gpus)
+    wait_until(lambda: lines(first) and lines(second), process)
     assert {json.loads((f / ".sweep.json").read_text())["gpu"] for f in (first, second)} == {"5", "7"}
-    _, out = run(tmp_path, *grid, "--status")
-    assert [row[0] for row in table(out).values()] == ["running", "running", "waiting", "waiting"]
+    assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
+    assert [row[0] for row in table(capsys.readouterr().out).values()] == ["running", "running"]
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 130 and not err
     steps = []
     for folder in (first, second):
@@ -95,41 +112,44 @@ def test_a_grid_stopped_killed_and_finished(tmp_path):
     assert not third.exists() and not fourth.exists() and trainer(first) is None and trainer(second) is None
     rows = table(out)
     assert [row[0] for row in rows.values()] == ["waiting"] * 4
-    assert [row[1] for row in rows.values()] == [*(f"{step}/480" for step in steps), "0/480", "0/480"]
+    assert [row[1] for row in rows.values()] == [*(f"{step}/1000000" for step in steps), "0/1000000", "0/1000000"]
 
     # A run that is killed fails, the others go on
-    process = start(tmp_path, *grid, env=gpus)
-    wait_until(lambda: lines(third) >= 2, process)
+    total = 40 * (max(steps) // 40 + 6)
+    tiny = [*TINY, "--steps", str(total)]
+    process = start(tmp_path, *grid, tiny=tiny, env=gpus)
+    wait_until(lambda: lines(third), process)
     os.kill(trainer(third), signal.SIGKILL)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 1 and not err
     assert [row[0] for row in table(out).values()] == ["finished", "finished", "failed", "finished"]
     assert "exit -9" in out and "3 finished, 1 failed" in out
     for folder in (first, second):
         assert "going on at step" in (folder / "stdout.log").read_text()
     configs = {key: tools.read_config(folder / "config.yaml") for key, folder in folders.items() if folder != third}
-    assert all((c.task, c.seed, c.steps) == (task, 3, 480) for (task, _), c in configs.items())
+    assert all((c.task, c.seed, c.steps) == (task, 3, total) for (task, _), c in configs.items())
     assert [c.dyn_discrete for c in configs.values()] == [4, 4, 4]  # a flag has the last word
     assert configs[tasks[0], "hrssm"].reward_head == "symlog_disc"
     assert configs[tasks[0], "continuous"].reward_head == configs[tasks[1], "continuous"].reward_head == "normal"
 
     # What failed is tried again, and nothing else
     before = [(f / "metrics.jsonl").stat().st_mtime_ns for f in (first, second, fourth)]
-    code, out = run(tmp_path, *grid)
+    code, out = run(tmp_path, *grid, tiny=tiny)
     assert code == 0 and out.count("started") == 1 and out.count("skipped") == 3
     assert [row[0] for row in table(out).values()] == ["finished"] * 4
-    assert all(row[1] == "480/480" and float(row[2]) >= 0 for row in table(out).values())
-    code, out = run(tmp_path, *grid)
+    assert all(row[1] == f"{total}/{total}" and float(row[2]) >= 0 for row in table(out).values())
+    code, out = run(tmp_path, *grid, tiny=tiny)
     assert code == 0 and "nothing is left to start" in out and out.count("skipped") == 4
     assert [(f / "metrics.jsonl").stat().st_mtime_ns for f in (first, second, fourth)] == before
     assert list((tmp_path / ".submitit").iterdir()) == []
 
     # More steps are more work; the table of the whole folder needs no grid
-    code, out = run(tmp_path, *grid, "--dry_run", tiny=[*TINY, "--steps", "960"])
+    code, out = run(tmp_path, *grid, "--dry_run", tiny=FOREVER)
     commands = [line.split() for line in out.splitlines()]
     assert code == 0 and len(commands) == 4 and commands[1][3:6] == ["--configs", "dmc_proprio", "continuous"]
-    assert all(command[-2:] == ["--steps", "960"] for command in commands)
+    assert all(command[-2:] == ["--steps", "1000000"] for command in commands)
     assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
+    assert "4 finished" in capsys.readouterr().out
 
 
 def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
@@ -140,23 +160,15 @@ def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
         os.killpg(process.pid, signal.SIGKILL)  # the sweep and submitit's processes
         process.communicate()
         assert trainer(folder) is not None
-        argv = [
-            "--tasks",
-            "dmc_cartpole_balance",
-            "--configs",
-            "dmc_proprio",
-            "--logdir",
-            str(tmp_path),
-            "--",
-            *FOREVER,
-        ]
-        assert sweep.main(argv) == 0
+        argv = ["--tasks", "dmc_cartpole_balance", "--configs", "dmc_proprio", "--logdir", str(tmp_path)]
+        assert sweep.main([*argv, "--", *FOREVER]) == 0
         out = capsys.readouterr().out
         assert "running already, left alone" in out and "nothing is left to start" in out
     finally:
         if trainer(folder) is not None:
             os.kill(trainer(folder), signal.SIGTERM)
-    wait_until(lambda: trainer(folder) is None)
+    orphan = sweep.Run("dmc_cartpole_balance", "hrssm", 0, folder, None)
+    wait_until(lambda: not orphan.locked())
     assert (folder / "latest.pt").exists()
     assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
     assert table(capsys.readouterr().out)["dmc_cartpole_balance", "hrssm", "0"][0] == "waiting"
@@ -190,7 +202,8 @@ def slurm(tmp_path, monkeypatch):
 def start_job(script: Path, index: int | None = None) -> subprocess.Popen:
     array = {} if index is None else {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": str(index)}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": str(12 + (index or 0)), **array}
-    return subprocess.Popen(["bash", script], env=env, start_new_session=True)
+    STARTED.append(subprocess.Popen(["bash", script], env=env, start_new_session=True))
+    return STARTED[-1]
 
 
 def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
@@ -213,20 +226,20 @@ def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
 
     # A preemption: a checkpoint, and back into the queue
     job = start_job(script, 0)
-    wait_until(lambda: lines(first) >= 3, job)
+    wait_until(lambda: lines(first), job)
     os.killpg(job.pid, signal.SIGUSR2)
-    job.wait(timeout=120)
+    job.wait(timeout=500)
     assert (slurm / "scontrol").read_text() == "requeue 12_0\n"
     assert "the same command goes on" in (first / "stdout.log").read_text() and (first / "latest.pt").exists()
     assert trainer(first) is None
     job = start_job(script, 0)
-    assert job.wait(timeout=240) == 0
+    assert job.wait(timeout=500) == 0
     assert "going on at step" in (first / "stdout.log").read_text()
 
     # One that fails says so, to SLURM too; what is left is submitted
     (slurm / "queue").write_text("")
     second.joinpath("config.yaml").write_text("task: dmc_walker_walk\n")
-    assert start_job(script, 1).wait(timeout=120) == 1
+    assert start_job(script, 1).wait(timeout=500) == 1
     _, out = run(log, *grid, "--status")
     assert [row[0] for row in table(out).values()] == ["finished", "failed"]
     assert "exit 2: dreamer.py: --logdir" in out and "other settings" in out
