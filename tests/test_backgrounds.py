@@ -204,7 +204,7 @@ def long_video(tmp_path) -> Path:
 
 def test_four_processes_that_start_together_decode_once(long_video, tmp_path):
     processes = [start(LOAD, long_video, tmp_path / "cache") for _ in range(4)]
-    results = [process.communicate(timeout=120) for process in processes]
+    results = [process.communicate(timeout=900) for process in processes]
     assert all(process.returncode == 0 for process in processes), results
     assert all(err == "" for _, err in results)  # no progress bar where there is no terminal
     assert len({out for out, _ in results}) == 1, results  # one file (inode), never replaced; the same frames
@@ -219,7 +219,7 @@ def test_a_process_killed_while_it_decodes_leaves_the_next_one_a_clean_start(lon
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    out, err = start(LOAD, long_video, tmp_path / "cache").communicate(timeout=120)
+    out, err = start(LOAD, long_video, tmp_path / "cache").communicate(timeout=900)
     assert out.startswith("1000 "), err
 
 
@@ -245,7 +245,7 @@ sys.stdin.readline()
 
 def test_four_envs_hold_one_copy(long_video, tmp_path):
     """Proportional set size: a page that n processes map counts 1/n in each of them."""
-    assert start(LOAD, long_video, tmp_path / "cache").wait(timeout=120) == 0
+    assert start(LOAD, long_video, tmp_path / "cache").wait(timeout=900) == 0
     processes = [start(SHARE, long_video, tmp_path) for _ in range(4)]
 
     def tell_all():
@@ -260,7 +260,7 @@ def test_four_envs_hold_one_copy(long_video, tmp_path):
         tell_all()
     finally:
         for process in processes:
-            process.communicate(timeout=60)
+            process.communicate(timeout=900)
     assert (size == 1000 * 64 * 64 // 1024).all()
     assert (rss >= size).all()  # each of them sees all frames
     assert pss.sum() <= 1.05 * size[0], (pss, rss, size)  # and together they hold them once
@@ -271,7 +271,7 @@ def test_progress_bar_on_a_terminal(videos, tmp_path):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = start(LOAD, f"{videos}/*.mp4", tmp_path / "cache", stderr=end)
     os.close(end)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=900)
     shown = os.read(terminal, 10000).decode()
     os.close(terminal)
     assert out.startswith("18 ") and "decoding backgrounds" in shown and "18/18" in shown

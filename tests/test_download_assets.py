@@ -131,7 +131,7 @@ class Dmcgb:
 
     def run(self):
         process = self.start()
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=900)
         assert "Traceback" not in error
         return process.returncode, out + error
 
@@ -261,7 +261,7 @@ def test_ctrl_c_says_how_to_go_on(dmcgb):
     while dmcgb.server.sent == 0:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=900)
     assert process.returncode == 1 and "the same command goes on" in said and "Traceback" not in said
 
 
@@ -272,7 +272,7 @@ def test_two_downloads_into_one_folder(dmcgb):
         time.sleep(0.01)
     code, said = dmcgb.run()
     assert code == 1 and "another download into it is running" in said
-    first.communicate(timeout=30)
+    first.communicate(timeout=900)
     assert first.returncode == 0 and dmcgb.on_disk() == dmcgb.files
 
 

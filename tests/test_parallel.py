@@ -253,7 +253,7 @@ def test_a_constructor_that_does_not_unpickle():
     with pytest.raises(Exception, match="Local"):
         EnvGroup([Local], True)
     code = "from envs.parallel import EnvGroup\ndef make(): pass\nEnvGroup([make], True)"  # make is in __main__
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert run.returncode == 1 and "env 0 raised AttributeError" in run.stderr and "make" in run.stderr
 
 

@@ -66,7 +66,7 @@ class Project:
 
     def run(self, script, *flags, **settings):
         process = self.start(script, *flags, **settings)
-        out, error = process.communicate(timeout=300)
+        out, error = process.communicate(timeout=900)
         return process.returncode, out, error
 
 
@@ -75,7 +75,7 @@ def installed(tmp_path_factory):
     """A project whose installation two runs asked for at once."""
     project = Project(tmp_path_factory.mktemp("setup"))
     processes = [project.start("run.sh", "--task", f"a {i}", cwd="/") for i in range(2)]
-    answers = [process.communicate(timeout=300) for process in processes]
+    answers = [process.communicate(timeout=900) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     assert sum("making .venv" in error and "done: " in error for _, error in answers) == 1
     for i, (out, _) in enumerate(answers):

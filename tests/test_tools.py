@@ -448,7 +448,7 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
         [sys.executable, "-c", code], stderr=secondary, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
     )  # fmt: skip
-    out, _ = done.communicate(timeout=100)
+    out, _ = done.communicate(timeout=900)
     os.close(secondary)
     shown = b""
     while True:
