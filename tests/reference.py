@@ -50,7 +50,7 @@ def config() -> tools.Config:
 
 def agent() -> "dreamer.Dreamer":
     """An agent with the checkpoint's weights. Every tensor of the checkpoint fits and every parameter is in it."""
-    made = dreamer.Dreamer(config(), shapes={"image": (64, 64, 3)}, actions=sizes()["A"])
+    made = dreamer.Dreamer(config(), shapes={"image": load("batch")["image"].shape[2:]}, actions=sizes()["A"])
     report = dreamer.import_checkpoint(made, FOLDER / "reference_checkpoint.pt")
     assert not report, report
     return made
