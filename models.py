@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import distributions as dists
 import networks
 import tools
 
@@ -161,6 +162,20 @@ def kl_loss(post, prior, free: float, dyn_scale: float, rep_scale: float) -> tup
     return dyn_scale * dyn + rep_scale * rep, dyn, rep, value
 
 
+def reconstruction_loss(predicted: dict[str, Tensor], data: dict[str, Tensor]) -> Tensor:
+    """Squared error of a decoder, summed over each observation (DreamerV3's `mse` and `symlog_mse`) → (B, T).
+
+    Args:
+        predicted: images, and vectors as their symlog, (B, T, ...).
+        data: a preprocessed batch.
+    """
+    errors = []
+    for key, value in predicted.items():
+        target = data[key] if data[key].ndim > 3 else dists.symlog(data[key])
+        errors.append(((value - target) ** 2).flatten(2).sum(-1) if value.ndim > 2 else (value - target) ** 2)
+    return sum(errors)
+
+
 def latent_reconstruction_loss(online: Tensor, target: Tensor) -> Tensor:
     """Squared distance of unit vectors (`mbr`, section 3.2 of the paper): (..., P), (..., P) → (...)."""
     online, target = unit(online, 1e-3), unit(target.detach(), 1e-3)
@@ -245,9 +260,19 @@ class WorldModel(nn.Module):
             }
         )
         for name in config.grad_heads:
-            if name not in self.heads:
-                raise ValueError(f"grad_heads names {name!r}; heads are {', '.join(self.heads)}")
+            if name not in (*self.heads, "decoder"):
+                raise ValueError(f"grad_heads names {name!r}; heads are {', '.join(self.heads)}, decoder")
         trained = list(self.parameters())
+        self.decoder = self.probe_opt = None
+        if "decoder" in config.grad_heads or config.probe_decoder:
+            with torch.random.fork_rng([]):  # no other network starts differently for it
+                self.decoder = networks.Decoder(feat, self.encoder, shapes, config.encoder, dtype)
+        if "decoder" in config.grad_heads:
+            trained += self.decoder.parameters()
+        elif config.probe_decoder:
+            self.probe_opt = tools.Optimizer(
+                self.decoder.parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
+            )
         if config.hybrid:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
             self.target_dynamics = copy.deepcopy(self.dynamics).requires_grad_(False)
@@ -265,22 +290,25 @@ class WorldModel(nn.Module):
     def loss(self, data: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, dict[str, networks.State], Metrics]:
         """The world-model objective (ALGORITHM section 3).
 
+        Without `hybrid` there is no target branch: the latent reconstruction, which compares the two, falls away, and
+        the bisimulation measures the branch's states against themselves, without gradient.
+
         Args:
             data: a preprocessed batch, (B, T, ...).
             mask: (T, H, W), 1 is hidden.
 
         Returns:
-            The total loss; the states of both branches (post, prior, target_post, target_prior) and the embedding
-            (embed) that the start of imagination was inferred from; metrics.
+            The total loss; the states of both branches (post, prior, target_post, target_prior), the features of post
+            (feat) and the embedding (embed) that the start of imagination was inferred from; metrics.
         """
         c = self.config
         action, is_first = data["action"], data["is_first"]
         # Masked branch. (B, T, E)
         embed = self.encoder(self.hide(data, mask))
         post, prior = self.dynamics.observe(embed, action, is_first)
-        states = {"post": post, "prior": prior}
         # (B, T, F)
         feat = self.dynamics.feat(post)
+        states = {"post": post, "prior": prior, "feat": feat}
         if c.hybrid:
             with torch.no_grad():
                 embed = self.target_encoder(data)
@@ -303,14 +331,22 @@ class WorldModel(nn.Module):
                 target = self.target_dynamics.project(self.target_dynamics.feat(states["target_post"]))
             losses["mbr"] = latent_reconstruction_loss(online, target).mean()
             total = total + c.mbr_scale * losses["mbr"]
+        if "decoder" in c.grad_heads:
+            losses["decoder"] = reconstruction_loss(self.decoder(feat), data).mean()
+            total = total + c.decoder_scale * losses["decoder"]
         metrics = {}
-        if c.hybrid and c.simsr_scale:
+        if c.simsr_scale:
             reward = data["reward"][:, :-1] * self.reward_to_simsr
+            ahead = self.dynamics.feat(prior)
+            if c.hybrid:
+                target, target_ahead = (self.dynamics.feat(states[k]) for k in ("target_post", "target_prior"))
+            else:
+                target, target_ahead = feat.detach(), ahead
             losses["simsr"] = bisimulation_loss(
                 feat[:, :-1].flatten(0, 1),
-                self.dynamics.feat(states["target_post"])[:, :-1].flatten(0, 1),
-                self.dynamics.feat(prior)[:, 1:].flatten(0, 1),
-                self.dynamics.feat(states["target_prior"])[:, 1:].flatten(0, 1),
+                target[:, :-1].flatten(0, 1),
+                ahead[:, 1:].flatten(0, 1),
+                target_ahead[:, 1:].flatten(0, 1),
                 reward.flatten(),
                 c.simsr_discount,
             )
@@ -337,6 +373,33 @@ class WorldModel(nn.Module):
             out[key] = augment(out[key], tuple(self.config.augmentation), self.config.aug_prob)
         return out
 
+    @torch.no_grad()
+    def picture(self, batch: dict[str, Tensor], context: int = 5) -> Tensor:
+        """What the decoder shows of replay rows (B, T, ...): truth, reconstruction, open-loop prediction as rows.
+
+        The three rows of whole images come first, then, where there are masks, the three of masked ones. An open-loop
+        prediction sees `context` steps and goes on from there with the recorded actions alone.
+
+        Returns:
+            (T, rows·H, B·W, 3) uint8, the sequences side by side.
+        """
+        data, key = preprocess(batch), self.encoder.cnn_keys[0]
+        mask = self.draw_mask(data)
+        rows = []
+        for seen in [data] if mask is None else [data, self.hide(data, mask)]:
+            post, _ = self.dynamics.observe(self.encoder(seen), data["action"], data["is_first"])
+            # (B, T, H, W, 3)
+            reconstruction = self.decoder(self.dynamics.feat(post))[key]
+            state, feats = {k: v[:, context - 1] for k, v in post.items()}, []
+            for t in range(context, data["action"].shape[1]):
+                state = self.dynamics.predict(state, data["action"][:, t])
+                feats.append(self.dynamics.feat(state))
+            prediction = self.decoder(torch.stack(feats, 1))[key]
+            rows += [seen[key], reconstruction, torch.cat([reconstruction[:, :context], prediction], 1)]
+        # (B, T, rows·H, W, 3) to (T, rows·H, B·W, 3)
+        frames = torch.cat(list(torch.cat(rows, 2)), 2)
+        return ((frames + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+
     def update(self, batch: dict[str, Tensor]) -> tuple[networks.State, Tensor, Metrics]:
         """One optimiser step on a batch of replay rows, (B, T, ...), and the moves of the EMA copies.
 
@@ -346,6 +409,9 @@ class WorldModel(nn.Module):
         data = preprocess(batch)
         total, states, metrics = self.loss(data, self.draw_mask(data))
         metrics["model_grad_norm"] = self.opt.step(total)
+        if self.probe_opt is not None:
+            probe_loss = reconstruction_loss(self.decoder(states["feat"].detach()), data).mean()
+            metrics.update(probe_loss=probe_loss.detach(), probe_grad_norm=self.probe_opt.step(probe_loss))
         if self.config.hybrid:
             tools.ema(self.target_encoder, self.encoder, self.config.encoder_tau)
             tools.ema(self.target_dynamics, self.dynamics, self.config.dynamics_tau)
@@ -380,7 +446,8 @@ class ImagBehavior(nn.Module):
         self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype)
         if config.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
-        self.register_buffer("return_ema", torch.zeros(2))  # 5th and 95th percentile
+        self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
+        self.register_buffer("return_ema", torch.zeros(2))  # of the returns at these levels
         eps, decay = config.ac_opt_eps, config.weight_decay
         self.actor_opt = tools.Optimizer(
             self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay
@@ -458,8 +525,7 @@ class ImagBehavior(nn.Module):
         """Moves the EMA of the returns' 5th and 95th percentile; returns (offset, scale)."""
         if not self.config.reward_EMA:
             return 0.0, 1.0
-        levels = torch.tensor([0.05, 0.95], device=target.device)
-        quantiles = torch.quantile(target.detach().flatten(), levels)
+        quantiles = torch.quantile(target.detach().flatten(), self.return_levels)
         self.return_ema.lerp_(quantiles, 0.01)
         return self.return_ema[0].clone(), (self.return_ema[1] - self.return_ema[0]).clamp_min(1)
 

@@ -38,9 +38,10 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def init_output(layer: nn.Linear, scale: float) -> None:
-    """Uniform weights of a head's output layer; scale 0 makes it output 0."""
-    limit = math.sqrt(3 * scale * 2 / (layer.in_features + layer.out_features))
+def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
+    """Uniform weights of an output layer; scale 0 makes it output 0."""
+    inputs, outputs, *area = layer.weight.shape
+    limit = math.sqrt(3 * scale * 2 / (math.prod(area) * (inputs + outputs)))
     nn.init.uniform_(layer.weight, -limit, limit)
     nn.init.zeros_(layer.bias)
 
@@ -248,6 +249,75 @@ class Encoder(nn.Module):
             vector = torch.cat([obs[k].reshape(*lead, -1) for k in self.mlp_keys], -1)
             parts.append(self.mlp(dists.symlog(vector) if self.symlog_inputs else vector))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class ConvDecoder(nn.Module):
+    """The encoder's mirror image: features (..., F) → images (..., H, W, C), meant to lie in [-0.5, 0.5]."""
+
+    def __init__(
+        self, inputs: int, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int, dtype=torch.float32
+    ):
+        super().__init__()
+        height, _, channels = shape
+        depths = [depth * 2**i for i in reversed(range(count_stages(height, minres)))]
+        self.start = nn.Linear(inputs, depths[0] * minres * minres)
+        odd = kernel_size % 2  # each convolution doubles the resolution
+        settings = {"stride": 2, "padding": (kernel_size - 2 + odd) // 2, "output_padding": odd}
+        self.convs = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, kernel_size, bias=False, **settings) for a, b in itertools.pairwise(depths)
+        )
+        self.norms = nn.ModuleList(NormSiLU(d) for d in depths[1:])
+        self.out = nn.ConvTranspose2d(depths[-1], channels, kernel_size, **settings)
+        self.minres, self.dtype = minres, dtype
+        self.apply(init_weights)
+        init_output(self.out, 1.0)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        lead = feat.shape[:-1]
+        x = F.linear(feat.to(self.dtype), self.start.weight.to(self.dtype), self.start.bias.to(self.dtype))
+        # (N, C, minres, minres), channels last in memory
+        x = x.flatten(0, -2).unflatten(-1, (self.minres, self.minres, -1)).permute(0, 3, 1, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.upsample(conv, x)
+            # (N, H, W, C): the norm is over channels
+            x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.upsample(self.out, x).permute(0, 2, 3, 1).unflatten(0, lead).float()
+
+    def upsample(self, conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+        bias = None if conv.bias is None else conv.bias.to(self.dtype)
+        return F.conv_transpose2d(x, conv.weight.to(self.dtype), bias, 2, conv.padding, conv.output_padding)
+
+
+class Decoder(nn.Module):
+    """Features (..., F) → the observations that an encoder reads, by name: images, and vectors as their symlog.
+
+    Args:
+        encoder: whose observations and sizes it mirrors.
+        shapes: shape of each observation, by name.
+        config: the encoder's settings (cnn_depth, kernel_size, minres, mlp_layers, mlp_units).
+    """
+
+    def __init__(self, inputs: int, encoder: Encoder, shapes: dict[str, tuple[int, ...]], config, dtype=torch.float32):
+        super().__init__()
+        self.images = {k: shapes[k][-1] for k in encoder.cnn_keys}  # channels
+        self.vectors = {k: tuple(shapes[k]) for k in encoder.mlp_keys}
+        self.cnn = self.mlp = None
+        if self.images:
+            shape = (*shapes[encoder.cnn_keys[0]][:2], sum(self.images.values()))
+            self.cnn = ConvDecoder(inputs, shape, config.cnn_depth, config.kernel_size, config.minres, dtype)
+        if self.vectors:
+            outputs = sum(math.prod(shape) for shape in self.vectors.values())
+            self.mlp = MLP(inputs, config.mlp_units, config.mlp_layers, outputs, dtype=dtype)
+
+    def forward(self, feat: Tensor) -> dict[str, Tensor]:
+        out = {}
+        if self.cnn is not None:
+            out.update(zip(self.images, self.cnn(feat).split(list(self.images.values()), -1), strict=True))
+        if self.mlp is not None:
+            sizes = [math.prod(shape) for shape in self.vectors.values()]
+            for (key, shape), part in zip(self.vectors.items(), self.mlp(feat).float().split(sizes, -1), strict=True):
+                out[key] = part.reshape(*feat.shape[:-1], *shape)
+        return out
 
 
 def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) -> tuple[list[str], list[str]]:
