@@ -30,8 +30,8 @@ from replay import Prefetcher, Replay
 # Settings that say how long, how often or where, and not what is computed: they may change when a run goes on.
 FREE_SETTINGS = {
     "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
-    "eval_episode_num", "eval_every", "from_checkpoint", "log_every", "logdir", "parallel", "replay_dir_limit",
-    "scan_path", "steps", "video_pred_log",
+    "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "parallel",
+    "replay_dir_limit", "scan_path", "steps", "video_pred_log",
 }  # fmt: skip
 
 # Flags that are no settings of a run.
@@ -100,6 +100,8 @@ class Dreamer(nn.Module):
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         found = {"model": self.world_model.opt, "actor": self.behavior.actor_opt, "value": self.behavior.value_opt}
+        if self.world_model.probe_opt is not None:
+            found["probe"] = self.world_model.probe_opt
         found.update(self.explorer.optimizers())
         return {name: opt.adam for name, opt in found.items()}
 
@@ -190,7 +192,7 @@ def check_config(config: tools.Config) -> None:
         if c.size[0] != c.size[1]:
             raise ValueError(f"--size {c.size[0]} {c.size[1]}: the encoder takes square images")
         networks.count_stages(c.size[0], c.encoder.minres)
-        if c.hybrid and c.mask_ratio and c.batch_length % c.block_size:
+        if c.mask_ratio and c.batch_length % c.block_size:
             raise ValueError(
                 f"--batch_length {c.batch_length} is no multiple of --block_size {c.block_size}, "
                 "the steps that a mask stays"
@@ -230,8 +232,14 @@ def check_config(config: tools.Config) -> None:
         if name not in models.AUGMENTATIONS:
             raise ValueError(f"--augmentation {name}: expected names of {', '.join(models.AUGMENTATIONS)}")
     for name in c.grad_heads:
-        if name not in ("reward", "cont"):
-            raise ValueError(f"--grad_heads {name}: expected names of reward, cont")
+        if name not in ("decoder", "reward", "cont"):
+            raise ValueError(f"--grad_heads {name}: expected names of decoder, reward, cont")
+    if c.video_pred_log and not c.probe_decoder and "decoder" not in c.grad_heads:
+        raise ValueError("--video_pred_log: there is no decoder; --probe_decoder True trains one")
+    if c.batch_length <= 5 and (c.probe_decoder or c.video_pred_log):
+        raise ValueError(f"--batch_length is {c.batch_length}: a decoder's videos need more than 5 steps")
+    if c.probe_decoder and "decoder" in c.grad_heads:
+        raise ValueError("--probe_decoder: decoder is among --grad_heads, and trains the features already")
     if c.seed < 0:
         raise ValueError(f"--seed is {c.seed}: expected 0 or more")
     if c.train_ratio <= 0:
@@ -239,6 +247,7 @@ def check_config(config: tools.Config) -> None:
     if c.from_checkpoint and not Path(c.from_checkpoint).is_file():
         raise ValueError(f"--from_checkpoint {c.from_checkpoint}: there is no such file")
     tools.pick_device(c.device)
+    envs.reward_to_simsr(c.task, c.action_repeat)  # knows all tasks
 
 
 def check_resume(config: tools.Config, logdir: Path) -> None:
@@ -246,7 +255,8 @@ def check_resume(config: tools.Config, logdir: Path) -> None:
     path = logdir / "config.yaml"
     if not path.exists() or config.allow_config_change:
         return
-    old, new = tools.read_config(path).flat(), config.flat()
+    # a setting that is younger than the run had its default
+    old, new = {**tools.load_config([]).flat(), **tools.read_config(path).flat()}, config.flat()
     changed = [
         f"{key} {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -279,6 +289,23 @@ def make_envs(config: tools.Config, mode: str, count: int, image: bool) -> EnvGr
         for index in range(count)
     ]
     return EnvGroup(constructors, parallel=config.parallel and count > 1)
+
+
+def check_eval_task(config: tools.Config, task: str, trained: EnvGroup, keys: list[str]) -> None:
+    """Raises an error that names `eval_tasks` if `task` cannot be made, or acted on by an agent of other envs."""
+    try:
+        with make_envs(config.replace(task=task), "eval", 1, sees_images(config)) as group:
+            action_space, spaces = group.action_space, group.observation_space.spaces
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise type(error)(f"--eval_tasks {task}: {error}") from None
+    if action_space != trained.action_space:
+        raise ValueError(
+            f"--eval_tasks {task}: its actions are {action_space}, those of --task {config.task} {trained.action_space}"
+        )
+    for key in keys:
+        ours, theirs = trained.observation_space[key].shape, spaces[key].shape if key in spaces else "absent"
+        if ours != theirs:
+            raise ValueError(f"--eval_tasks {task}: its {key} is {theirs}, that of --task {config.task} {ours}")
 
 
 def sees_images(config: tools.Config) -> bool:
@@ -324,6 +351,8 @@ class Run:
         self.eval_envs: EnvGroup | None = None  # made at the first evaluation
         self.agent = make_agent(config, self.envs)
         self.keys, self.actions, self.discrete = self.agent.keys, self.agent.actions, config.actor_dist == "onehot"
+        for task in config.eval_tasks:
+            check_eval_task(config, task, self.envs, self.keys)
 
         self.replay = Replay(logdir / "train_eps", config.dataset_size, config.replay_dir_limit)
         self.batches = Prefetcher(
@@ -380,6 +409,7 @@ class Run:
             self.step = self.replay.total_steps
         resumed = state is not None or loaded > 0
         self.logger = tools.Logger(self.logdir, self.env_step if resumed else None)
+        self.logger.settings(self.config, self.env_step)
         self.progress = tools.Progress(self.config.steps, self.env_step)
         if resumed:
             found = f"with {self.replay.episodes} episodes"
@@ -518,18 +548,42 @@ class Run:
             self.progress.update(self.env_step, self.updates, self.last_return)
 
     def evaluate(self) -> None:
-        """`eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video."""
+        """`eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
+
+        On each of `eval_tasks` likewise, from the same seeds and episode numbers; this changes no other number of the
+        run.
+        """
         c = self.config
         self.done_at["eval"] = self.env_step
         if not c.eval_episode_num:
             return
         if self.eval_envs is None:
             self.eval_envs = make_envs(c, "eval", min(c.envs, c.eval_episode_num), image=True)
-        scores, films = evaluate(self.agent, self.eval_envs, c.eval_episode_num, self.eval_episodes)
+        first, count = self.eval_episodes, len(self.eval_envs)
+        scores, films = evaluate(self.agent, self.eval_envs, c.eval_episode_num, first)
         self.eval_episodes += -(-c.eval_episode_num // len(self.eval_envs))
         self.logger.scalars({f"eval_{k}": v for k, v in summary(scores).items()})
         self.logger.video("eval_policy", films[0])
+        for task in c.eval_tasks:
+            with (
+                tools.own_randomness(self.device, c.seed, 5, self.env_step),
+                make_envs(c.replace(task=task), "eval", count, image=True) as group,
+            ):
+                scores, films = evaluate(self.agent, group, c.eval_episode_num, first)
+            self.logger.scalars({f"eval_{k}/{task}": v for k, v in summary(scores).items()})
+            self.logger.video(f"eval_policy/{task}", films[0])
+        if (c.probe_decoder or c.video_pred_log) and sees_images(c):
+            self.logger.video("video_pred", self.picture())
         self.logger.write(self.env_step)
+
+    def picture(self, sequences: int = 4) -> np.ndarray:
+        """Frames of `WorldModel.picture` for some of the replay; draws from generators of its own."""
+        c = self.config
+        segments = self.replay.draw(np.random.default_rng([c.seed, 6, self.env_step]), 8 * sequences, c.batch_length)
+        segments.sort(key=len)  # few seams of episodes
+        batch = {k: torch.from_numpy(v).to(self.device) for k, v in self.replay.gather(segments[:sequences]).items()}
+        with tools.own_randomness(self.device, c.seed, 6, self.env_step):
+            return self.agent.world_model.picture(batch).cpu().numpy()
 
     def log(self) -> None:
         """Writes the means of the metrics since the last time."""

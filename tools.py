@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -552,6 +552,16 @@ def set_rng_state(state: dict[str, Any], **generators: np.random.Generator) -> N
         generator.bit_generator.state = state["generators"][key]
 
 
+@contextmanager
+def own_randomness(device: torch.device, *seed: int) -> Iterator[None]:
+    """Within it, torch draws from generators seeded with these numbers; after it, it goes on as if nothing had been."""
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        yield
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
@@ -663,6 +673,33 @@ class Logger:
     """
 
     TIMED = ("fps", "updates_per_second")
+    # Group, chart, regular expression of its scalars: the page CUSTOM SCALARS of TensorBoard, where names stay plain.
+    CHARTS: ClassVar[dict[str, dict[str, str]]] = {
+        "Episodes": {
+            "return": "train_return|eval_return(/.*)?",
+            "length": "train_length|eval_length(/.*)?",
+            "success": "train_success|eval_success(/.*)?",
+        },
+        "World model": {
+            "model_loss": "model_loss",
+            "predictions": "reward_loss|cont_loss|decoder_loss|probe_loss",
+            "representation": "mbr_loss|simsr_loss",
+            "KL": "kl|dyn_loss|rep_loss",
+            "entropy": "prior_ent|post_ent",
+            "gradient norms": "(model|probe|disag)_grad_norm",
+        },
+        "Behaviour": {
+            "losses": "(expl_)?(actor|value)_loss|disag_loss",
+            "actor_entropy": "(expl_)?actor_entropy",
+            "values": "(expl_)?(value_mean|target_mean|EMA_005|EMA_095)",
+            "imagination": "(expl_)?imag_.*",
+            "gradient norms": "(expl_)?(actor|value)_grad_norm",
+        },
+        "Progress": {
+            "speed": "fps|updates_per_second",
+            "counts": "update_count|replay_steps|train_episodes",
+        },
+    }
 
     def __init__(self, logdir: Path | str, resume_step: int | None = None):
         from torch.utils.tensorboard import SummaryWriter
@@ -692,6 +729,26 @@ class Logger:
                     kept.append(line)
         with replacing(self.path) as file:
             file.writelines(kept)
+
+    def settings(self, config: Config, step: int) -> None:
+        """Writes to TensorBoard the config, as text and as hparams judged by `eval_return`, and the groups of charts.
+
+        All of it belongs to the run itself, where `SummaryWriter.add_hparams` would make a second one of it.
+        """
+        from torch.utils.tensorboard.summary import custom_scalars, hparams
+
+        flat = config.flat()
+        rows = [f"| {name} | {_cell(value)} |" for name, value in flat.items()]
+        self._writer.add_text("config", "\n".join(["| setting | value |", "|---|---|", *rows]), step)
+        known = {name: value if type(value) in (int, float) else _cell(value) for name, value in flat.items()}
+        layout = {
+            group: {title: ["Multiline", [f"^({tags})$"]] for title, tags in charts.items()}
+            for group, charts in self.CHARTS.items()
+        }
+        writer = self._writer._get_file_writer()
+        for summary in (*hparams(known, {"eval_return": 0}), custom_scalars(layout)):
+            writer.add_summary(summary, step)
+        self._writer.flush()
 
     def scalar(self, name: str, value: Any) -> None:
         """A number, or a tensor or array of one, for the next `write`."""
@@ -752,6 +809,10 @@ class Logger:
     def close(self) -> None:
         self._writer.close()
         self._file.close()
+
+
+def _cell(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def encode_gif(frames: np.ndarray, fps: int = 20) -> bytes:

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_dreamer import VECTORS
+from test_dreamer import PIXELS, VECTORS, entries
 
 import dreamer
 import tools
@@ -141,3 +141,48 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_one_line(run, capsys):
 def test_flags_of_eval_only_are_refused_in_training(tmp_path, capsys):
     assert main(*VECTORS, "--video", "--logdir", tmp_path / "run") == 2
     assert "--eval_only" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+OTHER = ["dmc_cartpole_swingup", "dmc_cartpole_balance_sparse"]
+
+
+def test_other_tasks_at_each_evaluation(tmp_path):
+    """Interrupted in the middle or not, and without a trace in the run's other numbers."""
+    flags = [*VECTORS, *HERE, "--eval_every", "80", "--eval_episode_num", "2", "--pretrain", "1", "--time_limit", "20"]
+    assert main(*flags, "--steps", "160", "--logdir", tmp_path / "plain") == 0
+    assert main(*flags, "--steps", "160", "--logdir", tmp_path / "whole", "--eval_tasks", *OTHER) == 0
+    assert main(*flags, "--steps", "80", "--logdir", tmp_path / "halves", "--eval_tasks", *OTHER) == 0
+    assert main(*flags, "--steps", "160", "--logdir", tmp_path / "halves", "--eval_tasks", *OTHER) == 0
+    whole, halves = entries(tmp_path / "whole"), entries(tmp_path / "halves")
+    evaluations = [line for line in whole if "eval_return" in line]
+    assert [line["step"] for line in evaluations] == [80, 160]
+    assert [line for line in halves if "eval_return" in line] == evaluations
+    for line in evaluations:
+        returns = [line["eval_return"]] + [line[f"eval_return/{task}"] for task in OTHER]
+        assert len(set(returns)) == 3
+        assert all(line[f"eval_length/{task}"] == 10 and line[f"eval_episodes/{task}"] == 2 for task in OTHER)
+    assert evaluations[0][f"eval_return/{OTHER[0]}"] != evaluations[1][f"eval_return/{OTHER[0]}"]
+    trained = [{k: v for k, v in line.items() if "/" not in k} for line in whole]
+    assert trained == entries(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        ("dmc_walker_walk", ["(6,)", "(1,)"]),
+        ("dmc_cartpole_blance", ["balance"]),
+        ("dmc_cartpole_balance_video", ["--resource_files"]),
+    ],
+)
+def test_a_task_that_does_not_fit_is_told_at_the_start(task, words, tmp_path, capsys):
+    assert main(*PIXELS, *HERE, "--eval_tasks", task, "--logdir", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1 and f"--eval_tasks {task}" in err
+    assert all(word in err for word in words), err
+
+
+def test_a_run_from_before_a_setting_came_goes_on(run):
+    config = tools.read_config(run / "config.yaml").to_dict()
+    del config["eval_tasks"]
+    tools.save_config(tools.Config(config), run / "config.yaml")
+    assert main(*VECTORS, *HERE, "--steps", "300", "--logdir", run) == 0
