@@ -336,12 +336,12 @@ def ago(seconds: float | None) -> str:
 
 
 def last_line(path: Path) -> str:
-    """The last line of text in a log, cut to a table's width."""
+    """The last line of text in a log, cut to a readable length."""
     try:
         lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
 def status(runs: list[Run]) -> str:
