@@ -622,9 +622,9 @@ class Run:
                 if evaluated:
                     self.evaluate()
                 self.act_and_send()
-        if interrupt.requested:
-            self.save()
-            tools.say(f"stopped at step {self.env_step}: the same command goes on from there")
+            if interrupt.requested:
+                self.save()
+                tools.say(f"stopped at step {self.env_step}: the same command goes on from there")
 
     def close(self) -> None:
         for group in (self.envs, self.eval_envs):
