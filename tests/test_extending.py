@@ -1,0 +1,95 @@
+"""The README's section on extending the code: its blocks, applied to a copy of the code, and run."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Language and text of each code block of the section."""
+    section = re.search(r"^## Extending\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert section, "README.md has no section Extending"
+    return re.findall(r"^```(\w+)\n(.*?)^```$", section[1], re.M | re.S)
+
+
+def apply(folder: Path, diff: str) -> None:
+    """Applies a diff whose hunks have no line numbers: what a hunk takes away has to be there just once."""
+    header, *hunks = re.split(r"^@@\n", diff, flags=re.M)
+    path = folder / re.search(r"^\+\+\+ b/(\S+)$", header, re.M)[1]
+    text = path.read_text()
+    for hunk in hunks:
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] for line in lines if line[0] in " -")
+        new = "".join(line[1:] for line in lines if line[0] in " +")
+        assert text.count(old) == 1, f"{path.name} does not hold this once any more:\n{old}"
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extended")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    shutil.copy(ROOT / "configs.yaml", folder)
+    shutil.copytree(ROOT / "envs", folder / "envs", ignore=shutil.ignore_patterns("__pycache__"))
+    commands = []
+    for language, text in blocks():
+        name = re.match(r"# (\S+)\n", text)
+        if language == "diff":
+            apply(folder, text)
+        elif language == "python":
+            (folder / name[1]).write_text(text[name.end() :])
+        elif language == "yaml":
+            with open(folder / name[1], "a") as file:
+                file.write("\n" + text[name.end() :])
+        else:
+            commands += text.splitlines()
+    return folder, commands
+
+
+def test_the_worked_examples_train(extended):
+    folder, commands = extended
+    assert len(commands) == 1
+    program, *args = shlex.split(commands[0])
+    assert program == "python"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (folder / "log/point/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 400 and "eval_return" in set().union(*lines)
+    smooth = [line["smooth_loss"] for line in lines if "smooth_loss" in line]
+    assert smooth and all(0 < value < 4 for value in smooth)
+    assert list((folder / "log/point/train_eps").glob("*.npz"))
+
+
+def test_the_new_env_keeps_the_protocol(extended):
+    folder, _ = extended
+    code = """
+import numpy as np, envs
+for image in (False, True):
+    env = envs.make("point_middle", seed=3, size=(16, 16), time_limit=20, image=image)
+    def play():
+        obs, out = env.reset(episode=4), []
+        assert obs["is_first"] and env.observation_space.contains({k: obs[k] for k in env.observation_space.spaces})
+        rng, done = np.random.default_rng(0), False
+        while not done:
+            obs, reward, done, info = env.step({"action": rng.uniform(-1, 1, 2)})
+            assert 0 <= reward <= 2
+            out.append((obs["position"].tolist(), reward))
+        assert obs["is_last"] and not obs["is_terminal"]
+        return out
+    first = play()
+    assert len(first) == 10 and play() == first
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
