@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; the machine's cores are for the tests' own processes
 
+import submitit  # noqa: F401  its import closes the log handlers that exist by then, and with absl's pytest's own capture
 from hypothesis import HealthCheck, settings
 
 # No time limits for examples, and the same examples at every run
