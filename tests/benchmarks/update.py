@@ -23,7 +23,8 @@ tools.tune_allocator()
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import dreamer
 import envs
@@ -63,6 +64,18 @@ def median_seconds(run, repeats: int, device: torch.device) -> float:
     return sorted(times)[len(times) // 2]
 
 
+class FlopCount(TorchDispatchMode):
+    """Adds up the operations of matrix products and convolutions, forward and backward."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a plain matrix product."""
     n = 8192 if device.type == "cuda" else 2048
@@ -90,9 +103,9 @@ def main() -> None:
         batch = walker_batch(config, device)
         shapes = {"image": tuple(batch["image"].shape[2:])}
         agent = dreamer.Dreamer(config, shapes, batch["action"].shape[-1])
-        with FlopCounterMode(display=False) as counter:
+        with FlopCount() as count:
             agent.update(batch)
-        flops = counter.get_total_flops()
+        flops = count.total
         update = functools.partial(agent.update, batch)
         for _ in range(2):
             update()
