@@ -369,7 +369,7 @@ class Run:
         self.eval_episodes = 0  # of each evaluation env, so far
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment steps at the last one of each
         self.policy_state: dict[str, Tensor] | None = None
-        self.obs: list[dict] = []  # the newest of each env
+        self.obs: list[dict] = [{} for _ in range(config.envs)]  # the newest of each env
         self.episode = [0] * config.envs  # index of each env's running episode
         self.sent: list[list[np.ndarray]] = [[] for _ in range(config.envs)]  # its actions so far
         self.returns, self.lengths = np.zeros(config.envs), np.zeros(config.envs, int)
@@ -474,8 +474,6 @@ class Run:
         row["reward"] = np.float32(transition.reward)
         row["is_first"], row["is_terminal"] = bool(obs["is_first"]), bool(obs["is_terminal"])
         self.replay.add(env, row, self.episode[env], last=transition.done)
-        while len(self.obs) <= env:
-            self.obs.append({})
         self.obs[env] = obs
 
     def record(self, env: int, transition: Transition, action: np.ndarray) -> dict[str, float] | None:
