@@ -5,6 +5,7 @@ horizon.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -51,7 +52,8 @@ def cube_mask(
     hidden = (order < int(ratio * grid * grid)).unflatten(-1, (grid, grid))
     rows = torch.arange(height, device=device) * grid // height
     columns = torch.arange(width, device=device) * grid // width
-    return hidden[:, rows][:, :, columns].repeat_interleave(block_size, 0)
+    hidden = hidden[:, rows][:, :, columns]
+    return hidden.unsqueeze(1).expand(-1, block_size, -1, -1).flatten(0, 1)
 
 
 AUGMENTATIONS = ("affine", "crop", "rrc", "blur", "shift", "intensity")
@@ -470,7 +472,8 @@ class ImagBehavior(nn.Module):
             Actor loss, value loss, the trajectory (feat, action, weights, target, base) and metrics.
         """
         c = self.config
-        feat, action, policies = world_model.dynamics.imagine(self.actor, start, c.imag_horizon)
+        policy = functools.partial(self.actor, matrices=self.actor.matrices())
+        feat, action, policies = world_model.dynamics.imagine(policy, start, c.imag_horizon)
         # (H, N, 1)
         reward = world_model.heads["reward"](feat).mode() if objective is None else objective(feat, action)
         discount = c.discount * world_model.heads["cont"](feat).mean

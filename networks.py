@@ -5,6 +5,7 @@ categorical latent, D deterministic state, F = S·K + D features. Parameters are
 products and convolutions in its `dtype` (float32 or bfloat16), and norms, gates, probabilities and sampling in float32.
 """
 
+import contextlib
 import itertools
 import math
 import re
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
+from fast import Matrix, fusable
 
 NORM_EPS = 1e-3
 TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
@@ -46,27 +48,40 @@ def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
     nn.init.zeros_(layer.bias)
 
 
+@fusable
+def norm_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm over the last dimension, then SiLU; in float32 within, the output has the type of `x`."""
+    # on a CPU the norm itself takes bfloat16 in and gives bfloat16 out
+    y = F.layer_norm(x.float() if x.is_cuda else x, weight.shape, weight, bias, NORM_EPS)
+    return F.silu(y).to(x.dtype)
+
+
+@fusable
+def sum_norm_silu(x: Tensor, share: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`norm_silu` of x + share."""
+    return norm_silu(x + share, weight, bias)
+
+
 class NormSiLU(nn.LayerNorm):
     """LayerNorm over the last dimension, then SiLU; the output has the type of the input."""
 
     def __init__(self, size: int):
         super().__init__(size, eps=NORM_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
-        return F.silu(y).to(x.dtype)
+    def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
+        """Of x, or of x + share where a layer's product was made in two parts."""
+        if share is None:
+            return norm_silu(x, self.weight, self.bias)
+        return sum_norm_silu(x, share, self.weight, self.bias)
 
 
 class Dense(nn.Module):
-    """Linear without bias, LayerNorm, SiLU: (..., inputs) → (..., units)."""
+    """The parameters of a layer: a linear map without bias, LayerNorm and SiLU. (..., inputs) → (..., units)"""
 
     def __init__(self, inputs: int, units: int):
         super().__init__()
         self.linear = nn.Linear(inputs, units, bias=False)
         self.norm = NormSiLU(units)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(F.linear(x, self.linear.weight.to(x.dtype)))
 
 
 class MLP(nn.Module):
@@ -87,13 +102,16 @@ class MLP(nn.Module):
         if self.out is not None:
             init_output(self.out, outscale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
-        for layer in self.layers:
-            x = layer(x)
-        if self.out is not None:
-            x = F.linear(x, self.out.weight.to(x.dtype), self.out.bias.to(x.dtype))
-        return x
+    def matrices(self) -> list[Matrix]:
+        """The layers' linear maps, to be handed to many calls of one rollout."""
+        linear = [layer.linear for layer in self.layers] + ([self.out] if self.out is not None else [])
+        return [Matrix(layer.weight, layer.bias, self.dtype) for layer in linear]
+
+    def forward(self, x: Tensor, matrices: list[Matrix] | None = None) -> Tensor:
+        matrices = matrices or self.matrices()
+        for layer, matrix in zip(self.layers, matrices, strict=False):
+            x = layer.norm(matrix(x))
+        return matrices[-1](x) if self.out is not None else x
 
 
 class ScalarHead(MLP):
@@ -148,8 +166,8 @@ class Actor(MLP):
         self.dist, self.unimix = dist, unimix
         self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
 
-    def forward(self, feat: Tensor) -> dists.Normal | dists.OneHot:
-        out = super().forward(feat).float()
+    def forward(self, feat: Tensor, matrices: list[Matrix] | None = None) -> dists.Normal | dists.OneHot:
+        out = super().forward(feat, matrices).float()
         if self.dist == "onehot":
             return dists.OneHot(out, self.unimix, event_dims=0)
         mean, std = out.chunk(2, -1)
@@ -185,7 +203,7 @@ class ConvEncoder(nn.Module):
         # (N, C, H, W), channels last in memory, which is how the images already lie
         x = image.to(self.dtype).flatten(0, -4).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            weight = conv.weight.to(self.dtype)
+            weight = conv.weight.to(self.dtype, memory_format=torch.channels_last)
             if self.pad[0] == self.pad[1]:
                 x = F.conv2d(x, weight, stride=2, padding=self.pad[0])
             else:
@@ -333,14 +351,32 @@ def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) 
 
 
 class _Weights(NamedTuple):
-    """The dynamics' matrices in the type of its matrix products, the input halves of its split layers apart."""
+    """The dynamics' linear maps, the input halves of its split layers apart."""
 
-    input_stoch: Tensor  # (hidden, S·K)
-    input_action: Tensor  # (hidden, A)
-    cell: Tensor  # (3D, hidden + D)
-    prior: Tensor  # (hidden, D)
-    post_deter: Tensor  # (hidden, D)
-    post_embed: Tensor  # (hidden, E)
+    input_stoch: Matrix  # S·K → hidden
+    input_action: Matrix  # A → hidden
+    cell: Matrix  # hidden + D → 3D
+    prior: Matrix  # D → hidden
+    prior_out: Matrix  # hidden → the latent's statistics
+    post_deter: Matrix  # D → hidden
+    post_embed: Matrix  # E → hidden
+    post_out: Matrix  # hidden → the latent's statistics
+
+
+@fusable
+def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """DreamerV2's GRU, after its matrix product: LayerNorm of the three parts (N, 3D), and the move of deter (N, D)."""
+    parts = F.layer_norm(parts.float(), weight.shape, weight, bias, NORM_EPS)
+    reset, cand, update = parts.chunk(3, -1)
+    cand = torch.tanh(torch.sigmoid(reset) * cand)
+    update = torch.sigmoid(update - 1)
+    return update * cand + (1 - update) * deter
+
+
+@fusable
+def restart(first: Tensor, first_stoch: Tensor, first_deter: Tensor, stoch: Tensor, deter: Tensor):
+    """Stoch (N, S·K) and deter (N, D), the initial ones where `first` (N, 1)."""
+    return torch.where(first, first_stoch, stoch), torch.where(first, first_deter, deter)
 
 
 class RSSM(nn.Module):
@@ -439,19 +475,32 @@ class RSSM(nn.Module):
 
     # Steps
 
-    def weights(self) -> _Weights:
-        """The matrices that the steps use, cast and cut once for all steps of a rollout."""
-        cast = self.dtype
-        post_deter, post_embed = self.post_layer.linear.weight.to(cast).tensor_split([self.deter], 1)
-        input_stoch, input_action = self.input.linear.weight.to(cast).tensor_split([self.stoch_size], 1)
-        prior = self.prior_layer.linear.weight.to(cast)
-        return _Weights(input_stoch, input_action, self.cell.weight.to(cast), prior, post_deter, post_embed)
+    def weights(self, trained: bool = True) -> _Weights:
+        """The linear maps that the steps use, cast and cut once for all steps of a rollout.
 
-    def initial(self, like: Tensor) -> State:
+        Args:
+            trained: let gradients reach the weights.
+        """
+        post_deter, post_embed = self.post_layer.linear.weight.tensor_split([self.deter], 1)
+        input_stoch, input_action = self.input.linear.weight.tensor_split([self.stoch_size], 1)
+        maps = (
+            (input_stoch, None),
+            (input_action, None),
+            (self.cell.weight, None),
+            (self.prior_layer.linear.weight, None),
+            (self.prior_out.weight, self.prior_out.bias),
+            (post_deter, None),
+            (post_embed, None),
+            (self.post_out.weight, self.post_out.bias),
+        )
+        with contextlib.nullcontext() if trained else torch.no_grad():
+            return _Weights(*(Matrix(weight, bias, self.dtype) for weight, bias in maps))
+
+    def initial(self, like: Tensor, w: _Weights | None = None) -> State:
         """The state before an episode, (1, ...), on the device of `like`."""
         if self.initial_state == "learned":
             deter = torch.tanh(self.initial_deter)
-            return self.complete(self.prior(deter, self.weights()), deter, sample=False)
+            return self.complete(self.prior(deter, w or self.weights()), deter, sample=False)
         deter = torch.zeros(1, self.deter, device=like.device)
         shape = (1, self.stoch, self.discrete) if self.discrete else (1, self.stoch)
         stoch = torch.zeros(shape, device=like.device)
@@ -468,33 +517,26 @@ class RSSM(nn.Module):
         Returns:
             (N, D) deter after it.
         """
-        x = self.input.norm(F.linear(stoch.to(self.dtype), w.input_stoch) + action_share)
-        parts = F.linear(torch.cat([x, deter.to(self.dtype)], -1), w.cell)
-        norm = self.cell_norm
-        parts = F.layer_norm(parts.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        reset, cand, update = parts.chunk(3, -1)
-        cand = torch.tanh(torch.sigmoid(reset) * cand)
-        update = torch.sigmoid(update - 1)
-        return update * cand + (1 - update) * deter
+        x = self.input.norm(w.input_stoch(stoch), action_share)
+        parts = w.cell(torch.cat([x, deter.to(self.dtype)], -1))
+        return gru_gates(parts, deter, self.cell_norm.weight, self.cell_norm.bias)
 
     def prior(self, deter: Tensor, w: _Weights) -> State:
         """Latent that is expected at a deter (..., D)."""
-        hidden = self.prior_layer.norm(F.linear(deter.to(self.dtype), w.prior))
-        return self.latent(F.linear(hidden, self.prior_out.weight.to(self.dtype), self.prior_out.bias.to(self.dtype)))
+        return self.latent(w.prior_out(self.prior_layer.norm(w.prior(deter))))
 
     def posterior(self, deter: Tensor, embed_share: Tensor, w: _Weights) -> State:
         """Latent at a deter (..., D), given the embedding's part of the posterior layer (..., hidden)."""
-        hidden = self.post_layer.norm(F.linear(deter.to(self.dtype), w.post_deter) + embed_share)
-        return self.latent(F.linear(hidden, self.post_out.weight.to(self.dtype), self.post_out.bias.to(self.dtype)))
+        return self.latent(w.post_out(self.post_layer.norm(w.post_deter(deter), embed_share)))
 
     def embed_share(self, embed: Tensor, w: _Weights) -> Tensor:
         """The embedding's part of the posterior layer: (..., E) → (..., hidden)."""
-        return F.linear(embed.to(self.dtype), w.post_embed)
+        return w.post_embed(embed)
 
     def action_share(self, action: Tensor, w: _Weights) -> Tensor:
         """The action's part of the input layer: (..., A) → (..., hidden)."""
         action = action / action.detach().abs().clamp_min(1)
-        return F.linear(action.to(self.dtype), w.input_action)
+        return w.input_action(action)
 
     # Rollouts
 
@@ -518,7 +560,7 @@ class RSSM(nn.Module):
         w = self.weights()
         action_shares = self.action_share(action * ~is_first[..., None], w).unbind(1)
         embed_shares = self.embed_share(embed, w).unbind(1)
-        initial = self.initial(action)
+        initial = self.initial(action, w)
         # (1, S·K), (1, D)
         first_stoch, first_deter = initial["stoch"].flatten(1), initial["deter"]
         if state is None:
@@ -528,7 +570,7 @@ class RSSM(nn.Module):
         states = []
         for t in range(length):
             first = is_first[:, t, None]
-            stoch, deter = torch.where(first, first_stoch, stoch), torch.where(first, first_deter, deter)
+            stoch, deter = restart(first, first_stoch, first_deter, stoch, deter)
             deter = self.recur(stoch, deter, action_shares[t], w)
             states.append(self.complete(self.posterior(deter, embed_shares[t], w), deter, sample))
             stoch = states[-1]["stoch"].flatten(1)
@@ -560,7 +602,7 @@ class RSSM(nn.Module):
         """
         w = self.weights()
         post = self.complete(self.posterior(deter, self.embed_share(embed, w), w), deter)
-        initial = self.initial(action)
+        initial = self.initial(action, w)
         before = {}
         for key in ("stoch", "deter"):
             first = initial[key].expand(deter.shape[0], 1, *initial[key].shape[1:])
@@ -580,9 +622,10 @@ class RSSM(nn.Module):
             horizon: H states, the start among them.
 
         Returns:
-            feats (H, N, F), actions (H, N, A) drawn at each, and the H action distributions.
+            feats (H, N, F), actions (H, N, A) drawn at each, and the H action distributions. Their gradients reach the
+            policy and the start, not the dynamics' matrices.
         """
-        w = self.weights()
+        w = self.weights(trained=False)
         state, feats, actions, policies = start, [], [], []
         for i in range(horizon):
             feats.append(self.feat(state))

@@ -173,7 +173,7 @@ def test_large_actions_are_scaled_to_one_without_gradient():
         dynamics.action_share(action, w), dynamics.action_share(torch.tensor([[1.0, -0.5, -1.0]]), w)
     )
     (grad,) = torch.autograd.grad(dynamics.action_share(action, w).sum(), action)
-    torch.testing.assert_close(grad[0], w.input_action.sum(0) / torch.tensor([5.0, 1.0, 3.0]))
+    torch.testing.assert_close(grad[0], w.input_action.weight.sum(0) / torch.tensor([5.0, 1.0, 3.0]))
 
 
 def test_initial_state_learns_from_every_start():

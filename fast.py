@@ -1,0 +1,271 @@
+"""How the same arithmetic runs faster: matrices that many steps share, fused pointwise work, CUDA graphs.
+
+Nothing here changes what is computed. The networks and losses call `Matrix` and functions marked `fusable` wherever
+they are; whether these are compiled, and whether a whole update is captured, is decided for each agent by `choose`.
+"""
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Matrices
+
+
+class _Shared(torch.autograd.Function):
+    """A weight and a bias in the type of the products, and at the end of the backward pass the gradient of them all."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, calls: "_Calls"):
+        ctx.calls, ctx.biased, ctx.dtype = calls, bias is not None, weight.dtype
+        ctx.set_materialize_grads(False)
+        # a tensor of its own in either case: autograd takes no input for an output
+        return weight.to(dtype, copy=True), bias.to(dtype, copy=True) if bias is not None else None
+
+    @staticmethod
+    def backward(ctx, *_):
+        inputs, grads = ctx.calls.take()
+        if not inputs:
+            return None, None, None, None
+        # (all rows of all calls, in), (…, out)
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+        grad = grads[0] if len(grads) == 1 else torch.cat(grads)
+        bias = grad.sum(0, dtype=ctx.dtype) if ctx.biased else None
+        return (grad.T @ x).to(ctx.dtype), bias, None, None
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight.T + bias; its backward pass leaves the weight's gradient to `_Shared`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, calls: "_Calls"):
+        ctx.save_for_backward(x, weight)
+        ctx.calls = calls
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        ctx.calls.add(x.flatten(0, -2), grad.flatten(0, -2))
+        return (grad @ weight if ctx.needs_input_grad[0] else None), None, None, None
+
+
+class _Calls:
+    """Inputs of a matrix's products and the gradients at their outputs, of one backward pass."""
+
+    def __init__(self):
+        self.task, self.inputs, self.grads = -1, [], []
+
+    def add(self, x: Tensor, grad: Tensor) -> None:
+        task = torch._C._current_graph_task_id()
+        if task != self.task:  # what another backward pass left, which did not ask for this weight
+            self.task, self.inputs, self.grads = task, [], []
+        self.inputs.append(x)
+        self.grads.append(grad)
+
+    def take(self) -> tuple[list[Tensor], list[Tensor]]:
+        found = (self.inputs, self.grads) if self.task == torch._C._current_graph_task_id() else ([], [])
+        self.inputs, self.grads = [], []
+        return found
+
+
+class Matrix:
+    """The linear map of a weight and a bias, for the many products of a rollout: (..., in) → (..., out).
+
+    The weight is cast once. Its gradient is one product over the rows of all calls, in place of one product, and one
+    sum, at every step: faster, and in bfloat16 free of a sum of rounded numbers.
+
+    Args:
+        weight: (out, in). Needs no gradient: its products are plain ones.
+        bias: (out,) or None.
+        dtype: of the products.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        self.calls = _Calls() if weight.requires_grad and torch.is_grad_enabled() else None
+        if self.calls is None:
+            self.weight, self.bias = weight.to(dtype), bias.to(dtype) if bias is not None else None
+        else:
+            self.weight, self.bias = _Shared.apply(weight, bias, dtype, self.calls)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if self.calls is None:
+            return F.linear(x, self.weight, self.bias)
+        return _Product.apply(x, self.weight, self.bias, self.calls)
+
+
+# Fused pointwise work
+
+_fusing = False
+
+
+@contextlib.contextmanager
+def fusing(on: bool) -> Iterator[None]:
+    """Within it, `fusable` functions run compiled or as they are."""
+    global _fusing
+    before, _fusing = _fusing, on
+    try:
+        yield
+    finally:
+        _fusing = before
+
+
+def fusable(function: Callable) -> Callable:
+    """Marks a function of tensors, pointwise work and small reductions, that `fusing` turns into few kernels.
+
+    Random numbers are drawn outside of such functions, so that a compiled one sees the same.
+    """
+    compiled = None
+
+    @functools.wraps(function)
+    def call(*args):
+        nonlocal compiled
+        if not _fusing:
+            return function(*args)
+        if compiled is None:
+            compiled = torch.compile(function, dynamic=False, fullgraph=True)
+        return compiled(*args)
+
+    return call
+
+
+# Execution
+
+
+class Execution:
+    """How an agent's functions run.
+
+    Args:
+        fuse: compile what is `fusable`.
+        capture: replay CUDA graphs.
+        note: a line for the log that says so, and why not more.
+    """
+
+    def __init__(self, fuse: bool = False, capture: bool = False, note: str = ""):
+        self.fuse, self.capture, self.note = fuse, capture, note
+
+
+def choose(wanted: bool, device: torch.device, processes: int = 1) -> Execution:
+    """The fastest execution that works on a device.
+
+    Args:
+        wanted: the setting `compile`.
+        processes: of data-parallel training, whose exchanges are not captured.
+    """
+    if not wanted:
+        return Execution(note="update: plain PyTorch (compile is False)")
+    if device.type != "cuda":
+        return Execution(note="update: plain PyTorch (on a CPU compiled code was no faster)")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "8")
+    torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
+    reason = try_compiler(device)
+    if processes > 1:
+        return Execution(not reason, False, "update: not captured as a CUDA graph (several processes)" + reason)
+    return Execution(not reason, True, "update: a CUDA graph" + (reason or " of compiled code"))
+
+
+def try_compiler(device: torch.device) -> str:
+    """Compiles a small function and its gradient; returns why that failed, or nothing."""
+    try:
+        x = torch.ones(4, 8, device=device, requires_grad=True)
+        with torch.enable_grad():
+            torch.compile(lambda x: F.silu(x).sum(), dynamic=False, fullgraph=True)(x).backward()
+    except Exception as error:  # a missing compiler shows in many ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"; nothing is compiled ({lines[0]})"
+    return ""
+
+
+class Runner:
+    """A function from a dict of tensors to a dict of tensors, run as an `Execution` says.
+
+    Captured, the first calls run as they are, on a stream of their own; then one call is recorded as a CUDA graph, and
+    every later one replays it on copies of its inputs. The function must not decide anything in Python between calls,
+    wait for the device, or keep its inputs; its inputs keep their shapes. If recording fails, the reason is said and all
+    goes on without.
+
+    Args:
+        name: in what is said.
+        say: takes a line for the log; None for silence.
+    """
+
+    WARM_UP = 3  # calls before the capture, as torch asks for
+
+    def __init__(
+        self,
+        function: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+        execution: Execution,
+        name: str,
+        say: Callable[[str], Any] | None = None,
+    ):
+        self.function, self.fuse, self.capture, self.name = function, execution.fuse, execution.capture, name
+        self.say = say or (lambda line: None)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets a captured graph, as it has to be when a tensor that the function uses was replaced by another."""
+        self.calls, self.seconds, self.graph = 0, 0.0, None
+
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.graph is not None:
+            return self.replay(inputs)
+        start = time.perf_counter()
+        with fusing(self.fuse):
+            if not self.capture:
+                out = self.function(inputs)
+            elif self.calls < self.WARM_UP:
+                out = self.warm_up(inputs)
+            else:
+                out = self.record(inputs)
+        self.calls += 1
+        last = self.WARM_UP + 1 if self.capture else 1
+        if self.calls <= last and (self.fuse or self.capture):
+            self.seconds += time.perf_counter() - start
+            if self.calls == last:
+                self.say(f"{self.name}: ready after {self.seconds:.0f} s ({last} calls)")
+        return out
+
+    def warm_up(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            out = self.function(inputs)
+        current.wait_stream(side)
+        for tensor in [*inputs.values(), *out.values()]:
+            tensor.record_stream(current)
+            tensor.record_stream(side)
+        return out
+
+    def record(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.inputs = {key: value.clone() for key, value in inputs.items()}
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads may upload batches meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                out = self.function(self.inputs)
+                self.scalars = [key for key, value in out.items() if value.ndim == 0]
+                self.packed = torch.stack([out[key].float() for key in self.scalars]) if self.scalars else None
+                self.outputs = {key: value for key, value in out.items() if value.ndim}
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.say(f"{self.name}: not captured as a CUDA graph ({lines[0]})")
+            self.capture, self.inputs = False, {}
+            return self.function(inputs)
+        self.graph = graph
+        return self.replay(inputs)
+
+    def replay(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        for key, value in inputs.items():
+            self.inputs[key].copy_(value, non_blocking=True)
+        self.graph.replay()
+        out = {key: value.clone() for key, value in self.outputs.items()}
+        if self.packed is not None:
+            out.update(zip(self.scalars, self.packed.clone().unbind(), strict=True))
+        return out
