@@ -2,14 +2,16 @@
 
 This file holds the agent (`Dreamer`: act, update), the training and evaluation loop, and what a run keeps on disk.
 `--help` lists every setting. A run is a folder: the same command with the same --logdir goes on from its checkpoint;
-`--eval_only` evaluates it.
+`--eval_only` evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (distributed.py).
 """
 
 import contextlib
 import functools
+import itertools
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import tools
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import distributed
 import envs
 import exploration
 import models
@@ -205,6 +208,11 @@ def check_config(config: tools.Config) -> None:
     ):  # fmt: skip
         if c[key] < 1:
             raise ValueError(f"--{key} is {c[key]}: expected 1 or more")
+    for key in ("batch_size", "envs"):
+        if c[key] % distributed.size():
+            raise ValueError(
+                f"--{key} is {c[key]}, shared out to {distributed.size()} processes: expected a multiple of that"
+            )
     for key in ("batch_length", "imag_horizon"):
         if c[key] < 2:
             raise ValueError(f"--{key} is {c[key]}: expected 2 or more")
@@ -272,8 +280,8 @@ def check_resume(config: tools.Config, logdir: Path) -> None:
 # Environments
 
 
-def make_envs(config: tools.Config, mode: str, count: int, image: bool) -> EnvGroup:
-    """`count` envs of the task; those of each mode (train, eval, eval_only), and each of them, have their own seeds."""
+def make_envs(config: tools.Config, mode: str, count: int, image: bool, first: int = 0) -> EnvGroup:
+    """`count` envs of the task, numbered from `first`; each number has a seed in each mode (train, eval, eval_only)."""
     stream = {"train": 0, "eval": 1, "eval_only": 4}[mode]  # 2 and 3 are prefill and replay
     constructors = [
         functools.partial(
@@ -286,9 +294,9 @@ def make_envs(config: tools.Config, mode: str, count: int, image: bool) -> EnvGr
             image=image,
             **{key: config[key] for key in envs.SETTINGS},
         )
-        for index in range(count)
+        for index in range(first, first + count)
     ]
-    return EnvGroup(constructors, parallel=config.parallel and count > 1)
+    return EnvGroup(constructors, parallel=config.parallel and count * distributed.size() > 1)
 
 
 def check_eval_task(config: tools.Config, task: str, trained: EnvGroup, keys: list[str]) -> None:
@@ -334,6 +342,9 @@ def make_agent(config: tools.Config, group: EnvGroup) -> Dreamer:
 class Run:
     """A training run: envs, replay, agent, logs, and the counters that a checkpoint keeps.
 
+    Of several ranks (distributed.py) each has its share of envs, replay and batch. They go through the loop in step;
+    rank 0 leads: it logs, evaluates, and saves what all need to go on. Counters are those of all ranks together.
+
     The envs step while the learner learns: an action is sent, the updates that are due are done, then the envs'
     answers are received. A checkpoint is made with a step under way; it holds the actions of the unfinished episodes,
     and whoever goes on from it steps them again from the episodes' seeds.
@@ -343,120 +354,166 @@ class Run:
         self.config, self.logdir = config, logdir
         self.device = tools.pick_device(config.device)
         tools.seed_everything(config.seed, config.deterministic_run)
-        self.rng = np.random.default_rng([config.seed, 2])  # of prefill's actions
+        self.leads, ranks = distributed.rank() == 0, distributed.size()
         self.repeat = config.action_repeat
         self.checkpoint_path = logdir / "latest.pt"
 
-        self.envs = make_envs(config, "train", config.envs, sees_images(config))
+        count = config.envs // ranks
+        self.env_ids = range(distributed.rank() * count, (distributed.rank() + 1) * count)  # of the envs of this rank
+        self.envs = make_envs(config, "train", count, sees_images(config), self.env_ids.start)
         self.eval_envs: EnvGroup | None = None  # made at the first evaluation
         self.agent = make_agent(config, self.envs)
         self.keys, self.actions, self.discrete = self.agent.keys, self.agent.actions, config.actor_dist == "onehot"
         for task in config.eval_tasks:
             check_eval_task(config, task, self.envs, self.keys)
 
-        self.replay = Replay(logdir / "train_eps", config.dataset_size, config.replay_dir_limit)
+        self.step = 0  # agent steps, over all envs of all ranks
+        self.rng = self.stream(2)  # of prefill's actions
+        if not self.leads:  # its noise is not that of rank 0, which goes on from the networks' initialisation
+            self.seed_torch()
+        self.replay = Replay(
+            logdir / "train_eps", -(-config.dataset_size // ranks), -(-config.replay_dir_limit // ranks), self.env_ids
+        )
         self.batches = Prefetcher(
             self.replay,
-            np.random.default_rng([config.seed, 3]),
-            config.batch_size,
+            self.stream(3),
+            config.batch_size // ranks,
             config.batch_length,
             self.device,
         )
         self.metrics = tools.Metrics()
-        self.step = 0  # agent steps, over all envs
         self.updates = 0
         self.first_update: int | None = None  # agent steps at the first update
         self.eval_episodes = 0  # of each evaluation env, so far
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment steps at the last one of each
         self.policy_state: dict[str, Tensor] | None = None
-        self.obs: list[dict] = [{} for _ in range(config.envs)]  # the newest of each env
-        self.episode = [0] * config.envs  # index of each env's running episode
-        self.sent: list[list[np.ndarray]] = [[] for _ in range(config.envs)]  # its actions so far
-        self.returns, self.lengths = np.zeros(config.envs), np.zeros(config.envs, int)
+        self.obs: list[dict] = [{} for _ in range(count)]  # the newest of each env
+        self.episode = [0] * count  # index of each env's running episode
+        self.sent: list[list[np.ndarray]] = [[] for _ in range(count)]  # its actions so far
+        self.returns, self.lengths = np.zeros(count), np.zeros(count, int)
         self.last_return: float | None = None
 
     @property
     def env_step(self) -> int:
         return self.step * self.repeat
 
+    def stream(self, number: int) -> np.random.Generator:
+        """A stream of random numbers of this rank, from this step on."""
+        return np.random.default_rng([self.config.seed, number, distributed.rank(), self.step])
+
+    def seed_torch(self) -> None:
+        torch.manual_seed(int(self.stream(7).integers(2**63)))
+
     # Going on from a checkpoint
 
     def start(self) -> None:
         """Begins a new run, or takes up what `logdir` holds: the checkpoint, and every episode that finished since."""
         state = tools.load_checkpoint(self.checkpoint_path) if self.checkpoint_path.exists() else None
-        if state is not None:
-            self.load_state(state)
-        loaded = self.replay.load()
+        own = self.load_state(state) if state is not None else None
+        exact = own is not None
+        self.replay.load()
         # Episodes that finished after the checkpoint: their env goes on with the one after them.
-        newer = []
-        for env in range(self.config.envs):
-            last, _ = self.replay.finished.get(env, (-1, 0))
+        for env, number in enumerate(self.env_ids):
+            last, _ = self.replay.finished.get(number, (-1, 0))
             if last >= self.episode[env]:
-                newer.append(env)
+                exact = False
                 self.episode[env], self.sent[env] = last + 1, []
+        exact = all(distributed.gather(exact))
+        self.replay.skip(max(distributed.gather(self.replay.total_episodes)) - self.replay.total_episodes)
         steps_before = self.step
-        actions = [[{"action": self.to_env(a)} for a in sent] for sent in self.sent]
-        histories = self.envs.restore(self.episode, actions)
-        exact = state is not None and not newer
-        for env, history in enumerate(histories):
-            # the last answer of an exact resume is still to be received
-            self.replace_obs(env, history[0], None)
-            ahead = history[1:-1] if exact else history[1:]
-            for t, transition in enumerate(ahead):
-                self.record(env, transition, self.sent[env][t])
+        histories = self.envs.restore(
+            self.episode, [[{"action": self.to_env(a)} for a in sent] for sent in self.sent]
+        )
+        # the last answer of an exact resume is still to be received
+        ahead = [history[1:-1] if exact else history[1:] for history in histories]
+        with self.in_order(sum(transition.done for history in ahead for transition in history)):
+            for env, history in enumerate(ahead):
+                self.replace_obs(env, histories[env][0], None)
+                for t, transition in enumerate(history):
+                    self.record(env, transition, self.sent[env][t])
         if not exact:
-            # every step that was taken is in the replay now
-            self.step = self.replay.total_steps
-        resumed = state is not None or loaded > 0
-        self.logger = tools.Logger(self.logdir, self.env_step if resumed else None)
-        self.logger.settings(self.config, self.env_step)
-        self.progress = tools.Progress(self.config.steps, self.env_step)
+            # every step that was taken is in the replays now
+            self.step = sum(distributed.gather(self.replay.total_steps))
+        self.lacks_steps = not all(distributed.gather(self.replay.steps))  # some rank could draw no batch
+        episodes = sum(distributed.gather(self.replay.episodes))
+        resumed = state is not None or self.step > 0
+        if self.leads:
+            self.logger = tools.Logger(self.logdir, self.env_step if resumed else None)
+            self.logger.settings(self.config, self.env_step)
+            self.progress = tools.Progress(self.config.steps, self.env_step)
         if resumed:
-            found = f"with {self.replay.episodes} episodes"
             lost = f", {self.step - steps_before} agent steps newer than the checkpoint" if not exact else ""
-            tools.say(f"going on at step {self.env_step} {found}{lost}")
+            tools.say(f"going on at step {self.env_step} with {episodes} episodes{lost}")
             if self.env_step >= self.config.steps:
                 tools.say(f"nothing is left to train: --steps is {self.config.steps}; a larger number goes on")
         if exact:
-            self.batches.load_state_dict(state["batches"])
+            self.batches.load_state_dict(own["batches"])
             self.waiting = [history[-1] for history in histories]
         else:
             self.waiting = None
-            if state is not None:
-                self.batches.rng.bit_generator.state = state["batches"]["rng"]
+            if own is not None:
+                self.batches.rng.bit_generator.state = own["batches"]["rng"]
             self.act_and_send()
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: dict) -> dict | None:
+        """Takes up a checkpoint; returns what it holds of this rank, None if it was of another number of ranks.
+
+        Those deal its envs out anew, and draw other random numbers from there on.
+        """
         self.agent.load(state["agent"])
-        self.replay.load_state_dict(state["replay"])
-        self.metrics.load_state_dict(state["metrics"])
-        self.policy_state = {k: v.to(self.device) for k, v in state["policy"].items()} if state["policy"] else None
-        self.episode = list(state["episode"])
-        self.sent = [list(sent.numpy()) for sent in state["sent"]]
+        mine = slice(self.env_ids.start, self.env_ids.stop)
+        self.episode = list(state["episode"][mine])
+        self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
+        if state["policy"]:
+            self.policy_state = {k: v[mine].to(self.device) for k, v in state["policy"].items()}
+        # what is counted as the sum over ranks is counted on by one
+        self.replay.load_state_dict(state["replay"] if self.leads else {**state["replay"], "total_finished_steps": 0})
         for name in ("step", "updates", "first_update", "eval_episodes", "last_return"):
             setattr(self, name, state[name])
         self.done_at = dict(state["done_at"])
-        tools.set_rng_state(state["rng"], prefill=self.rng)
+        ranks = state["ranks"]
+        if len(ranks) != distributed.size():
+            tools.say(f"going on with another number of processes, {distributed.size()} in place of {len(ranks)}")
+            self.rng, self.batches.rng = self.stream(2), self.stream(3)
+            self.seed_torch()
+            return None
+        own = ranks[distributed.rank()]
+        self.metrics.load_state_dict(own["metrics"])
+        tools.set_rng_state(own["rng"], prefill=self.rng)
+        return own
 
     def save(self) -> None:
         """Writes `latest.pt`, whole or not at all."""
         self.done_at["checkpoint"] = self.env_step
         empty = np.zeros((0, self.actions), np.float32)
-        state = {
-            "agent": self.agent.state(),
-            "replay": self.replay.state_dict(),
+        sent = [torch.from_numpy(np.array(sent) if sent else empty) for sent in self.sent]
+        policy = {k: v.cpu() for k, v in self.policy_state.items()} if self.policy_state else None
+        replay = self.replay.state_dict()
+        own = {
             "batches": self.batches.state_dict(),
             "metrics": self.metrics.state_dict(),
-            "policy": self.policy_state,
-            "episode": self.episode,
-            "sent": [torch.from_numpy(np.array(sent) if sent else empty) for sent in self.sent],
+            "rng": tools.rng_state(prefill=self.rng),
+        }
+        found = distributed.gather((self.episode, sent, policy, replay["total_finished_steps"], own))
+        if not self.leads:
+            return
+        episodes, sents, policies, finished_steps, ranks = zip(*found, strict=True)
+        state = {
+            "agent": self.agent.state(),
+            # of each env
+            "episode": [*itertools.chain(*episodes)],
+            "sent": [*itertools.chain(*sents)],
+            "policy": {k: torch.cat([one[k] for one in policies]) for k in policy} if policy else None,
+            # of each rank
+            "ranks": ranks,
+            # of all together
+            "replay": {**replay, "total_finished_steps": sum(finished_steps)},
             "step": self.step,
             "updates": self.updates,
             "first_update": self.first_update,
             "eval_episodes": self.eval_episodes,
             "last_return": self.last_return,
             "done_at": self.done_at,
-            "rng": tools.rng_state(prefill=self.rng),
         }
         tools.save_checkpoint(self.checkpoint_path, state)
 
@@ -473,7 +530,7 @@ class Run:
         row["action"] = np.zeros(self.actions, np.float32) if action is None else action
         row["reward"] = np.float32(transition.reward)
         row["is_first"], row["is_terminal"] = bool(obs["is_first"]), bool(obs["is_terminal"])
-        self.replay.add(env, row, self.episode[env], last=transition.done)
+        self.replay.add(self.env_ids[env], row, self.episode[env], last=transition.done)
         self.obs[env] = obs
 
     def record(self, env: int, transition: Transition, action: np.ndarray) -> dict[str, float] | None:
@@ -492,16 +549,30 @@ class Run:
         self.replace_obs(env, Transition(transition.first, 0.0, False, {}, None), None)
         return summary
 
+    @contextlib.contextmanager
+    def in_order(self, finishing: int) -> Iterator[None]:
+        """Within it, so many episodes of this rank finish: their numbers follow those of lower ranks."""
+        finishing = distributed.gather(finishing)
+        self.replay.skip(sum(finishing[: distributed.rank()]))
+        yield
+        self.replay.skip(sum(finishing[distributed.rank() + 1 :]))
+
     def receive(self) -> None:
         """Takes the envs' answers to the actions that were sent."""
         transitions = self.waiting or self.envs.receive()
         self.waiting = None
-        self.step += len(transitions)
-        for env, transition in enumerate(transitions):
-            summary = self.record(env, transition, self.sent[env][-1])
-            if summary is not None:
-                self.last_return = float(summary["train_return"])
-                self.logger.scalars({**summary, "train_episodes": self.replay.total_episodes})
+        self.step += self.config.envs
+        self.lacks_steps = False
+        summaries = []
+        with self.in_order(sum(transition.done for transition in transitions)):
+            for env, transition in enumerate(transitions):
+                summary = self.record(env, transition, self.sent[env][-1])
+                if summary is not None:
+                    summaries.append({**summary, "train_episodes": self.replay.total_episodes})
+        for summary in itertools.chain(*distributed.gather(summaries)):
+            self.last_return = float(summary["train_return"])
+            if self.leads:
+                self.logger.scalars(summary)
                 self.logger.write(self.env_step)
 
     def act_and_send(self) -> None:
@@ -519,7 +590,7 @@ class Run:
         self.envs.send([{"action": self.to_env(one)} for one in action])
 
     def random_action(self) -> np.ndarray:
-        shape = (self.config.envs, self.actions)
+        shape = (len(self.env_ids), self.actions)
         if self.discrete:
             return np.eye(self.actions, dtype=np.float32)[self.rng.integers(self.actions, size=shape[0])]
         return self.rng.uniform(-1, 1, shape).astype(np.float32)
@@ -535,15 +606,18 @@ class Run:
             self.first_update = self.step
         return c.pretrain + int((self.step - self.first_update) * c.train_ratio / (c.batch_size * c.batch_length))
 
-    def learn(self, interrupt: tools.Interrupt) -> None:
-        """Does the updates that are due; an interrupt ends it between two of them."""
-        due = self.updates_due()
-        while self.updates < due and not interrupt.requested:
+    def learn(self, interrupt: tools.Interrupt) -> bool:
+        """Does the updates that are due. An interrupt of any rank ends it between two of them: it returns False."""
+        due = 0 if self.lacks_steps else self.updates_due()
+        while not distributed.agree(interrupt.requested):
+            if self.updates >= due:
+                return True
             batch = self.batches.next()
             self.batches.prefetch()
             self.metrics.update(self.agent.update(batch))
             self.updates += 1
-            self.progress.update(self.env_step, self.updates, self.last_return)
+            self.show_progress()
+        return False
 
     def evaluate(self) -> None:
         """`eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
@@ -553,7 +627,7 @@ class Run:
         """
         c = self.config
         self.done_at["eval"] = self.env_step
-        if not c.eval_episode_num:
+        if not c.eval_episode_num or not self.leads:
             return
         if self.eval_envs is None:
             self.eval_envs = make_envs(c, "eval", min(c.envs, c.eval_episode_num), image=True)
@@ -586,10 +660,18 @@ class Run:
     def log(self) -> None:
         """Writes the means of the metrics since the last time."""
         self.done_at["log"] = self.env_step
-        self.logger.scalars(self.metrics.result())
-        self.logger.scalars({"update_count": self.updates, "replay_steps": self.replay.steps})
+        results = distributed.gather(self.metrics.result())
+        replay_steps = sum(distributed.gather(self.replay.steps))
+        if not self.leads:
+            return
+        self.logger.scalars({name: np.mean([result[name] for result in results]) for name in results[0]})
+        self.logger.scalars({"update_count": self.updates, "replay_steps": replay_steps})
         self.logger.write(self.env_step, fps=True, updates=self.updates)
         self.progress.report()
+
+    def show_progress(self) -> None:
+        if self.leads:
+            self.progress.update(self.env_step, self.updates, self.last_return)
 
     # The loop
 
@@ -604,8 +686,9 @@ class Run:
         evaluated = False
         with tools.Interrupt() as interrupt:
             while True:
-                self.learn(interrupt)
-                if interrupt.requested:
+                if not self.learn(interrupt):
+                    self.save()
+                    tools.say(f"stopped at step {self.env_step}: the same command goes on from there")
                     break
                 if self.due("log") or (finished and self.done_at["log"] < self.env_step):
                     self.log()
@@ -614,15 +697,12 @@ class Run:
                 if finished:
                     break
                 self.receive()
-                self.progress.update(self.env_step, self.updates, self.last_return)
+                self.show_progress()
                 finished = self.env_step >= c.steps
                 evaluated = self.due("eval") or finished
                 if evaluated:
                     self.evaluate()
                 self.act_and_send()
-            if interrupt.requested:
-                self.save()
-                tools.say(f"stopped at step {self.env_step}: the same command goes on from there")
 
     def close(self) -> None:
         for group in (self.envs, self.eval_envs):
@@ -762,36 +842,60 @@ def evaluate_run(config: tools.Config, logdir: Path, episodes: int, video: bool)
         tools.say(f"films of {len(films)} episodes: {folder}")
 
 
-def main(argv: list[str]) -> int:
+def run_command(argv: list[str]) -> int:
+    """Does what the command line says; returns the exit status."""
     config, action = tools.load_config(argv, extra=ACTIONS)
     logdir = Path(config.logdir).expanduser()
+    errors = (ValueError, FileNotFoundError, ImportError)
     try:
-        if action.eval_only:
-            evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video)
-            return 0
-        if action.episodes or action.video:
-            raise ValueError("--episodes and --video belong to --eval_only")
-        check_config(config)
-        check_resume(config, logdir)
-        logdir.mkdir(parents=True, exist_ok=True)
-        run = Run(config, logdir)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"dreamer.py: {error}", file=sys.stderr)
-        return 2
+        with distributed.together(*errors):
+            if action.eval_only:
+                if distributed.size() > 1:
+                    raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
+                evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video)
+                return 0
+            if action.episodes or action.video:
+                raise ValueError("--episodes and --video belong to --eval_only")
+            check_config(config)
+            check_resume(config, logdir)
+            logdir.mkdir(parents=True, exist_ok=True)
+            run = Run(config, logdir)
+    except errors as error:
+        return complain(error)
     with contextlib.closing(run):
+        distributed.use(run.device)
+        distributed.broadcast(run.agent.state_dict().values())
         try:
-            if config.from_checkpoint and not run.checkpoint_path.exists():
-                for line in import_checkpoint(run.agent, config.from_checkpoint):
-                    tools.say(f"--from_checkpoint: {line}")
-            run.start()
+            with distributed.together(ValueError):
+                if config.from_checkpoint and not run.checkpoint_path.exists():
+                    for line in import_checkpoint(run.agent, config.from_checkpoint):
+                        tools.say(f"--from_checkpoint: {line}")
+                run.start()
         except ValueError as error:
-            print(f"dreamer.py: {error}", file=sys.stderr)
-            return 2
-        tools.save_config(config, logdir / "config.yaml")
+            return complain(error)
+        if run.leads:
+            tools.save_config(config, logdir / "config.yaml")
         for line in filter(None, [*TUNED, tools.tune_matmul(run.device)]):
             tools.say(line)
         run.loop()
     return 0
+
+
+def complain(error: Exception) -> int:
+    """Prints an error of the user's, once, and returns the exit status."""
+    if distributed.rank() == 0:
+        print(f"dreamer.py: {error}", file=sys.stderr)
+    return 2
+
+
+def main(argv: list[str]) -> int:
+    distributed.start()
+    try:
+        status = run_command(argv)
+    except SystemExit as end:  # --help, or flags that nobody knows
+        status = end.code
+    distributed.stop()
+    return status
 
 
 if __name__ == "__main__":

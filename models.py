@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import distributed
 import distributions as dists
 import networks
 import tools
@@ -200,13 +201,16 @@ def bisimulation_loss(
         reward: (N,) at steps 0..T-2, meant to lie in [0, 2].
 
     Returns:
-        A scalar, the Huber loss averaged over N×N pairs.
+        A scalar, the Huber loss averaged over N×N pairs; a rank pairs its online states with the target states of all
+        ranks, so that the mean over ranks is the loss of the whole batch.
     """
-    # (N, N)
+    # M = ranks·N columns
+    target, next_target, target_reward = map(distributed.rows, (target, next_target, reward))
+    # (N, M)
     distance = 1 - unit(online) @ unit(target).T
     with torch.no_grad():
         ahead = 1 - unit(next_online) @ unit(next_target).T
-        bound = (reward[:, None] - reward[None, :]).abs() + discount * ahead
+        bound = (reward[:, None] - target_reward[None, :]).abs() + discount * ahead
     return F.smooth_l1_loss(distance, bound)
 
 
@@ -409,7 +413,10 @@ class WorldModel(nn.Module):
             Start states for imagination, (B·T, ...), and their embedding (B, T, E), both from before the step; metrics.
         """
         data = preprocess(batch)
-        total, states, metrics = self.loss(data, self.draw_mask(data))
+        mask = self.draw_mask(data)
+        if mask is not None:
+            distributed.broadcast([mask])  # the batch shares one
+        total, states, metrics = self.loss(data, mask)
         metrics["model_grad_norm"] = self.opt.step(total)
         if self.probe_opt is not None:
             probe_loss = reconstruction_loss(self.decoder(states["feat"].detach()), data).mean()
@@ -525,10 +532,10 @@ class ImagBehavior(nn.Module):
         return actor_loss, value_loss, trajectory, metrics
 
     def return_range(self, target: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Moves the EMA of the returns' 5th and 95th percentile; returns (offset, scale)."""
+        """Moves the EMA of the 5th and 95th percentile of all ranks' returns; returns (offset, scale)."""
         if not self.config.reward_EMA:
             return 0.0, 1.0
-        quantiles = torch.quantile(target.detach().flatten(), self.return_levels)
+        quantiles = torch.quantile(distributed.rows(target.detach().flatten()), self.return_levels)
         self.return_ema.lerp_(quantiles, 0.01)
         return self.return_ema[0].clone(), (self.return_ema[1] - self.return_ema[0]).clamp_min(1)
 

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -101,6 +101,7 @@ class Replay:
             finished one stay.
         directory_limit: most agent steps kept as files, 0 for no limit. Oldest files go first, the newest stays. Below
             `capacity`, a restarted run finds less than it had.
+        envs: whose episodes it holds, where several replays share a directory; None for all.
 
     Files are uncompressed `.npz` archives named `{order}-env{env}-{episode}-{rows}.npz`, `order` counting the episodes
     in the order in which they finished. They appear whole or not at all under that name (written aside, then renamed),
@@ -108,12 +109,19 @@ class Replay:
     files may be missing or damaged, which `load` reports.
     """
 
-    def __init__(self, directory: Path | str | None, capacity: int, directory_limit: int = 0):
+    def __init__(
+        self,
+        directory: Path | str | None,
+        capacity: int,
+        directory_limit: int = 0,
+        envs: Container[int] | None = None,
+    ):
         if capacity < 1:
             raise ValueError(f"dataset_size is {capacity}: expected at least one agent step")
         self.directory = None if directory is None else Path(directory)
         self.capacity = capacity
         self.directory_limit = directory_limit
+        self.envs = envs
         self.finished: dict[int, tuple[int, int]] = {}  # env -> index and rows of its last finished episode
         self._spec: Spec | None = None
         self._unfinished: dict[int, Episode] = {}  # env -> episode
@@ -131,7 +139,7 @@ class Replay:
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in self.directory.glob(".*.npz.tmp"):
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
 
     # Bookkeeping
 
@@ -152,8 +160,12 @@ class Replay:
 
     @property
     def total_episodes(self) -> int:
-        """Episodes finished in the whole run."""
+        """Episodes finished in the whole run, those that `skip` counted included."""
         return self._order
+
+    def skip(self, episodes: int) -> None:
+        """Counts episodes that finished in the other replays of the directory: their places in the order are taken."""
+        self._order += episodes
 
     def unfinished(self, env: int) -> tuple[int, dict[str, np.ndarray]] | None:
         """Index and rows so far (views) of the env's unfinished episode, None without one.
@@ -296,6 +308,8 @@ class Replay:
                 print(f"replay: {path} is not named like an episode: ignored", file=sys.stderr)
                 continue
             entry = (*map(int, match.groups()), path)
+            if self.envs is not None and entry[1] not in self.envs:
+                continue
             key = episode_key(entry[1], entry[2])
             if key in entries:
                 print(f"replay: {path.name} and {entries[key][-1].name}: the newer is taken", file=sys.stderr)

@@ -23,6 +23,8 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+import distributed
+
 if TYPE_CHECKING:
     import torch
 
@@ -318,7 +320,8 @@ def load_config(
             raise SystemExit(0)
         config, extras = _load_config(argv, file, extra or {}, base)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if distributed.rank() == 0:  # the others found the same
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return config if extra is None else (config, extras)
 
@@ -616,7 +619,7 @@ class Metrics:
         return {key: total / count for key, (total, count) in totals.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        sums = [[list(keys), values.clone(), self._counts[keys]] for keys, values in self._sums.items()]
+        sums = [[list(keys), values.to("cpu", copy=True), self._counts[keys]] for keys, values in self._sums.items()]
         return {"sums": sums, "numbers": {key: list(total) for key, total in self._numbers.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -935,9 +938,17 @@ def tune_matmul(device: torch.device) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of `--device`, `auto` being a GPU if there is one. Raises ConfigError if it is not there."""
+    """The torch device of `--device`, `auto` being a GPU if there is one. Raises ConfigError if it is not there.
+
+    Of several ranks each takes a GPU of its own.
+    """
     import torch
 
+    if distributed.size() > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        number, count = distributed.local_rank(), torch.cuda.device_count()
+        if number >= count:
+            raise ConfigError(f"--device {name}: one GPU for each process, and this machine has {count}; start {count}")
+        return torch.device("cuda", number)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -946,6 +957,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and distributed.size() > 1:
+        raise ConfigError(f"--device {name}: each process takes a GPU of its own; use auto, cuda or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device
@@ -953,6 +966,8 @@ def pick_device(name: str) -> torch.device:
 
 class Optimizer:
     """Adam (AdamW where there is weight decay) on fixed parameters, with the gradient's norm clipped.
+
+    The gradient is the mean over all ranks, so that they make the same step.
 
     Args:
         lr, eps: of Adam.
@@ -977,6 +992,7 @@ class Optimizer:
         for param, grad in zip(self.params, grads, strict=True):
             # Adam assumes that gradients lie in memory as their parameters do; convolutions' may be channels last
             param.grad = torch.zeros_like(param) if grad is None else grad.contiguous()
+        distributed.average(param.grad for param in self.params)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.clip or float("inf"))
         self.adam.step()
         return norm.detach()

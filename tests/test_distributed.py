@@ -1,0 +1,220 @@
+"""Training by several processes of torchrun: real ones, over gloo."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import agents
+import pytest
+import ranks
+import torch
+from test_dreamer import ROOT, VECTORS, entries, run, wait_for
+
+import distributed
+import dreamer
+import replay
+import tools
+
+TORCHRUN = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SHORT = [*VECTORS, "--train_ratio", "2", "--eval_episode_num", "1", "--parallel", "False", "--steps", "480"]
+
+
+def start_ranks(*flags) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, str(ROOT / "dreamer.py"), *map(str, flags)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_ranks(*flags) -> tuple[int, str, str]:
+    process = start_ranks(*flags)
+    out, err = process.communicate(timeout=1200)
+    return process.returncode, out, err
+
+
+def kill_rank(process: subprocess.Popen, rank: int) -> None:
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+# What is computed
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """What `ranks.py` saved, of one process and of each of two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = [sys.executable], TORCHRUN
+    processes = [subprocess.Popen([*c, str(ROOT / "tests" / "ranks.py"), str(folder)], env=env) for c in commands]
+    assert [process.wait(600) for process in processes] == [0, 0]
+    return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("0of1", "0of2", "1of2")]
+
+
+@pytest.mark.parametrize("name", ranks.SETTINGS)
+def test_two_ranks_compute_what_one_process_does(computed, name):
+    (metrics, before, after), (metrics_of_two, before_of_two, after_of_two), (*_, after_of_other) = (
+        found["updates"][name] for found in computed
+    )
+    for number, (expected, found) in enumerate(zip(metrics, metrics_of_two, strict=True)):
+        assert expected.keys() == found.keys()
+        for key in expected:
+            if not key.endswith("_std"):  # the mean of two standard deviations is not that of all
+                assert found[key] == pytest.approx(expected[key], rel=5e-4, abs=1e-6), f"{key} of update {number}"
+    changed = 0
+    for key, value in before.items():
+        assert torch.equal(before_of_two[key], value), key
+        assert torch.equal(after_of_two[key], after_of_other[key]), f"{key} of rank 0 and of rank 1"
+        change = torch.linalg.vector_norm(after[key] - value)
+        assert torch.linalg.vector_norm(after_of_two[key] - after[key]) <= 5e-4 * change, key
+        changed += bool(change > 0)
+    assert changed >= len(before) - 1  # zeros stay zeros in one of them
+
+
+def test_bisimulation_loss_of_shares_is_that_of_the_batch(monkeypatch):
+    """Rows against all columns, averaged: the loss, and its gradient, of the whole batch."""
+    torch.manual_seed(0)
+    parts = [torch.randn(4, 6, 5) for _ in range(2)]
+    rewards = [torch.rand(6) * 2 for _ in range(2)]
+
+    def loss(rows, columns):
+        """Of these parts' rows, with all columns in the place of theirs."""
+        given, whole = ([torch.cat([x[i] for x in p], 0) for i in range(4)] for p in (rows, columns))
+        reward = torch.cat([rewards[n] for n, p in enumerate(parts) if any(p is r for r in rows)])
+        answers = iter([whole[1], whole[3], torch.cat(rewards)])
+        monkeypatch.setattr(distributed, "rows", lambda x: next(answers))
+        online = given[0].clone().requires_grad_()
+        value = agents.dreamer.models.bisimulation_loss(online, given[1], given[2], given[3], reward, 0.9)
+        return value.detach(), torch.autograd.grad(value, online)[0]
+
+    value, grad = loss(parts, parts)
+    shares = [loss([part], parts) for part in parts]
+    torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, value)
+    torch.testing.assert_close(torch.cat([share[1] for share in shares]) / 2, grad)
+
+
+def test_errors_and_interrupts_reach_all_ranks(computed):
+    one, first, second = computed
+    assert one["errors"] == ["of rank 0", "of rank 0"] and one["agreed"] == [True, False, False]
+    for rank in (first, second):
+        assert rank["errors"] == ["of rank 0", "of rank 1"] and rank["agreed"] == [True, True, False]
+
+
+def test_one_process_exchanges_nothing():
+    tensor = torch.ones(2)
+    assert distributed.rows(tensor) is tensor and distributed.gather(3) == [3]
+    assert distributed.agree(True) is True and distributed.agree(False) is False
+    distributed.start(), distributed.average([tensor]), distributed.broadcast([tensor]), distributed.stop()
+    assert torch.equal(tensor, torch.ones(2)) and not torch.distributed.is_initialized()
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run by two processes that nobody disturbed."""
+    logdir = tmp_path_factory.mktemp("whole") / "run"
+    code, out, err = run_ranks(*SHORT, "--parallel", "True", "--logdir", logdir)
+    assert code == 0, err
+    return logdir, out, err
+
+
+def test_two_ranks_leave_one_run(whole_run):
+    logdir, out, err = whole_run
+    lines = entries(logdir)
+    # two envs, one for each rank, 30 agent steps an episode, 2 environment steps each
+    assert [line["step"] for line in lines if "train_return" in line] == [120, 120, 240, 240, 360, 360, 480, 480]
+    assert [line["train_episodes"] for line in lines if "train_episodes" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines if "eval_return" in line] == [400, 480]
+    assert [line["replay_steps"] for line in lines if "replay_steps" in line] == [100, 200, 240]
+    assert max(line.get("update_count", 0) for line in lines) == 3 + (240 - 40) // 16
+    names = sorted(path.name for path in (logdir / "train_eps").iterdir())
+    assert names == [f"{2 * n + env:08d}-env00{env}-{n:06d}-31.npz" for n in range(4) for env in range(2)]
+    first = [replay.read_episode(logdir / "train_eps" / name) for name in names[:2]]
+    assert not (first[0]["position"][0] == first[1]["position"][0]).all()  # envs have seeds of their own
+    assert not (first[0]["action"] == first[1]["action"]).any(1)[1:].any()  # and ranks random numbers
+    # one logger
+    assert len(list(logdir.glob("events.out.tfevents.*"))) == 1
+    assert sum(line.startswith("[") for line in out.splitlines()) == len(lines)
+    assert sum(line.startswith("step ") for line in err.splitlines()) == 3
+    saved = tools.load_checkpoint(logdir / "latest.pt")
+    assert len(saved["ranks"]) == len(saved["sent"]) == 2 and saved["episode"] == [4, 4]
+
+
+def test_stopped_ranks_go_on_to_the_same_numbers(whole_run, tmp_path):
+    logdir = tmp_path / "run"
+    process = start_ranks(*SHORT, "--logdir", logdir)
+    wait_for(logdir, 4, process)
+    process.send_signal(signal.SIGTERM)  # which torchrun passes on
+    out, err = process.communicate(timeout=600)
+    assert "the same command goes on" in out, err
+    stopped = entries(logdir)
+    assert len(stopped) < len(entries(whole_run[0]))
+    code, out, err = run_ranks(*SHORT, "--logdir", logdir)
+    assert code == 0 and "going on at step" in out, err
+    assert entries(logdir) == entries(whole_run[0])
+
+
+def test_a_killed_rank_ends_all_and_other_numbers_of_ranks_go_on(tmp_path):
+    logdir = tmp_path / "run"
+    assert run(*SHORT, "--steps", "200", "--logdir", logdir)[0] == 0
+    process = start_ranks(*SHORT, "--steps", "100000", "--eval_every", "100000", "--logdir", logdir)
+    wait_for(logdir, 11, process)  # it has a checkpoint of its own, and newer episodes
+    kill_rank(process, 1)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode not in (0, None), err
+    assert "2 in place of 1" in out and "going on at step 204 with" in out
+    kept = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
+    steps = 60 * len(kept) + 200
+    code, out, err = run(*SHORT, "--steps", steps, "--logdir", logdir)
+    assert code == 0, err
+    assert "1 in place of 2" in out
+    found = re.search(r"going on at step (\d+) with (\d+) episodes", out)
+    assert int(found[1]) >= 60 * len(kept) and int(found[2]) == len(kept) + 2
+
+    files = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
+    assert kept.items() <= files.items()
+    names = [re.fullmatch(replay.FILE_NAME, name) for name in sorted(files)]
+    assert [int(name[1]) for name in names] == list(range(len(files)))
+    for env in (0, 1):
+        episodes = [int(name[3]) for name in names if int(name[2]) == env]
+        assert episodes == list(range(len(episodes)))
+    lines = entries(logdir)
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert lines[-1]["step"] >= steps
+    counted = [line["train_episodes"] for line in lines if "train_episodes" in line]
+    assert counted == sorted(set(counted)) and counted[-1] == len(files)
+
+
+def test_bad_settings_of_ranks_are_one_line(tmp_path, monkeypatch, capfd):
+    code, out, err = run_ranks(*SHORT, "--envs", "3", "--logdir", tmp_path / "run")
+    ours = [line for line in err.splitlines() if line.startswith("dreamer.py:")]
+    assert code != 0 and not out and len(ours) == 1, err
+    assert "--envs is 3" in ours[0] and "2 processes" in ours[0]
+    assert "Traceback" not in err[: err.index(ours[0])]
+    # the rest of the errors, without the processes
+    monkeypatch.setattr(distributed, "_size", 2)
+    with pytest.raises(ValueError, match="--batch_size is 3"):
+        dreamer.check_config(agents.config("--envs", "2"))
+    with pytest.raises(tools.ConfigError, match="auto, cuda or cpu"):
+        tools.pick_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(tools.ConfigError, match="this machine has 1"):
+        tools.pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert tools.pick_device("cuda") == torch.device("cuda", 1)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, value])
+    monkeypatch.setattr(distributed, "stop", lambda: None)
+    for flags in (["--eval_only", "--logdir", str(tmp_path)], ["--batch_sise", "3"]):
+        capfd.readouterr()
+        assert dreamer.main(flags) == 2
+        assert len(capfd.readouterr().err.splitlines()) == 1
+    monkeypatch.setattr(distributed, "_rank", 1)
+    for flags in (["--eval_only", "--logdir", str(tmp_path)], ["--batch_sise", "3"]):
+        assert dreamer.main(flags) == 2
+        assert capfd.readouterr().err == ""
