@@ -5,12 +5,15 @@ Every class is built from a network's raw output, computes in float32 whatever t
 entropies are sums over the event dimensions that each class names.
 """
 
+import functools
 import math
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fast import fusable
 
 BUCKETS = 255  # of the two-hot heads
 BUCKET_RANGE = 20.0  # in symlog space
@@ -26,6 +29,13 @@ def symexp(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
+@fusable
+def mix(logits: Tensor, unimix: float) -> Tensor:
+    """Softmax over the last dimension, with a share `unimix` of the uniform distribution, in float32."""
+    probs = torch.softmax(logits.float(), -1)
+    return probs * (1 - unimix) + unimix / probs.shape[-1] if unimix else probs
+
+
 def draw_class(probs: Tensor) -> Tensor:
     """A class for each categorical distribution, by inverting the cumulative probabilities.
 
@@ -36,12 +46,25 @@ def draw_class(probs: Tensor) -> Tensor:
         (...) int64 class indices. One uniform number is drawn for each distribution, from the global generator.
     """
     u = torch.rand(probs.shape[:-1], device=probs.device, dtype=probs.dtype)
-    if probs.is_cuda:  # where cumsum gives other last digits at each call
-        classes = probs.shape[-1]
-        cumulated = probs @ torch.ones(classes, classes, device=probs.device, dtype=probs.dtype).triu()
-    else:
-        cumulated = probs.cumsum(-1)
-    return (cumulated <= u.unsqueeze(-1)).sum(-1).clamp_(max=probs.shape[-1] - 1)
+    # cumsum gives other last digits at each call on a GPU
+    cumulated = probs @ _upper(probs.shape[-1], probs.device, probs.dtype) if probs.is_cuda else probs.cumsum(-1)
+    return _invert(cumulated, u)
+
+
+@functools.cache
+def _upper(classes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.ones(classes, classes, device=device, dtype=dtype).triu()
+
+
+@fusable
+def _invert(cumulated: Tensor, u: Tensor) -> Tensor:
+    return (cumulated <= u.unsqueeze(-1)).sum(-1).clamp(max=cumulated.shape[-1] - 1)
+
+
+@fusable
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """(...) class indices → (..., K) float32."""
+    return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).float()
 
 
 def draw_normal(like: Tensor) -> Tensor:
@@ -76,10 +99,7 @@ class OneHot:
     """
 
     def __init__(self, logits: Tensor, unimix: float = 0.01, event_dims: int = 1):
-        probs = torch.softmax(logits.float(), -1)
-        if unimix:
-            probs = probs * (1 - unimix) + unimix / probs.shape[-1]
-        self.probs = probs
+        self.probs = mix(logits, unimix)
         self.event = tuple(range(-1 - event_dims, 0))
 
     @cached_property
@@ -88,12 +108,12 @@ class OneHot:
 
     def sample(self) -> Tensor:
         """(..., K) one-hot; its gradient is that of the probabilities."""
-        hard = F.one_hot(draw_class(self.probs.detach()), self.probs.shape[-1]).to(self.probs.dtype)
+        hard = one_hot(draw_class(self.probs.detach()), self.probs.shape[-1])
         return _StraightThrough.apply(hard, self.probs)
 
     def mode(self) -> Tensor:
         """(..., K) one-hot of the most probable class; its gradient is that of the log-probabilities."""
-        hard = F.one_hot(self.probs.detach().argmax(-1), self.probs.shape[-1]).to(self.probs.dtype)
+        hard = one_hot(self.probs.detach().argmax(-1), self.probs.shape[-1])
         return _StraightThrough.apply(hard, self.log_probs)
 
     def entropy(self) -> Tensor:
@@ -236,15 +256,20 @@ class TwoHotSymlog:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-likelihood of x (..., 1) → (...). Its mass is shared by the two buckets next to symlog(x)."""
-        x = symlog(x.float()).clamp(-BUCKET_RANGE, BUCKET_RANGE)
-        # (..., 1) index of the bucket at or below x, the last bucket excepted
-        below = (torch.bucketize(x.detach(), self.buckets, right=True) - 1).clamp_(0, BUCKETS - 2)
-        left, right = self.buckets[below], self.buckets[below + 1]
-        share = (x - left) / (right - left)
-        # (..., 255): a product with a two-hot vector, as the gradient of a gather is not repeatable on a GPU
-        index = torch.arange(BUCKETS, device=x.device)
-        target = torch.where(index == below, 1 - share, torch.where(index == below + 1, share, 0.0))
-        return (target * self.logits).sum(-1) - torch.logsumexp(self.logits, -1)
+        return _two_hot_log_prob(self.logits, x, self.buckets)
+
+
+@fusable
+def _two_hot_log_prob(logits: Tensor, x: Tensor, buckets: Tensor) -> Tensor:
+    x = symlog(x.float()).clamp(-BUCKET_RANGE, BUCKET_RANGE)
+    # (..., 1) index of the bucket at or below x, the last bucket excepted
+    below = (torch.bucketize(x.detach(), buckets, right=True) - 1).clamp(0, BUCKETS - 2)
+    left, right = buckets[below], buckets[below + 1]
+    share = (x - left) / (right - left)
+    # (..., 255): a product with a two-hot vector, as the gradient of a gather is not repeatable on a GPU
+    index = torch.arange(BUCKETS, device=x.device)
+    target = torch.where(index == below, 1 - share, torch.where(index == below + 1, share, 0.0))
+    return (target * logits).sum(-1) - torch.logsumexp(logits, -1)
 
 
 class Bernoulli:

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tools
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import distributed
 import envs
 import exploration
+import fast
 import models
 import networks
 from envs.parallel import EnvGroup, Transition
@@ -60,11 +61,19 @@ class Dreamer(nn.Module):
         self.world_model = models.WorldModel(shapes, actions, config, reward_to_simsr)
         self.behavior = models.ImagBehavior(config, self.world_model, actions)
         self.explorer = exploration.make(config, self.world_model, actions)
+        self.behaviors = (self.behavior, *self.explorer.behaviors)
         self.to(tools.pick_device(config.device))
+        self.run_by(fast.Execution())
 
     @property
     def device(self) -> torch.device:
         return self.behavior.return_ema.device
+
+    def run_by(self, execution: fast.Execution, say: Callable[[str], None] | None = None) -> None:
+        """Takes an execution for updates and acting from here on; `say` is told when they are ready."""
+        self.execution = execution
+        self.learn = fast.Runner(self._learn, execution, "update", say)
+        self.actors: dict[tuple, fast.Runner] = {}  # by what decides about the computation
 
     @torch.no_grad()
     def act(
@@ -81,23 +90,41 @@ class Dreamer(nn.Module):
         Returns:
             Actions (N, A), not clipped, and the state for the next call: that of the dynamics and the action.
         """
+        n = len(obs["is_first"])
+        if state is None:
+            initial = self.world_model.dynamics.initial(obs["is_first"])
+            state = {k: v.expand(n, *v.shape[1:]) for k, v in initial.items()}
+            state["action"] = torch.zeros(n, self.actions, device=self.device)
+        key = (n, training, explore)
+        if key not in self.actors:
+            function = functools.partial(self._act, training=training, explore=explore)
+            self.actors[key] = fast.Runner(function, self.execution, "acting")
+        new = self.actors[key]({**obs, **{f"before_{k}": state[k] for k in ("stoch", "deter", "action")}})
+        return new["action"], new
+
+    def _act(self, inputs: dict[str, Tensor], training: bool, explore: bool) -> dict[str, Tensor]:
         model, c = self.world_model, self.config
-        data = models.preprocess({k: v.unsqueeze(1) for k, v in obs.items()})
-        n = data["is_first"].shape[0]
-        previous = state["action"] if state is not None else torch.zeros(n, self.actions, device=self.device)
+        data = models.preprocess({k: v.unsqueeze(1) for k, v in inputs.items() if not k.startswith("before_")})
+        state = {"stoch": inputs["before_stoch"], "deter": inputs["before_deter"]}
         sample = training or not c.eval_state_mean
-        post, _ = model.dynamics.observe(model.encoder(data), previous[:, None], data["is_first"], state, sample)
+        previous = inputs["before_action"][:, None]
+        post, _ = model.dynamics.observe(model.encoder(data), previous, data["is_first"], state, sample)
         post = {k: v[:, 0] for k, v in post.items()}
         feat = model.dynamics.feat(post)
         policy = self.explorer.policy(feat) if explore else self.behavior.actor(feat)
         action = policy.sample() if training else policy.mode()
         action = exploration.add_noise(action, c.expl_amount if training else c.eval_noise, c.actor_dist == "onehot")
-        return action, {**post, "action": action}
+        return {**post, "action": action}
 
     def update(self, batch: dict[str, Tensor]) -> models.Metrics:
         """One update of world model, actor and critic on replay rows (B, T, ...); metrics stay on the device."""
+        for behavior in self.behaviors:
+            behavior.begin_update()
+        return self.learn(batch)
+
+    def _learn(self, batch: dict[str, Tensor]) -> models.Metrics:
         start, embed, metrics = self.world_model.update(batch)
-        metrics.update(self.behavior.update(self.world_model, start))
+        metrics.update(self.behavior.learn(self.world_model, start))
         metrics.update(self.explorer.update(self.world_model, start, embed, batch))
         return metrics
 
@@ -111,13 +138,16 @@ class Dreamer(nn.Module):
     def state(self) -> dict:
         """All that learning has changed, for a checkpoint."""
         optimizers = {name: opt.state_dict() for name, opt in self.optimizers().items()}
-        return {"agent": self.state_dict(), "optimizers": optimizers, "behavior_updates": self.behavior.updates}
+        updates = [behavior.updates for behavior in self.behaviors]
+        return {"agent": self.state_dict(), "optimizers": optimizers, "behavior_updates": updates}
 
     def load(self, state: dict) -> None:
         self.load_state_dict(state["agent"])
         for name, opt in self.optimizers().items():
             opt.load_state_dict(state["optimizers"][name])
-        self.behavior.updates = state["behavior_updates"]
+        for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
+            behavior.updates = updates
+        self.learn.reset()  # the optimisers' tensors are others
 
 
 # The public implementation's names of parameters, as regular expressions, and ours.
@@ -875,7 +905,9 @@ def run_command(argv: list[str]) -> int:
             return complain(error)
         if run.leads:
             tools.save_config(config, logdir / "config.yaml")
-        for line in filter(None, [*TUNED, tools.tune_matmul(run.device)]):
+        execution = fast.choose(config.compile, run.device, distributed.size())
+        run.agent.run_by(execution, tools.say)
+        for line in filter(None, [*TUNED, tools.tune_matmul(run.device), execution.note]):
             tools.say(line)
         run.loop()
     return 0

@@ -32,6 +32,8 @@ def add_noise(action: Tensor, amount: float, discrete: bool) -> Tensor:
 class Greedy(nn.Module):
     """No exploring behaviour: the task's own policy gathers the data."""
 
+    behaviors: tuple[models.ImagBehavior, ...] = ()  # that it trains
+
     def update(self, world_model, start, embed, batch) -> models.Metrics:
         return {}
 
@@ -80,6 +82,10 @@ class Plan2Explore(nn.Module):
             self.ensemble.parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
         )
 
+    @property
+    def behaviors(self) -> tuple[models.ImagBehavior, ...]:
+        return (self.behavior,)
+
     def policy(self, feat: Tensor) -> dists.Normal | dists.OneHot:
         return self.behavior.actor(feat)
 
@@ -100,6 +106,8 @@ class Plan2Explore(nn.Module):
 
     def update(self, world_model: models.WorldModel, start: networks.State, embed: Tensor, batch) -> models.Metrics:
         """One step of the ensemble on the batch's states, one of the exploring actor and critic in imagination.
+
+        `behavior.begin_update` is the caller's, as for every one of `behaviors`.
 
         Args:
             start: states (B·T, ...) of the batch.
@@ -124,7 +132,7 @@ class Plan2Explore(nn.Module):
         error = 0.5 * ((predicted - target[:, offset:]) ** 2).sum(-1)
         loss = error.mean((1, 2)).sum()
         metrics = {"disag_loss": loss.detach(), "disag_grad_norm": self.opt.step(loss)}
-        found = self.behavior.update(
+        found = self.behavior.learn(
             world_model, start, lambda feat, action: self.intrinsic_reward(world_model, feat, action)
         )
         return metrics | {f"expl_{key}": value for key, value in found.items()}

@@ -188,7 +188,7 @@ class Runner:
 
     Captured, the first calls run as they are, on a stream of their own; then one call is recorded as a CUDA graph, and
     every later one replays it on copies of its inputs. The function must not decide anything in Python between calls,
-    wait for the device, or keep its inputs; its inputs keep their shapes. If recording fails, the reason is said and all
+    wait for the device, or keep its inputs, whose shapes stay the same. If recording fails, the reason is said and it
     goes on without.
 
     Args:

@@ -540,10 +540,18 @@ class ImagBehavior(nn.Module):
         return self.return_ema[0].clone(), (self.return_ema[1] - self.return_ema[0]).clamp_min(1)
 
     def update(self, world_model: WorldModel, start: networks.State, objective: Callable | None = None) -> Metrics:
-        """One optimiser step each of actor and critic from imagined rollouts that begin at `start` (N, ...)."""
+        """`begin_update`, then `learn`."""
+        self.begin_update()
+        return self.learn(world_model, start, objective)
+
+    def begin_update(self) -> None:
+        """Moves the slow critic, at every `slow_target_update`-th call: what an update decides by counting."""
         if self.config.slow_value_target and self.updates % self.config.slow_target_update == 0:
             tools.ema(self.slow_value, self.value, self.config.slow_target_fraction)
         self.updates += 1
+
+    def learn(self, world_model: WorldModel, start: networks.State, objective: Callable | None = None) -> Metrics:
+        """One optimiser step each of actor and critic from imagined rollouts that begin at `start` (N, ...)."""
         actor_loss, value_loss, _, metrics = self.loss(world_model, start, objective)
         metrics["actor_grad_norm"] = self.actor_opt.step(actor_loss, retain_graph=True)
         metrics["value_grad_norm"] = self.value_opt.step(value_loss)

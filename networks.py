@@ -138,6 +138,13 @@ class BinaryHead(MLP):
         return dists.Bernoulli(super().forward(feat))
 
 
+@fusable
+def bounded_normal(out: Tensor, min_std: float, max_std: float) -> tuple[Tensor, Tensor]:
+    """An output layer's (..., 2A) → mean in (-1, 1) and std in (min_std, max_std), (..., A)."""
+    mean, std = out.chunk(2, -1)
+    return torch.tanh(mean), (max_std - min_std) * torch.sigmoid(std + 2) + min_std
+
+
 class Actor(MLP):
     """The policy: features (..., F) → a distribution over actions (..., A).
 
@@ -170,12 +177,11 @@ class Actor(MLP):
         out = super().forward(feat, matrices).float()
         if self.dist == "onehot":
             return dists.OneHot(out, self.unimix, event_dims=0)
-        mean, std = out.chunk(2, -1)
         if self.dist == "tanh_normal":
+            mean, std = out.chunk(2, -1)
             return dists.TanhNormal(5 * torch.tanh(mean / 5), F.softplus(std + self.init_std) + self.min_std)
-        std = (self.max_std - self.min_std) * torch.sigmoid(std + 2) + self.min_std
         kind = dists.TruncNormal if self.dist == "trunc_normal" else dists.Normal
-        return kind(torch.tanh(mean), std)
+        return kind(*bounded_normal(out, self.min_std, self.max_std))
 
 
 class ConvEncoder(nn.Module):

@@ -7,6 +7,7 @@ process before torch comes in.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import os
@@ -976,13 +977,20 @@ class Optimizer:
     """
 
     def __init__(self, params, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
-        import torch
 
         self.params = list(params)
         self.clip = clip
-        self.adam = torch.optim.AdamW(
-            self.params, lr=lr, eps=eps, weight_decay=weight_decay, foreach=True, capturable=self.params[0].is_cuda
-        )
+        self.settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+
+    @functools.cached_property
+    def adam(self) -> torch.optim.AdamW:
+        """Made at its first use, when the parameters are on their device."""
+        import torch
+
+        cuda = self.params[0].is_cuda
+        # the fused CPU kernel was no faster
+        kernel = {"fused": True, "capturable": True} if cuda else {"foreach": True}
+        return torch.optim.AdamW(self.params, **self.settings, **kernel)
 
     def step(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
         """One step down `loss`, a scalar; only these parameters get a gradient. Returns its norm before clipping."""
