@@ -264,7 +264,7 @@ def _two_hot_log_prob(logits: Tensor, x: Tensor, buckets: Tensor) -> Tensor:
     x = symlog(x.float()).clamp(-BUCKET_RANGE, BUCKET_RANGE)
     # (..., 1) index of the bucket at or below x, the last bucket excepted
     below = (torch.bucketize(x.detach(), buckets, right=True) - 1).clamp(0, BUCKETS - 2)
-    left, right = buckets[below], buckets[below + 1]
+    left, right = buckets.take(below), buckets.take(below + 1)
     share = (x - left) / (right - left)
     # (..., 255): a product with a two-hot vector, as the gradient of a gather is not repeatable on a GPU
     index = torch.arange(BUCKETS, device=x.device)

@@ -117,21 +117,20 @@ def fusing(on: bool) -> Iterator[None]:
         _fusing = before
 
 
+@functools.cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
 def fusable(function: Callable) -> Callable:
     """Marks a function of tensors, pointwise work and small reductions, that `fusing` turns into few kernels.
 
     Random numbers are drawn outside of such functions, so that a compiled one sees the same.
     """
-    compiled = None
 
     @functools.wraps(function)
     def call(*args):
-        nonlocal compiled
-        if not _fusing:
-            return function(*args)
-        if compiled is None:
-            compiled = torch.compile(function, dynamic=False, fullgraph=True)
-        return compiled(*args)
+        return _compiled(function)(*args) if _fusing else function(*args)
 
     return call
 
@@ -245,8 +244,8 @@ class Runner:
 
     def record(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         self.inputs = {key: value.clone() for key, value in inputs.items()}
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             # other threads may upload batches meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 out = self.function(self.inputs)

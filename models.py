@@ -53,7 +53,7 @@ def cube_mask(
     hidden = (order < int(ratio * grid * grid)).unflatten(-1, (grid, grid))
     rows = torch.arange(height, device=device) * grid // height
     columns = torch.arange(width, device=device) * grid // width
-    hidden = hidden[:, rows][:, :, columns]
+    hidden = hidden.index_select(1, rows).index_select(2, columns)
     return hidden.unsqueeze(1).expand(-1, block_size, -1, -1).flatten(0, 1)
 
 

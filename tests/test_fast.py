@@ -1,0 +1,242 @@
+"""Faster paths against plain ones: shared matrices, fused functions, captured graphs."""
+
+import shutil
+
+import agents
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+import distributions as dists
+import dreamer
+import fast
+import models
+import networks
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+# Matrices
+
+
+def rollout(linear, x):
+    """Four steps that use one linear map, and a loss of all their outputs."""
+    loss = 0
+    for _ in range(4):
+        y = linear(x)
+        loss, x = loss + y.sin().sum(), y[..., : x.shape[-1]].tanh()
+    return loss
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("lead", [(3,), (2, 3)])
+def test_a_shared_matrix_has_the_gradients_of_plain_products(biased, lead):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(5, 4, requires_grad=True), torch.randn(5, requires_grad=True) if biased else None
+    x = torch.randn(*lead, 4, requires_grad=True)
+    wanted = [p for p in (weight, bias, x) if p is not None]
+    ours = torch.autograd.grad(rollout(fast.Matrix(weight, bias, torch.float32), x), wanted)
+    plain = torch.autograd.grad(rollout(lambda x: F.linear(x, weight, bias), x), wanted)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_backward_pass_that_did_not_ask_for_the_weight_leaves_nothing_to_the_next():
+    torch.manual_seed(0)
+    weight, x = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    matrix = fast.Matrix(weight, None, torch.float32)
+    loss = rollout(matrix, x)
+    torch.autograd.grad(5 * loss, x, retain_graph=True)
+    (once,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, weight)
+    (plain,) = torch.autograd.grad(rollout(lambda x: F.linear(x, weight), x), weight)
+    torch.testing.assert_close(once, plain)
+    torch.testing.assert_close(again, plain)
+
+
+def test_an_unused_matrix_gives_its_weight_no_gradient():
+    weight, x = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    fast.Matrix(weight, None, torch.float32)
+    assert torch.autograd.grad(x.sum(), [weight], allow_unused=True) == (None,)
+
+
+def test_in_bfloat16_the_steps_gradients_are_summed_without_rounding():
+    torch.manual_seed(0)
+    weight = torch.randn(16, 16, requires_grad=True)
+    steps = [torch.randn(4, 16) for _ in range(256)]
+
+    def error(linear):
+        loss = sum((linear(x.bfloat16()).float() * x).sum() for x in steps)
+        (grad,) = torch.autograd.grad(loss, weight)
+        exact = sum(x.double().T @ x.bfloat16().double() for x in steps)
+        return ((grad - exact).norm() / exact.norm()).item()
+
+    shared = error(fast.Matrix(weight, None, torch.bfloat16))
+    cast = weight.to(torch.bfloat16)
+    assert shared < 0.005 < error(lambda x: F.linear(x, cast))
+
+
+# Fused functions
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    yield
+    fast._compiled.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "flags, shapes, base",
+    [
+        ((), agents.IMAGE, ("dmc_vision",)),
+        (("--precision", "16", "--dyn_discrete", "0", "--imag_gradient", "both"), agents.VECTORS, ("dmc_proprio",)),
+    ],
+)
+def test_all_fused_functions_of_an_update_can_be_traced_and_compute_the_same(flags, shapes, base, monkeypatch):
+    real = torch.compile
+    # their own kernels, but traced and differentiated as for compiling
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: real(f, backend="aot_eager", **settings))
+    found = {}
+    batch = agents.batch(shapes)
+    obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
+    for fuse in (False, True):
+        agent = agents.agent(*flags, shapes=shapes, base=base)
+        agent.run_by(fast.Execution(fuse=fuse))
+        torch.manual_seed(1)
+        with torch._dynamo.config.patch(recompile_limit=256):
+            found[fuse] = [agent.update(batch), agent.update(batch)]
+            found[fuse].append({"action": agent.act(obs, None, training=True)[0]})
+    for plain, fused in zip(found[False], found[True], strict=True):
+        for key in plain:
+            torch.testing.assert_close(fused[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for the CPU needs g++")
+def test_a_compiled_function_computes_the_same():
+    torch.manual_seed(0)
+    parts, deter = torch.randn(3, 24, requires_grad=True), torch.randn(3, 8, requires_grad=True)
+    weight, bias = torch.randn(24, requires_grad=True), torch.randn(24, requires_grad=True)
+    leaves = [parts, deter, weight, bias]
+    found = []
+    for fuse in (False, True):
+        with fast.fusing(fuse):
+            out = networks.gru_gates(*leaves)
+            found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_fusing_ends_with_its_block():
+    seen = []
+    with pytest.raises(KeyError), fast.fusing(True):
+        seen.append(fast._fusing)
+        raise KeyError
+    assert seen == [True] and not fast._fusing
+
+
+# Execution
+
+
+def test_what_is_chosen_on_a_cpu_is_said():
+    for wanted, words in ((True, "CPU"), (False, "compile is False")):
+        execution = fast.choose(wanted, torch.device("cpu"))
+        assert not execution.fuse and not execution.capture and words in execution.note
+
+
+def test_a_capture_that_fails_is_said_and_the_update_goes_on(monkeypatch):
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
+    said = []
+    runner = fast.Runner(lambda x: {"y": x["x"] + 1}, fast.Execution(capture=True), "update", said.append)
+    runner.WARM_UP = 0
+    for value in range(3):
+        assert runner({"x": torch.tensor(value)})["y"] == value + 1
+    assert len(said) == 1 and said[0].startswith("update: not captured as a CUDA graph (") and len(said[0]) > 45
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["32", "16"])
+def test_captured_updates_compute_what_plain_ones_do(precision):
+    device = ("--device", "cuda", "--precision", precision)
+    batches = [{k: v.cuda() for k, v in agents.batch(seed=i).items()} for i in range(8)]
+    found, said = [], []
+    for execution in (fast.Execution(), fast.choose(True, torch.device("cuda"))):
+        agent = agents.agent(*device)
+        agent.run_by(execution, said.append)
+        torch.manual_seed(1)
+        found.append([{k: v.item() for k, v in agent.update(batch).items()} for batch in batches])
+    assert agent.learn.graph is not None, said
+    # draws of classes differ where a rounding does: the first updates are the same
+    for plain, captured in list(zip(*found, strict=True))[: 8 if precision == "32" else 2]:
+        for key in plain:
+            assert captured[key] == pytest.approx(plain[key], rel=1e-2, abs=1e-2), key
+
+
+@needs_gpu
+def test_captured_acting_is_plain_acting():
+    found = []
+    obs = {k: v[:, 0].cuda() for k, v in agents.batch().items() if k in ("image", "is_first")}
+    for execution in (fast.Execution(), fast.choose(True, torch.device("cuda"))):
+        agent, state, actions = agents.agent("--device", "cuda"), None, []
+        agent.run_by(execution)
+        torch.manual_seed(1)
+        for _ in range(8):
+            action, state = agent.act(obs, state, training=True)
+            actions.append(action.cpu())
+        found.append(torch.stack(actions))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+# A GPU that is not there: shapes and devices of the GPU's branches, on tensors without memory
+
+
+class PlainIndexing(TorchFunctionMode):
+    """Indexing and inversion by functions that do without a GPU's driver."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__invert__:
+            return torch.logical_not(args[0])
+        if function is not torch.Tensor.__getitem__:
+            return function(*args, **(kwargs or {}))
+        x, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+        used = sum(i is not None and i is not Ellipsis for i in index)
+        dim = 0
+        for i in index:
+            if i is None:
+                x, dim = x.unsqueeze(dim), dim + 1
+            elif i is Ellipsis:
+                dim += args[0].ndim - used
+            elif isinstance(i, int):
+                x = x.select(dim, i)
+            else:
+                x, dim = torch.ops.aten.slice(x, dim, *i.indices(x.shape[dim])), dim + 1
+        return x
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one is there")
+@pytest.mark.parametrize(
+    "flags", [(), ("--precision", "16"), ("--imag_gradient", "both", "--expl_behavior", "plan2explore")]
+)
+def test_nothing_waits_for_a_gpu_or_lies_beside_it(flags, monkeypatch):
+    """Fake tensors refuse `.item()` and all else that reads values, and operations on two devices."""
+    for name in ("trunc_normal_", "uniform_", "kaiming_uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
+    monkeypatch.setattr(dreamer.Dreamer, "to", lambda self, device: self)
+    dists._upper.cache_clear()
+    cuda = torch.device("cuda", 0)
+    with FakeTensorMode(), PlainIndexing(), torch.no_grad():
+        with cuda:
+            agent = agents.agent(*flags)
+        batch = {k: torch.empty(v.shape, dtype=v.dtype, device=cuda) for k, v in agents.batch().items()}
+        data = models.preprocess(batch)
+        _, states, found = agent.world_model.loss(data, agent.world_model.draw_mask(data))
+        start = {k: v.flatten(0, 1) for k, v in states["target_post"].items()}
+        _, _, trajectory, metrics = agent.behavior.loss(agent.world_model, start)
+        obs = {k: v[:, 0] for k, v in batch.items() if k in ("image", "is_first")}
+        _, state = agent.act(obs, None, training=True, explore="plan2explore" in flags)
+        for tensor in [*found.values(), *trajectory.values(), *metrics.values(), *state.values()]:
+            assert tensor.device == cuda
+    dists._upper.cache_clear()
