@@ -49,17 +49,12 @@ def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
 
 
 @fusable
-def norm_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """LayerNorm over the last dimension, then SiLU; in float32 within, the output has the type of `x`."""
+def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm over the last dimension of x, or of x + share, then SiLU; in float32 within, the output as `x`."""
+    x = x if share is None else x + share
     # on a CPU the norm itself takes bfloat16 in and gives bfloat16 out
     y = F.layer_norm(x.float() if x.is_cuda else x, weight.shape, weight, bias, NORM_EPS)
     return F.silu(y).to(x.dtype)
-
-
-@fusable
-def sum_norm_silu(x: Tensor, share: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`norm_silu` of x + share."""
-    return norm_silu(x + share, weight, bias)
 
 
 class NormSiLU(nn.LayerNorm):
@@ -70,9 +65,7 @@ class NormSiLU(nn.LayerNorm):
 
     def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
         """Of x, or of x + share where a layer's product was made in two parts."""
-        if share is None:
-            return norm_silu(x, self.weight, self.bias)
-        return sum_norm_silu(x, share, self.weight, self.bias)
+        return norm_silu(x, share, self.weight, self.bias)
 
 
 class Dense(nn.Module):
