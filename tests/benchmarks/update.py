@@ -1,18 +1,23 @@
 """Times one update of the agent: world model, imagination, actor, critic, their optimiser steps and EMA moves.
 
-    python tests/benchmarks/update.py [--device cpu] [--precision 32 16] [--repeats 5] [--profile] [--SETTING VALUE ...]
+    python tests/benchmarks/update.py [--device cpu] [--precision 32 16] [--modes plain compiled captured]
+                                      [--repeats 5] [--profile] [--SETTING VALUE ...]
 
-Walker frames from a real replay, batch 16×64, 6 actions by default; other flags are settings of dreamer.py. Prints for
-each precision the median, updates/s, achieved FLOP/s and their share of what a plain matrix product of the same type
-reaches in the same run; on a GPU the peak memory too. --profile adds the operations that take longest.
+Walker frames from a real replay, batch 16×64, 6 actions by default; other flags are settings of dreamer.py. Modes:
+plain PyTorch, compiled pieces, and on a GPU all of it in one CUDA graph; by default those that `compile: True` may choose.
+Prints for each the median, updates/s, achieved FLOP/s and their share of what a plain matrix product of the same type
+reaches in the same run, and the time until it is ready; on a GPU also kernels an update and peak memory. --profile adds
+the time of each part of an update, and the operations that take longest.
 """
 
 import argparse
+import contextlib
 import functools
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -28,6 +33,9 @@ from torch.utils.flop_counter import flop_registry
 
 import dreamer
 import envs
+import fast
+import models
+import networks
 from replay import Replay
 
 TASK = "dmc_walker_walk"
@@ -84,45 +92,123 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * n**3 / median_seconds(lambda: torch.mm(a, b), 7, device)
 
 
+def kernels(run) -> int:
+    """GPU kernels of one call."""
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        run()
+        torch.cuda.synchronize()
+    return sum(e.count for e in trace.key_averages() if not e.key.startswith(("Memcpy", "Memset", "cuda")))
+
+
+MODES = {
+    "plain": fast.Execution(),
+    "compiled": fast.Execution(fuse=True),
+    "captured": fast.Execution(fuse=True, capture=True),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", nargs="+", type=int, default=[32, 16], choices=[32, 16])
+    parser.add_argument("--modes", nargs="+", choices=MODES)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--profile", action="store_true", help="time by operation")
+    parser.add_argument("--profile", action="store_true", help="time by part and by operation")
     args, settings = parser.parse_known_args()
     device = tools.pick_device(args.device)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {tools.tune_matmul(device)}")
     gpu = device.type == "cuda"
-    print("| mode | median ms | updates/s | TFLOP | TFLOP/s | of a matrix product |" + " MiB |" * gpu)
-    print("|---|---|---|---|---|---|" + "---|" * gpu)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {tools.tune_matmul(device)}")
+    fast.choose(True, device)  # its settings of the compiler
+    columns = "| mode | median ms | updates/s | TFLOP | TFLOP/s | of a matrix product | ready s |"
+    print(columns + " kernels | MiB |" * gpu)
+    print("|---|---|---|---|---|---|---|" + "---|---|" * gpu)
     for precision in args.precision:
+        name = "bfloat16" if precision == 16 else "float32"
         flags = ["--configs", "dmc_vision", "--task", TASK, "--device", str(device), "--precision", str(precision)]
         config = tools.load_config([*flags, *settings])
         tools.seed_everything(0, config.deterministic_run)
         batch = walker_batch(config, device)
-        shapes = {"image": tuple(batch["image"].shape[2:])}
-        agent = dreamer.Dreamer(config, shapes, batch["action"].shape[-1])
-        with FlopCount() as count:
-            agent.update(batch)
-        flops = count.total
-        update = functools.partial(agent.update, batch)
-        for _ in range(2):
-            update()
-        if gpu:
-            torch.cuda.reset_peak_memory_stats()
-        seconds = median_seconds(update, args.repeats, device)
-        ceiling = matmul_flops(torch.bfloat16 if precision == 16 else torch.float32, device)
-        line = f"| eager, {'bfloat16' if precision == 16 else 'float32'} | {seconds * 1e3:.0f} | {1 / seconds:.2f} "
-        line += f"| {flops / 1e12:.2f} | {flops / seconds / 1e12:.3f} | {flops / seconds / ceiling:.0%} |"
-        if gpu:
-            line += f" {torch.cuda.max_memory_allocated() / 2**20:.0f} |"
-        print(line, flush=True)
-        if args.profile:
-            parts(agent, batch, device)
+        for mode in args.modes or (MODES if gpu else ["plain"]):
+            agent = dreamer.Dreamer(config, {"image": tuple(batch["image"].shape[2:])}, batch["action"].shape[-1])
+            if mode == "plain":
+                with FlopCount() as count:
+                    agent.update(batch)
+            agent.run_by(MODES[mode], lambda line: print(line, file=sys.stderr))
+            update = functools.partial(agent.update, batch)
+            first = sum(median_seconds(update, 1, device) for _ in range(fast.Runner.WARM_UP + 1 if gpu else 2))
+            if gpu:
+                torch.cuda.reset_peak_memory_stats()
+            seconds = median_seconds(update, args.repeats, device)
+            ceiling = matmul_flops(torch.bfloat16 if precision == 16 else torch.float32, device)
+            flops = count.total
+            line = f"| {mode}, {name} | {seconds * 1e3:.{2 if gpu else 0}f} | {1 / seconds:.2f} | {flops / 1e12:.2f} "
+            line += f"| {flops / seconds / 1e12:.3f} | {flops / seconds / ceiling:.0%} | {first:.1f} |"
+            if gpu:
+                line += f" {kernels(update)} | {torch.cuda.max_memory_allocated() / 2**20:.0f} |"
+            print(line, flush=True)
+            if args.profile and mode != "captured":
+                parts(agent, batch, device)
+                operations(agent, batch, device)
+            del agent, update
+
+
+class Parts:
+    """Time within each part of an update, that of the parts within it excepted."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.stack = device, {}, []
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @contextlib.contextmanager
+    def part(self, name: str):
+        start = self.now()
+        self.stack.append(0.0)
+        yield
+        taken = self.now() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + taken - self.stack.pop()
+        if self.stack:
+            self.stack[-1] += taken
+
+    def timed(self, name: str, function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return call
 
 
 def parts(agent: dreamer.Dreamer, batch: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Prints the time of each part of one update."""
+    clock, world_model = Parts(device), agent.world_model
+    replaced = [
+        (networks.RSSM, "observe", "scan"),
+        (networks.RSSM, "target_branch", "target branch"),
+        (networks.RSSM, "imagine", "imagination"),
+        (models.WorldModel, "loss", "world model losses"),
+        (models.ImagBehavior, "loss", "behaviour losses"),
+        (torch.autograd, "grad", "backward"),
+        (tools.Optimizer, "step", "optimiser"),
+        (tools, "ema", "EMA"),
+    ]
+    if agent.config.hybrid:
+        replaced.append((world_model.target_encoder, "forward", "target branch"))
+    replaced.append((world_model.encoder, "forward", "encoder"))
+    with contextlib.ExitStack() as stack:
+        for owner, name, label in replaced:
+            stack.enter_context(mock.patch.object(owner, name, clock.timed(label, getattr(owner, name))))
+        with clock.part("else"):
+            agent.update(batch)
+    total = sum(clock.seconds.values())
+    for name, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
+        print(f"    {name:20s} {seconds * 1e3:8.1f} ms {seconds / total:5.0%}")
+
+
+def operations(agent: dreamer.Dreamer, batch: dict[str, torch.Tensor], device: torch.device) -> None:
     """Prints the operations that take longest, forward and backward."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as trace:
