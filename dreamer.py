@@ -402,7 +402,10 @@ class Run:
         if not self.leads:  # its noise is not that of rank 0, which goes on from the networks' initialisation
             self.seed_torch()
         self.replay = Replay(
-            logdir / "train_eps", -(-config.dataset_size // ranks), -(-config.replay_dir_limit // ranks), self.env_ids
+            logdir / "train_eps",
+            -(-config.dataset_size // ranks),
+            -(-config.replay_dir_limit // ranks),
+            self.env_ids if ranks > 1 else None,
         )
         self.batches = Prefetcher(
             self.replay,
@@ -432,6 +435,7 @@ class Run:
         return np.random.default_rng([self.config.seed, number, distributed.rank(), self.step])
 
     def seed_torch(self) -> None:
+        """Lets what torch samples, noise and masks, go on in a stream of this rank."""
         torch.manual_seed(int(self.stream(7).integers(2**63)))
 
     # Going on from a checkpoint
@@ -451,9 +455,8 @@ class Run:
         exact = all(distributed.gather(exact))
         self.replay.skip(max(distributed.gather(self.replay.total_episodes)) - self.replay.total_episodes)
         steps_before = self.step
-        histories = self.envs.restore(
-            self.episode, [[{"action": self.to_env(a)} for a in sent] for sent in self.sent]
-        )
+        actions = [[{"action": self.to_env(a)} for a in sent] for sent in self.sent]
+        histories = self.envs.restore(self.episode, actions)
         # the last answer of an exact resume is still to be received
         ahead = [history[1:-1] if exact else history[1:] for history in histories]
         with self.in_order(sum(transition.done for history in ahead for transition in history)):
@@ -580,12 +583,12 @@ class Run:
         return summary
 
     @contextlib.contextmanager
-    def in_order(self, finishing: int) -> Iterator[None]:
-        """Within it, so many episodes of this rank finish: their numbers follow those of lower ranks."""
-        finishing = distributed.gather(finishing)
-        self.replay.skip(sum(finishing[: distributed.rank()]))
-        yield
-        self.replay.skip(sum(finishing[distributed.rank() + 1 :]))
+    def in_order(self, finishing: int) -> Iterator[int]:
+        """Within it, so many episodes of this rank finish, numbered after those of lower ranks; gives that of all."""
+        of_ranks = distributed.gather(finishing)
+        self.replay.skip(sum(of_ranks[: distributed.rank()]))
+        yield sum(of_ranks)
+        self.replay.skip(sum(of_ranks[distributed.rank() + 1 :]))
 
     def receive(self) -> None:
         """Takes the envs' answers to the actions that were sent."""
@@ -594,11 +597,13 @@ class Run:
         self.step += self.config.envs
         self.lacks_steps = False
         summaries = []
-        with self.in_order(sum(transition.done for transition in transitions)):
+        with self.in_order(sum(transition.done for transition in transitions)) as finished:
             for env, transition in enumerate(transitions):
                 summary = self.record(env, transition, self.sent[env][-1])
                 if summary is not None:
                     summaries.append({**summary, "train_episodes": self.replay.total_episodes})
+        if not finished:
+            return
         for summary in itertools.chain(*distributed.gather(summaries)):
             self.last_return = float(summary["train_return"])
             if self.leads:

@@ -15,6 +15,7 @@ from test_dreamer import ROOT, VECTORS, entries, run, wait_for
 
 import distributed
 import dreamer
+import models
 import replay
 import tools
 
@@ -77,23 +78,21 @@ def test_two_ranks_compute_what_one_process_does(computed, name):
 def test_bisimulation_loss_of_shares_is_that_of_the_batch(monkeypatch):
     """Rows against all columns, averaged: the loss, and its gradient, of the whole batch."""
     torch.manual_seed(0)
-    parts = [torch.randn(4, 6, 5) for _ in range(2)]
-    rewards = [torch.rand(6) * 2 for _ in range(2)]
+    states, reward = torch.randn(4, 12, 5), torch.rand(12) * 2
 
-    def loss(rows, columns):
-        """Of these parts' rows, with all columns in the place of theirs."""
-        given, whole = ([torch.cat([x[i] for x in p], 0) for i in range(4)] for p in (rows, columns))
-        reward = torch.cat([rewards[n] for n, p in enumerate(parts) if any(p is r for r in rows)])
-        answers = iter([whole[1], whole[3], torch.cat(rewards)])
-        monkeypatch.setattr(distributed, "rows", lambda x: next(answers))
-        online = given[0].clone().requires_grad_()
-        value = agents.dreamer.models.bisimulation_loss(online, given[1], given[2], given[3], reward, 0.9)
+    def loss(mine: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        def rows(x):
+            return next(whole for whole in (*states, reward) if torch.equal(whole[mine], x))
+
+        monkeypatch.setattr(distributed, "rows", rows)
+        online = states[0, mine].clone().requires_grad_()
+        value = models.bisimulation_loss(online, *states[1:, mine], reward[mine], 0.9)
         return value.detach(), torch.autograd.grad(value, online)[0]
 
-    value, grad = loss(parts, parts)
-    shares = [loss([part], parts) for part in parts]
-    torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, value)
-    torch.testing.assert_close(torch.cat([share[1] for share in shares]) / 2, grad)
+    value, grad = loss(slice(0, 12))
+    values, grads = zip(loss(slice(0, 6)), loss(slice(6, 12)), strict=True)
+    torch.testing.assert_close(sum(values) / 2, value)
+    torch.testing.assert_close(torch.cat(grads) / 2, grad)
 
 
 def test_errors_and_interrupts_reach_all_ranks(computed):
