@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_promises(whole_run):
     assert max(line.get("update_count", 0) for line in lines) == 3 + (600 - 40) // 4
     assert (logdir / "latest.pt").exists() and tools.read_config(logdir / "config.yaml").steps == 1200
     assert len(list((logdir / "train_eps").glob("*.npz"))) == 20
-    ours = ("[", "step ", "allocator", "matrix products", "going on")
+    ours = ("[", "step ", "allocator", "matrix products", "update: ", "going on")
     for line in (out + err).splitlines():
         assert line.startswith(ours), f"not a line of ours: {line}"
 

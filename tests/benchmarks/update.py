@@ -4,7 +4,7 @@
                                       [--repeats 5] [--profile] [--SETTING VALUE ...]
 
 Walker frames from a real replay, batch 16×64, 6 actions by default; other flags are settings of dreamer.py. Modes:
-plain PyTorch, compiled pieces, and on a GPU all of it in one CUDA graph; by default those that `compile: True` may choose.
+plain PyTorch, compiled pieces, on a GPU all of it in one CUDA graph; by default those that `compile: True` may choose.
 Prints for each the median, updates/s, achieved FLOP/s and their share of what a plain matrix product of the same type
 reaches in the same run, and the time until it is ready; on a GPU also kernels an update and peak memory. --profile adds
 the time of each part of an update, and the operations that take longest.
