@@ -6,7 +6,6 @@ they are; whether these are compiled, and whether a whole update is captured, is
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -162,7 +161,6 @@ def choose(wanted: bool, device: torch.device, processes: int = 1) -> Execution:
         return Execution(note="update: plain PyTorch (compile is False)")
     if device.type != "cuda":
         return Execution(note="update: plain PyTorch (on a CPU compiled code was no faster)")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "8")
     torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
     reason = try_compiler(device)
     if processes > 1:

@@ -923,7 +923,8 @@ def tune_matmul(device: torch.device) -> str:
     import torch
 
     if device.type != "cpu":
-        return "matrix products: float32 is exact"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        return "matrix products and convolutions: float32 is exact"
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(256, 512, generator=generator), torch.randn(256, 512, generator=generator)
     exact = a.double() @ b.double().T
