@@ -118,6 +118,7 @@ def fusing(on: bool) -> Iterator[None]:
 
 @functools.cache
 def _compiled(function: Callable) -> Callable:
+    torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
@@ -161,7 +162,6 @@ def choose(wanted: bool, device: torch.device, processes: int = 1) -> Execution:
         return Execution(note="update: plain PyTorch (compile is False)")
     if device.type != "cuda":
         return Execution(note="update: plain PyTorch (on a CPU compiled code was no faster)")
-    torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
     reason = try_compiler(device)
     if processes > 1:
         return Execution(not reason, False, "update: not captured as a CUDA graph (several processes)" + reason)

@@ -118,7 +118,6 @@ def main() -> None:
     device = tools.pick_device(args.device)
     gpu = device.type == "cuda"
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {tools.tune_matmul(device)}")
-    fast.choose(True, device)  # its settings of the compiler
     columns = "| mode | median ms | updates/s | TFLOP | TFLOP/s | of a matrix product | ready s |"
     print(columns + " kernels | MiB |" * gpu)
     print("|---|---|---|---|---|---|---|" + "---|---|" * gpu)
