@@ -1,6 +1,6 @@
 """Times the training loop: whether envs and learner overlap, one action, and environment steps per second in all.
 
-    python tests/benchmarks/loop.py [--seconds 60] [--SETTING VALUE ...]
+    python tests/benchmarks/loop.py [--rows configured balanced] [--seconds 60] [--SETTING VALUE ...]
     python tests/benchmarks/loop.py --long [AGENT_STEPS]
 
 It drives the real `dreamer.Run`. The first row is dmc_vision as it is (other flags are settings of dreamer.py). In the
@@ -39,6 +39,7 @@ import dreamer
 
 PREFILL = 256  # agent steps: batches need a few rows of each env
 ROUNDS = 5
+ROWS = ("configured", "balanced")
 SMALL = """--encoder.cnn_depth 8 --dyn_hidden 64 --dyn_deter 64 --dyn_stoch 8 --dyn_discrete 8 --units 64
     --batch_size 8 --batch_length 16 --imag_horizon 5""".split()
 TINY = """--configs dmc_proprio --task dmc_cartpole_balance --time_limit 200 --encoder.mlp_units 32 --dyn_hidden 32
@@ -211,7 +212,7 @@ def measure(name: str, flags: list[str], balanced: bool, budget: float) -> str:
     return f"{name}: {'; '.join(remarks)}"
 
 
-def table(settings: list[str], budget: float) -> None:
+def table(settings: list[str], rows: list[str], budget: float) -> None:
     flags = ["--configs", "dmc_vision", "--task", "dmc_walker_walk", *settings]
     flags += ["--prefill", str(PREFILL), "--pretrain", "0"]
     config = tools.load_config(flags)
@@ -222,9 +223,12 @@ def table(settings: list[str], budget: float) -> None:
         tools.tune_matmul(device)
     print("| settings | updates | learner ms | envs ms | act ms | both ms | over the larger | steps/s | h per 1M |")
     print("|---|---|---|---|---|---|---|---|---|")
-    remarks = [measure("as configured", flags, False, budget)]
     small = SMALL if device.type == "cpu" else []
-    remarks.append(measure("balanced" + ", small" * bool(small), flags + small, True, budget))
+    remarks = []
+    if "configured" in rows:
+        remarks.append(measure("as configured", flags, False, budget))
+    if "balanced" in rows:
+        remarks.append(measure("balanced" + ", small" * bool(small), flags + small, True, budget))
     print(*remarks, sep="\n")
 
 
@@ -277,12 +281,13 @@ def long(agent_steps: int, settings: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="about how long each row is measured")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="which of the two to measure")
     parser.add_argument("--long", type=int, nargs="?", const=40_000, metavar="AGENT_STEPS", help="the long run instead")
     args, settings = parser.parse_known_args()
     if args.long:
         long(args.long, settings)
     else:
-        table(settings, args.seconds)
+        table(settings, args.rows, args.seconds)
 
 
 if __name__ == "__main__":
