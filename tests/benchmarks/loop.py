@@ -268,6 +268,8 @@ def long(agent_steps: int, settings: list[str]) -> None:
                 start, cpu, steps, updates = time.perf_counter(), time.process_time(), run.step, run.updates
                 with quiet():
                     run.loop()
+                if run.env_step < run.config.steps:
+                    sys.exit("stopped")
                 took = time.perf_counter() - start
                 costs.append((time.process_time() - cpu) / (run.step - steps))
                 memory, theirs, fds, files, size, logs = held(run, Path(folder))
