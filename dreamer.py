@@ -278,8 +278,9 @@ def check_config(config: tools.Config) -> None:
         raise ValueError(f"--batch_length is {c.batch_length}: a decoder's videos need more than 5 steps")
     if c.probe_decoder and "decoder" in c.grad_heads:
         raise ValueError("--probe_decoder: decoder is among --grad_heads, and trains the features already")
-    if c.seed < 0:
-        raise ValueError(f"--seed is {c.seed}: expected 0 or more")
+    for key in ("seed", "eval_envs"):
+        if c[key] < 0:
+            raise ValueError(f"--{key} is {c[key]}: expected 0 or more")
     if c.train_ratio <= 0:
         raise ValueError(f"--train_ratio is {c.train_ratio}: expected more than 0")
     if c.from_checkpoint and not Path(c.from_checkpoint).is_file():
@@ -665,7 +666,7 @@ class Run:
         if not c.eval_episode_num or not self.leads:
             return
         if self.eval_envs is None:
-            self.eval_envs = make_envs(c, "eval", min(c.envs, c.eval_episode_num), image=True)
+            self.eval_envs = make_envs(c, "eval", min(c.eval_envs or c.envs, c.eval_episode_num), image=True)
         first, count = self.eval_episodes, len(self.eval_envs)
         scores, films = evaluate(self.agent, self.eval_envs, c.eval_episode_num, first)
         self.eval_episodes += -(-c.eval_episode_num // len(self.eval_envs))
@@ -852,7 +853,8 @@ def evaluate_run(config: tools.Config, logdir: Path, episodes: int, video: bool)
     if episodes < 1:
         raise ValueError(f"--episodes is {episodes}: expected 1 or more")
     tools.seed_everything(config.seed, config.deterministic_run)
-    with make_envs(config, "eval_only", min(config.envs, episodes), sees_images(config) or video) as group:
+    count = min(config.eval_envs or config.envs, episodes)
+    with make_envs(config, "eval_only", count, sees_images(config) or video) as group:
         agent = make_agent(config, group)
         step = load_weights(agent, logdir / "latest.pt")
         step *= tools.read_config(logdir / "config.yaml").action_repeat
