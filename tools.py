@@ -629,18 +629,6 @@ class Metrics:
         self._numbers = {key: list(total) for key, total in state["numbers"].items()}
 
 
-class Every:
-    """True each time that a step count reaches or passes another multiple of `every`; never for 0."""
-
-    def __init__(self, every: int, step: int = 0):
-        self.every, self.last = every, step
-
-    def __call__(self, step: int) -> bool:
-        due = bool(self.every) and step // self.every > self.last // self.every
-        self.last = step
-        return due
-
-
 class Interrupt:
     """Within it, SIGTERM and Ctrl-C only set `requested`, for the loop to end in order; a second Ctrl-C interrupts."""
 

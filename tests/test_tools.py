@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tools
-from tools import Every, Interrupt, Logger, Metrics, Progress
+from tools import Interrupt, Logger, Metrics, Progress
 
 ROOT = Path(tools.__file__).parent
 
@@ -261,14 +261,6 @@ def test_metrics_resume_to_the_bit(tmp_path):
     for update in updates[13:]:
         second.update(update)
     assert second.result() == whole.result()
-
-
-def test_every():
-    every = Every(10)
-    assert [step for step in range(1, 41, 3) if every(step)] == [10, 22, 31, 40]
-    every = Every(10, 25)
-    assert [step for step in range(26, 52) if every(step)] == [30, 40, 50]
-    assert not any(Every(0)(step) for step in range(100))
 
 
 # Signals
