@@ -566,10 +566,11 @@ class RSSM(nn.Module):
             stoch, deter = first_stoch.expand(batch, -1), first_deter.expand(batch, -1)
         else:
             stoch, deter = state["stoch"].flatten(1), state["deter"]
+        # one view for each step: their gradients are summed in one go
+        firsts = zip(first_stoch.expand(length, 1, -1), first_deter.expand(length, 1, -1), strict=True)
         states = []
-        for t in range(length):
-            first = is_first[:, t, None]
-            stoch, deter = restart(first, first_stoch, first_deter, stoch, deter)
+        for t, (first_stoch, first_deter) in enumerate(firsts):
+            stoch, deter = restart(is_first[:, t, None], first_stoch, first_deter, stoch, deter)
             deter = self.recur(stoch, deter, action_shares[t], w)
             states.append(self.complete(self.posterior(deter, embed_shares[t], w), deter, sample))
             stoch = states[-1]["stoch"].flatten(1)
