@@ -69,6 +69,14 @@ def test_the_checkpoint_is_what_is_evaluated(run):
     assert first["return"] != changed["return"]
 
 
+@pytest.mark.parametrize("count, together", [(0, 2), (1, 1), (3, 3), (9, 3)])
+def test_so_many_envs_play_an_evaluation_together(count, together, run, monkeypatch):
+    made, make_envs = [], dreamer.make_envs
+    monkeypatch.setattr(dreamer, "make_envs", lambda c, mode, n, image: made.append(n) or make_envs(c, mode, n, image))
+    assert main("--eval_only", "--logdir", run, "--episodes", "3", "--eval_envs", count, *HERE) == 0
+    assert made == [together] and len(lines(run)[0]["returns"]) == 3
+
+
 def test_evaluation_needs_no_replay_and_no_training_env(run, monkeypatch):
     shutil.rmtree(run / "train_eps")
     made = []
