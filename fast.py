@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -119,6 +120,7 @@ def fusing(on: bool) -> Iterator[None]:
 @functools.cache
 def _compiled(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
+    torch._functorch.config.donated_buffer = False  # the actor's backward pass keeps the graph for the critic's
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
