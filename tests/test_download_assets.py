@@ -76,6 +76,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if fault in ("short", "whole, short"):  # the answer says a length and ends before it
             body = body[: len(body) // 2]
+        if fault == "stuck":  # until the other end is gone
+            self.wfile.write(body[:4096])
+            self.server.sent += 4096
+            self.connection.recv(1)
+            return
         if fault == "slow":
             for i in range(0, len(body), 4096):
                 self.wfile.write(body[i : i + 4096])
@@ -256,7 +261,7 @@ def test_kill_9_at_random_moments_and_restart(dmcgb):
 
 
 def test_ctrl_c_says_how_to_go_on(dmcgb):
-    dmcgb.server.faults = {name: ["slow"] for name in dmcgb.files}
+    dmcgb.server.faults = {name: ["stuck"] for name in dmcgb.files}
     process = dmcgb.start()
     while dmcgb.server.sent == 0:
         time.sleep(0.001)
