@@ -215,6 +215,7 @@ class PlainIndexing(TorchFunctionMode):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the real one is there")
 @pytest.mark.parametrize(
     "flags", [(), ("--precision", "16"), ("--imag_gradient", "both", "--expl_behavior", "plan2explore")]
