@@ -7,7 +7,6 @@ entropies are sums over the event dimensions that each class names.
 
 import functools
 import math
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +101,7 @@ class OneHot:
         self.probs = mix(logits, unimix)
         self.event = tuple(range(-1 - event_dims, 0))
 
-    @cached_property
+    @functools.cached_property
     def log_probs(self) -> Tensor:
         return torch.log(self.probs)
 

@@ -71,8 +71,8 @@ class Dreamer(nn.Module):
 
     def run_by(self, execution: fast.Execution, say: Callable[[str], None] | None = None) -> None:
         """Takes an execution for updates and acting from here on; `say` is told when they are ready."""
-        self.execution = execution
-        self.learn = fast.Runner(self._learn, execution, "update", say)
+        self.runner = functools.partial(fast.Runner, execution=execution, say=say)
+        self.learn = self.runner(self._learn, name="update")
         self.actors: dict[tuple, fast.Runner] = {}  # by what decides about the computation
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class Dreamer(nn.Module):
         key = (n, training, explore)
         if key not in self.actors:
             function = functools.partial(self._act, training=training, explore=explore)
-            self.actors[key] = fast.Runner(function, self.execution, "acting")
+            self.actors[key] = self.runner(function, name="acting")
         new = self.actors[key]({**obs, **{f"before_{k}": state[k] for k in ("stoch", "deter", "action")}})
         return new["action"], new
 
@@ -328,6 +328,11 @@ def make_envs(config: tools.Config, mode: str, count: int, image: bool, first: i
         for index in range(first, first + count)
     ]
     return EnvGroup(constructors, parallel=config.parallel and count * distributed.size() > 1)
+
+
+def count_eval_envs(config: tools.Config, episodes: int) -> int:
+    """How many envs play an evaluation of so many episodes together."""
+    return min(config.eval_envs or config.envs, episodes)
 
 
 def check_eval_task(config: tools.Config, task: str, trained: EnvGroup, keys: list[str]) -> None:
@@ -666,7 +671,7 @@ class Run:
         if not c.eval_episode_num or not self.leads:
             return
         if self.eval_envs is None:
-            self.eval_envs = make_envs(c, "eval", min(c.eval_envs or c.envs, c.eval_episode_num), image=True)
+            self.eval_envs = make_envs(c, "eval", count_eval_envs(c, c.eval_episode_num), image=True)
         first, count = self.eval_episodes, len(self.eval_envs)
         scores, films = evaluate(self.agent, self.eval_envs, c.eval_episode_num, first)
         self.eval_episodes += -(-c.eval_episode_num // len(self.eval_envs))
@@ -853,7 +858,7 @@ def evaluate_run(config: tools.Config, logdir: Path, episodes: int, video: bool)
     if episodes < 1:
         raise ValueError(f"--episodes is {episodes}: expected 1 or more")
     tools.seed_everything(config.seed, config.deterministic_run)
-    count = min(config.eval_envs or config.envs, episodes)
+    count = count_eval_envs(config, episodes)
     with make_envs(config, "eval_only", count, sees_images(config) or video) as group:
         agent = make_agent(config, group)
         step = load_weights(agent, logdir / "latest.pt")

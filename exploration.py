@@ -66,6 +66,7 @@ class Plan2Explore(nn.Module):
             raise ValueError(f"--disag_target is {config.disag_target}: expected one of {', '.join(self.TARGETS)}")
         self.config = config
         self.behavior = models.ImagBehavior(config, world_model, actions)
+        self.behaviors = (self.behavior,)
         dynamics = world_model.dynamics
         outputs = {
             "stoch": dynamics.stoch_size,
@@ -81,10 +82,6 @@ class Plan2Explore(nn.Module):
         self.opt = tools.Optimizer(
             self.ensemble.parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
         )
-
-    @property
-    def behaviors(self) -> tuple[models.ImagBehavior, ...]:
-        return (self.behavior,)
 
     def policy(self, feat: Tensor) -> dists.Normal | dists.OneHot:
         return self.behavior.actor(feat)

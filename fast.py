@@ -8,12 +8,14 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
+
+import tools
 
 # Matrices
 
@@ -90,7 +92,8 @@ class Matrix:
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         self.calls = _Calls() if weight.requires_grad and torch.is_grad_enabled() else None
         if self.calls is None:
-            self.weight, self.bias = weight.to(dtype), bias.to(dtype) if bias is not None else None
+            self.weight = weight.detach().to(dtype)
+            self.bias = bias.detach().to(dtype) if bias is not None else None
         else:
             self.weight, self.bias = _Shared.apply(weight, bias, dtype, self.calls)
 
@@ -140,17 +143,12 @@ def fusable(function: Callable) -> Callable:
 # Execution
 
 
-class Execution:
-    """How an agent's functions run.
+class Execution(NamedTuple):
+    """How an agent's functions run."""
 
-    Args:
-        fuse: compile what is `fusable`.
-        capture: replay CUDA graphs.
-        note: a line for the log that says so, and why not more.
-    """
-
-    def __init__(self, fuse: bool = False, capture: bool = False, note: str = ""):
-        self.fuse, self.capture, self.note = fuse, capture, note
+    fuse: bool = False  # compile what is `fusable`
+    capture: bool = False  # replay CUDA graphs
+    note: str = ""  # a line for the log that says so, and why not more
 
 
 def choose(wanted: bool, device: torch.device, processes: int = 1) -> Execution:
@@ -177,8 +175,7 @@ def try_compiler(device: torch.device) -> str:
         with torch.enable_grad():
             torch.compile(lambda x: F.silu(x).sum(), dynamic=False, fullgraph=True)(x).backward()
     except Exception as error:  # a missing compiler shows in many ways
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"; nothing is compiled ({lines[0]})"
+        return f"; nothing is compiled ({tools.first_line(error)})"
     return ""
 
 
@@ -253,8 +250,7 @@ class Runner:
                 self.packed = torch.stack([out[key].float() for key in self.scalars]) if self.scalars else None
                 self.outputs = {key: value for key, value in out.items() if value.ndim}
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.say(f"{self.name}: not captured as a CUDA graph ({lines[0]})")
+            self.say(f"{self.name}: not captured as a CUDA graph ({tools.first_line(error)})")
             self.capture, self.inputs = False, {}
             return self.function(inputs)
         self.graph = graph

@@ -528,10 +528,6 @@ class RSSM(nn.Module):
         """Latent at a deter (..., D), given the embedding's part of the posterior layer (..., hidden)."""
         return self.latent(w.post_out(self.post_layer.norm(w.post_deter(deter), embed_share)))
 
-    def embed_share(self, embed: Tensor, w: _Weights) -> Tensor:
-        """The embedding's part of the posterior layer: (..., E) → (..., hidden)."""
-        return w.post_embed(embed)
-
     def action_share(self, action: Tensor, w: _Weights) -> Tensor:
         """The action's part of the input layer: (..., A) → (..., hidden)."""
         action = action / action.detach().abs().clamp_min(1)
@@ -558,7 +554,7 @@ class RSSM(nn.Module):
         assert embed.shape[:2] == action.shape[:2] == (batch, length), (embed.shape, action.shape, is_first.shape)
         w = self.weights()
         action_shares = self.action_share(action * ~is_first[..., None], w).unbind(1)
-        embed_shares = self.embed_share(embed, w).unbind(1)
+        embed_shares = w.post_embed(embed).unbind(1)
         initial = self.initial(action, w)
         # (1, S·K), (1, D)
         first_stoch, first_deter = initial["stoch"].flatten(1), initial["deter"]
@@ -601,7 +597,7 @@ class RSSM(nn.Module):
             The posterior at each step, and the prediction into each step from the posterior before it, (B, T, ...).
         """
         w = self.weights()
-        post = self.complete(self.posterior(deter, self.embed_share(embed, w), w), deter)
+        post = self.complete(self.posterior(deter, w.post_embed(embed), w), deter)
         initial = self.initial(action, w)
         before = {}
         for key in ("stoch", "deter"):

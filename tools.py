@@ -498,7 +498,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises half a dozen types for half a dozen kinds of damage
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ValueError(
             f"{path} is damaged or no checkpoint ({reason}): put a copy of it back, or move it away to start anew"
         ) from error
@@ -875,6 +875,11 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def say(line: str) -> None:
     """A line of our own on the console, around a progress bar."""
     from tqdm import tqdm
@@ -966,7 +971,6 @@ class Optimizer:
     """
 
     def __init__(self, params, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
-
         self.params = list(params)
         self.clip = clip
         self.settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay}

@@ -1,5 +1,6 @@
 """Training by several processes of torchrun: real ones, over gloo."""
 
+import functools
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import agents
 import pytest
 import ranks
 import torch
-from test_dreamer import ROOT, VECTORS, entries, run, wait_for
+from test_dreamer import ROOT, VECTORS, entries, run, start, wait_for
 
 import distributed
 import dreamer
@@ -23,16 +24,8 @@ TORCHRUN = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone",
 SHORT = [*VECTORS, "--train_ratio", "2", "--eval_episode_num", "1", "--parallel", "False", "--steps", "480"]
 
 
-def start_ranks(*flags) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*TORCHRUN, str(ROOT / "dreamer.py"), *map(str, flags)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def run_ranks(*flags) -> tuple[int, str, str]:
-    process = start_ranks(*flags)
-    out, err = process.communicate(timeout=1200)
-    return process.returncode, out, err
+start_ranks = functools.partial(start, launcher=TORCHRUN)
+run_ranks = functools.partial(run, launcher=TORCHRUN)
 
 
 def kill_rank(process: subprocess.Popen, rank: int) -> None:

@@ -29,14 +29,17 @@ VECTORS = ["--configs", "dmc_proprio", "--task", "dmc_cartpole_balance", *TINY]
 PIXELS = ["--configs", "dmc_vision", "--task", "dmc_cartpole_balance", "--size", "16", "16", "--patch_size", "4", *TINY]
 
 
-def start(*flags, **kwargs) -> subprocess.Popen:
+PYTHON = (sys.executable, "-u")
+
+
+def start(*flags, launcher=PYTHON, **kwargs) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-u", str(ROOT / "dreamer.py"), *map(str, flags)]
+    command = [*launcher, str(ROOT / "dreamer.py"), *map(str, flags)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
-def run(*flags) -> tuple[int, str, str]:
-    process = start(*flags)
+def run(*flags, launcher=PYTHON) -> tuple[int, str, str]:
+    process = start(*flags, launcher=launcher)
     out, err = process.communicate(timeout=1200)
     return process.returncode, out, err
 

@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -162,10 +163,6 @@ def timed(function: Callable, device: torch.device, *args) -> float:
     return time.perf_counter() - start
 
 
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
 def measure(name: str, flags: list[str], balanced: bool, budget: float) -> str:
     """Measures a run with these settings for about `budget` seconds; prints a row of the table, returns remarks."""
     config = tools.load_config(flags)
@@ -194,21 +191,21 @@ def measure(name: str, flags: list[str], balanced: bool, budget: float) -> str:
             took, busy, own = time.perf_counter() - began, machine_time() - busy, work_time(pids) - own
             save = timed(run.save, run.device)
         updates, envs, repeat = pieces.updates, config.envs, config.action_repeat
-    learner, stepping, both, act = (median(times[part]) for part in ("learner", "envs", "both", "act"))
-    over = median([b / max(a, e) for a, e, b in zip(*(times[p] for p in ("learner", "envs", "both")), strict=True)])
+    learner, stepping, both, act = (statistics.median(times[part]) for part in ("learner", "envs", "both", "act"))
+    rounds_of_all = zip(*(times[part] for part in ("learner", "envs", "both")), strict=True)
+    over = statistics.median(b / max(a, e) for a, e, b in rounds_of_all)
     rate = envs * repeat / both
     hours = 1e6 / rate / 3600
     row = [name, f"{updates:g}", *(f"{1e3 * x:.1f}" for x in (learner, stepping, act, both)), f"{over - 1:+.0%}"]
     print(f"| {' | '.join(row)} | {rate:.2f} | {hours:.2f} |", flush=True)
     remarks.append(f"{rounds} rounds of {count} iterations, medians; others had {(busy - own) / took:.2f} cores")
     if not balanced:
-        episodes = -(-config.eval_episode_num // min(envs, config.eval_episode_num)) if config.eval_episode_num else 0
-        played = episodes * config.time_limit / repeat * stepping
+        played = config.eval_episode_num / envs * config.time_limit / repeat * stepping
         evaluations = played * 1e6 / config.eval_every / 3600 if config.eval_every else 0
         checkpoints = save * 1e6 / config.checkpoint_every / 3600
         remarks.append(
             f"1M steps take {hours:.2f} h, + {evaluations:.2f} h of evaluations ({config.eval_episode_num} episodes "
-            f"every {config.eval_every} steps, at the speed of the envs' column), + {checkpoints:.3f} h of checkpoints"
+            f"every {config.eval_every} steps, at the envs' steps a second), + {checkpoints:.3f} h of checkpoints"
         )
     return f"{name}: {'; '.join(remarks)}"
 

@@ -127,11 +127,14 @@ def main() -> None:
         config = tools.load_config([*flags, *settings])
         tools.seed_everything(0, config.deterministic_run)
         batch = walker_batch(config, device)
+        make_agent = functools.partial(
+            dreamer.Dreamer, config, {"image": tuple(batch["image"].shape[2:])}, batch["action"].shape[-1]
+        )
+        with FlopCount() as count:
+            make_agent().update(batch)
+        flops = count.total
         for mode in args.modes or (MODES if gpu else ["plain"]):
-            agent = dreamer.Dreamer(config, {"image": tuple(batch["image"].shape[2:])}, batch["action"].shape[-1])
-            if mode == "plain":
-                with FlopCount() as count:
-                    agent.update(batch)
+            agent = make_agent()
             agent.run_by(MODES[mode], lambda line: print(line, file=sys.stderr))
             update = functools.partial(agent.update, batch)
             first = sum(median_seconds(update, 1, device) for _ in range(fast.Runner.WARM_UP + 1 if gpu else 2))
@@ -139,7 +142,6 @@ def main() -> None:
                 torch.cuda.reset_peak_memory_stats()
             seconds = median_seconds(update, args.repeats, device)
             ceiling = matmul_flops(torch.bfloat16 if precision == 16 else torch.float32, device)
-            flops = count.total
             line = f"| {mode}, {name} | {seconds * 1e3:.{2 if gpu else 0}f} | {1 / seconds:.2f} | {flops / 1e12:.2f} "
             line += f"| {flops / seconds / 1e12:.3f} | {flops / seconds / ceiling:.0%} | {first:.1f} |"
             if gpu:
