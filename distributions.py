@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fast import fusable
+import native
+from fast import fusable, replaceable
 
 BUCKETS = 255  # of the two-hot heads
 BUCKET_RANGE = 20.0  # in symlog space
@@ -35,19 +36,19 @@ def mix(logits: Tensor, unimix: float) -> Tensor:
     return probs * (1 - unimix) + unimix / probs.shape[-1] if unimix else probs
 
 
-def draw_class(probs: Tensor) -> Tensor:
-    """A class for each categorical distribution, by inverting the cumulative probabilities.
+def draw_one_hot(probs: Tensor) -> Tensor:
+    """Draws from categorical distributions, by inverting the cumulative probabilities.
 
     Args:
         probs: (..., K) probabilities that sum to 1.
 
     Returns:
-        (...) int64 class indices. One uniform number is drawn for each distribution, from the global generator.
+        (..., K) float32. One uniform number is drawn for each distribution, from the global generator.
     """
     u = torch.rand(probs.shape[:-1], device=probs.device, dtype=probs.dtype)
     # cumsum gives other last digits at each call on a GPU
-    cumulated = probs @ _upper(probs.shape[-1], probs.device, probs.dtype) if probs.is_cuda else probs.cumsum(-1)
-    return _invert(cumulated, u)
+    cumulated = probs @ _upper(probs.shape[-1], probs.device, probs.dtype) if probs.is_cuda else None
+    return _pick(probs, cumulated, u)
 
 
 @functools.cache
@@ -55,12 +56,13 @@ def _upper(classes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.ones(classes, classes, device=device, dtype=dtype).triu()
 
 
-@fusable
-def _invert(cumulated: Tensor, u: Tensor) -> Tensor:
-    return (cumulated <= u.unsqueeze(-1)).sum(-1).clamp(max=cumulated.shape[-1] - 1)
+@replaceable(native.pick)
+def _pick(probs: Tensor, cumulated: Tensor | None, u: Tensor) -> Tensor:
+    cumulated = probs.cumsum(-1) if cumulated is None else cumulated
+    below = (cumulated <= u.unsqueeze(-1)).sum(-1)
+    return one_hot(below.clamp(max=probs.shape[-1] - 1), probs.shape[-1])
 
 
-@fusable
 def one_hot(index: Tensor, classes: int) -> Tensor:
     """(...) class indices → (..., K) float32."""
     return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).float()
@@ -107,8 +109,7 @@ class OneHot:
 
     def sample(self) -> Tensor:
         """(..., K) one-hot; its gradient is that of the probabilities."""
-        hard = one_hot(draw_class(self.probs.detach()), self.probs.shape[-1])
-        return _StraightThrough.apply(hard, self.probs)
+        return _StraightThrough.apply(draw_one_hot(self.probs.detach()), self.probs)
 
     def mode(self) -> Tensor:
         """(..., K) one-hot of the most probable class; its gradient is that of the log-probabilities."""

@@ -1,7 +1,7 @@
-"""How the same arithmetic runs faster: matrices that many steps share, fused pointwise work, CUDA graphs.
+"""How the same arithmetic runs faster: matrices that many steps share, fused functions, CUDA graphs.
 
 Nothing here changes what is computed. The networks and losses call `Matrix` and functions marked `fusable` wherever
-they are; whether these are compiled, and whether a whole update is captured, is decided for each agent by `choose`.
+they are; how these are fused, and whether a whole update is captured, is decided for each agent by `choose`.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
+import native
 import tools
 
 # Matrices
@@ -55,7 +56,14 @@ class _Product(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         ctx.calls.add(x.flatten(0, -2), grad.flatten(0, -2))
-        return (grad @ weight if ctx.needs_input_grad[0] else None), None, None, None
+        wanted = ctx.needs_input_grad[0] and _is_wanted(ctx.next_functions[0][0])
+        return (grad @ weight if wanted else None), None, None, None
+
+
+def _is_wanted(node) -> bool:
+    """Whether the backward pass at work goes on into a node of the graph."""
+    leaf = node.name().endswith("AccumulateGrad")  # about which torch does not answer
+    return leaf or torch._C._will_engine_execute_node(node)
 
 
 class _Calls:
@@ -104,16 +112,16 @@ class Matrix:
         return _Product.apply(x, self.weight, self.bias, self.calls)
 
 
-# Fused pointwise work
+# Fused functions
 
-_fusing = False
+_fusing = ""
 
 
 @contextlib.contextmanager
-def fusing(on: bool) -> Iterator[None]:
-    """Within it, `fusable` functions run compiled or as they are."""
+def fusing(how: str) -> Iterator[None]:
+    """Within it, `fusable` functions run as they are (""), `compiled` by PyTorch, or as `native` code for a CPU."""
     global _fusing
-    before, _fusing = _fusing, on
+    before, _fusing = _fusing, how
     try:
         yield
     finally:
@@ -127,17 +135,29 @@ def _compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-def fusable(function: Callable) -> Callable:
+def fusable(function: Callable, replacement: Callable | None = None) -> Callable:
     """Marks a function of tensors, pointwise work and small reductions, that `fusing` turns into few kernels.
 
-    Random numbers are drawn outside of such functions, so that a compiled one sees the same.
+    Random numbers are drawn outside of such functions, so that a fused one sees the same.
+
+    Args:
+        replacement: what computes the same as `native` code.
     """
 
     @functools.wraps(function)
     def call(*args):
-        return _compiled(function)(*args) if _fusing else function(*args)
+        if _fusing == "compiled":
+            return _compiled(function)(*args)
+        if _fusing == "native" and replacement and native.supports(*args):
+            return replacement(*args)
+        return function(*args)
 
     return call
+
+
+def replaceable(replacement: Callable) -> Callable[[Callable], Callable]:
+    """`fusable`, for a function that has native code."""
+    return functools.partial(fusable, replacement=replacement)
 
 
 # Execution
@@ -146,7 +166,7 @@ def fusable(function: Callable) -> Callable:
 class Execution(NamedTuple):
     """How an agent's functions run."""
 
-    fuse: bool = False  # compile what is `fusable`
+    fuse: str = ""  # how `fusable` functions run: see `fusing`
     capture: bool = False  # replay CUDA graphs
     note: str = ""  # a line for the log that says so, and why not more
 
@@ -161,11 +181,16 @@ def choose(wanted: bool, device: torch.device, processes: int = 1) -> Execution:
     if not wanted:
         return Execution(note="update: plain PyTorch (compile is False)")
     if device.type != "cuda":
-        return Execution(note="update: plain PyTorch (on a CPU compiled code was no faster)")
+        try:
+            native.library()
+        except OSError as error:
+            return Execution(note=f"update: plain PyTorch (layers in C++: {error})")
+        return Execution("native", note="update: PyTorch, with layers in C++")
     reason = try_compiler(device)
+    fuse = "" if reason else "compiled"
     if processes > 1:
-        return Execution(not reason, False, "update: not captured as a CUDA graph (several processes)" + reason)
-    return Execution(not reason, True, "update: a CUDA graph" + (reason or " of compiled code"))
+        return Execution(fuse, False, "update: not captured as a CUDA graph (several processes)" + reason)
+    return Execution(fuse, True, "update: a CUDA graph" + (reason or " of compiled code"))
 
 
 def try_compiler(device: torch.device) -> str:
@@ -222,7 +247,7 @@ class Runner:
                 out = self.record(inputs)
         self.calls += 1
         last = self.WARM_UP + 1 if self.capture else 1
-        if self.calls <= last and (self.fuse or self.capture):
+        if self.calls <= last and (self.fuse == "compiled" or self.capture):
             self.seconds += time.perf_counter() - start
             if self.calls == last:
                 self.say(f"{self.name}: ready after {self.seconds:.0f} s ({last} calls)")

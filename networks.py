@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
-from fast import Matrix, fusable
+import native
+from fast import Matrix, fusable, replaceable
 
 NORM_EPS = 1e-3
 TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
@@ -48,13 +49,11 @@ def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
     nn.init.zeros_(layer.bias)
 
 
-@fusable
-def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+@replaceable(native.norm_silu)
+def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension of x, or of x + share, then SiLU; in float32 within, the output as `x`."""
     x = x if share is None else x + share
-    # on a CPU the norm itself takes bfloat16 in and gives bfloat16 out
-    y = F.layer_norm(x.float() if x.is_cuda else x, weight.shape, weight, bias, NORM_EPS)
-    return F.silu(y).to(x.dtype)
+    return F.silu(F.layer_norm(x.float(), weight.shape, weight, bias, eps)).to(x.dtype)
 
 
 class NormSiLU(nn.LayerNorm):
@@ -65,7 +64,7 @@ class NormSiLU(nn.LayerNorm):
 
     def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
         """Of x, or of x + share where a layer's product was made in two parts."""
-        return norm_silu(x, share, self.weight, self.bias)
+        return norm_silu(x, share, self.weight, self.bias, self.eps)
 
 
 class Dense(nn.Module):
@@ -362,10 +361,10 @@ class _Weights(NamedTuple):
     post_out: Matrix  # hidden → the latent's statistics
 
 
-@fusable
-def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+@replaceable(native.gru_gates)
+def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """DreamerV2's GRU, after its matrix product: LayerNorm of the three parts (N, 3D), and the move of deter (N, D)."""
-    parts = F.layer_norm(parts.float(), weight.shape, weight, bias, NORM_EPS)
+    parts = F.layer_norm(parts.float(), weight.shape, weight, bias, eps)
     reset, cand, update = parts.chunk(3, -1)
     cand = torch.tanh(torch.sigmoid(reset) * cand)
     update = torch.sigmoid(update - 1)
@@ -518,7 +517,7 @@ class RSSM(nn.Module):
         """
         x = self.input.norm(w.input_stoch(stoch), action_share)
         parts = w.cell(torch.cat([x, deter.to(self.dtype)], -1))
-        return gru_gates(parts, deter, self.cell_norm.weight, self.cell_norm.bias)
+        return gru_gates(parts, deter, self.cell_norm.weight, self.cell_norm.bias, self.cell_norm.eps)
 
     def prior(self, deter: Tensor, w: _Weights) -> State:
         """Latent that is expected at a deter (..., D)."""

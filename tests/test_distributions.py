@@ -54,10 +54,10 @@ def test_onehot_kl_gradients_stop_where_they_should():
     assert b is None and a.abs().max() > 0
 
 
-def test_draw_class_takes_the_last_class_when_rounding_leaves_a_gap(monkeypatch):
+def test_draw_one_hot_takes_the_last_class_when_rounding_leaves_a_gap(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(tuple(shape), 1 - 2**-24))
     probs = torch.full((1, 3), 0.333)  # sums to 0.999
-    assert dists.draw_class(probs).tolist() == [2]
+    assert dists.draw_one_hot(probs).tolist() == [[0, 0, 1]]
 
 
 @pytest.mark.parametrize("kind", [dists.Normal, dists.TruncNormal, dists.TanhNormal])

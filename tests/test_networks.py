@@ -123,7 +123,7 @@ def inputs(batch=3, length=8):
 
 @pytest.mark.parametrize("changes", [{}, {"discrete": 0}, {"initial": "zeros"}, {"mean_act": "tanh5", "discrete": 0}])
 def test_observing_in_one_go_and_step_by_step_is_the_same(changes, monkeypatch):
-    monkeypatch.setattr(dists, "draw_class", lambda probs: probs.argmax(-1))
+    monkeypatch.setattr(dists, "draw_one_hot", lambda probs: dists.one_hot(probs.argmax(-1), probs.shape[-1]))
     monkeypatch.setattr(dists, "draw_normal", torch.zeros_like)
     dynamics = rssm(**changes)
     embed, action, is_first = inputs()

@@ -19,7 +19,7 @@ import models
 @pytest.fixture(autouse=True)
 def _most_probable(monkeypatch):
     """Draws as the reference made them: the most probable class, the mean action."""
-    monkeypatch.setattr(dists, "draw_class", lambda probs: probs.argmax(-1))
+    monkeypatch.setattr(dists, "draw_one_hot", lambda probs: dists.one_hot(probs.argmax(-1), probs.shape[-1]))
     monkeypatch.setattr(dists, "draw_normal", torch.zeros_like)
 
 
