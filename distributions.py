@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import native
-from fast import fusable, replaceable
+from fast import fusable
 
 BUCKETS = 255  # of the two-hot heads
 BUCKET_RANGE = 20.0  # in symlog space
@@ -29,7 +29,7 @@ def symexp(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
-@fusable
+@fusable()
 def mix(logits: Tensor, unimix: float) -> Tensor:
     """Softmax over the last dimension, with a share `unimix` of the uniform distribution, in float32."""
     probs = torch.softmax(logits.float(), -1)
@@ -56,7 +56,7 @@ def _upper(classes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.ones(classes, classes, device=device, dtype=dtype).triu()
 
 
-@replaceable(native.pick)
+@fusable(native.pick)
 def _pick(probs: Tensor, cumulated: Tensor | None, u: Tensor) -> Tensor:
     cumulated = probs.cumsum(-1) if cumulated is None else cumulated
     below = (cumulated <= u.unsqueeze(-1)).sum(-1)
@@ -259,7 +259,7 @@ class TwoHotSymlog:
         return _two_hot_log_prob(self.logits, x, self.buckets)
 
 
-@fusable
+@fusable()
 def _two_hot_log_prob(logits: Tensor, x: Tensor, buckets: Tensor) -> Tensor:
     x = symlog(x.float()).clamp(-BUCKET_RANGE, BUCKET_RANGE)
     # (..., 1) index of the bucket at or below x, the last bucket excepted

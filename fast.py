@@ -112,6 +112,53 @@ class Matrix:
         return _Product.apply(x, self.weight, self.bias, self.calls)
 
 
+# Convolutions
+
+
+class _Halving(torch.autograd.Function):
+    """A convolution of 4×4 with stride 2 and padding 1, whose gradients are matrix products."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, stride=2, padding=1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        # (N, h, w, O)
+        grad = grad.permute(0, 2, 3, 1)
+        n, h, w, out = grad.shape
+        # (O, 4·4·C)
+        dweight = grad.reshape(-1, out).T @ _windows(x.permute(0, 2, 3, 1), 4, 2)
+        dweight = dweight.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
+        if not ctx.needs_input_grad[0]:
+            return None, dweight
+        # a block of 2×2 pixels has its gradient from the 2×2 outputs around; (2, 2, O, 2·2·C)
+        blocks = weight.unflatten(2, (2, 2)).unflatten(4, (2, 2)).flip(2, 4).permute(2, 4, 0, 3, 5, 1)
+        dx = _windows(grad, 2, 1) @ blocks.reshape(4 * out, -1)
+        # (N, H + 2, W + 2, C), the padding included
+        dx = dx.view(n, h + 1, w + 1, 2, 2, -1).transpose(2, 3).reshape(n, 2 * h + 2, 2 * w + 2, -1)
+        return dx[:, 1:-1, 1:-1].permute(0, 3, 1, 2), dweight
+
+
+def _windows(x: Tensor, size: int, step: int) -> Tensor:
+    """Images (N, H, W, C), padded by 1 → the windows that a convolution sees, (N·h·w, size·size·C)."""
+    x = F.pad(x, (0, 0, 1, 1, 1, 1))
+    n, height, width, channels = x.shape
+    h, w = (height - size) // step + 1, (width - size) // step + 1
+    a, b, c, d = x.stride()
+    return x.as_strided((n, h, w, size, size, channels), (a, step * b, step * c, b, c, d)).reshape(n * h * w, -1)
+
+
+def halve(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution of 4×4 with stride 2 and padding 1: (N, C, H, W), (O, C, 4, 4) → (N, O, H/2, W/2)."""
+    # where a CPU's own gradients in bfloat16 are slow
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[2] * x.shape[3] <= 64:
+        return _Halving.apply(x, weight)
+    return F.conv2d(x, weight, stride=2, padding=1)
+
+
 # Fused functions
 
 _fusing = ""
@@ -135,29 +182,27 @@ def _compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-def fusable(function: Callable, replacement: Callable | None = None) -> Callable:
+def fusable(replacement: Callable | None = None) -> Callable[[Callable], Callable]:
     """Marks a function of tensors, pointwise work and small reductions, that `fusing` turns into few kernels.
 
     Random numbers are drawn outside of such functions, so that a fused one sees the same.
 
     Args:
-        replacement: what computes the same as `native` code.
+        replacement: what computes the same as native code.
     """
 
-    @functools.wraps(function)
-    def call(*args):
-        if _fusing == "compiled":
-            return _compiled(function)(*args)
-        if _fusing == "native" and replacement and native.supports(*args):
-            return replacement(*args)
-        return function(*args)
+    def mark(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args):
+            if _fusing == "compiled":
+                return _compiled(function)(*args)
+            if _fusing == "native" and replacement and native.supports(*args):
+                return replacement(*args)
+            return function(*args)
 
-    return call
+        return call
 
-
-def replaceable(replacement: Callable) -> Callable[[Callable], Callable]:
-    """`fusable`, for a function that has native code."""
-    return functools.partial(fusable, replacement=replacement)
+    return mark
 
 
 # Execution

@@ -84,7 +84,7 @@ INLINE void centre_backward(const float *normed, const float *grad, const float 
 
 // COLUMNS: c where it is known to the compiler, which short rows gain from, or 0.
 template <typename T, long COLUMNS>
-void norm_silu(const T *x, const float *weight, const float *bias, T *y, long n, long columns, float eps, int threads) {
+void norm_silu(const T *x, const float *weight, const float *bias, T *y, long n, long columns, float eps, long threads) {
     const long c = COLUMNS ? COLUMNS : columns, rows = c < BLOCK ? BLOCK / c : 1;
     #pragma omp parallel num_threads(threads)
     {
@@ -108,7 +108,7 @@ void norm_silu(const T *x, const float *weight, const float *bias, T *y, long n,
 
 template <typename T, long COLUMNS>
 void norm_silu_backward(const T *x, const T *grad, const float *weight, const float *bias, T *dx, float *dparameters,
-                        long n, long columns, float eps, int threads) {
+                        long n, long columns, float eps, long threads) {
     const long c = COLUMNS ? COLUMNS : columns, rows = c < BLOCK ? BLOCK / c : 1;
     #pragma omp parallel num_threads(threads)
     {
@@ -147,7 +147,7 @@ void norm_silu_backward(const T *x, const T *grad, const float *weight, const fl
 // parts (n, 3d), deter (n, d) → y (n, d)
 template <typename T>
 void gru_gates(const T *parts, const float *deter, const float *weight, const float *bias, float *y, long n, long d,
-               float eps, int threads) {
+               float eps, long threads) {
     const long c = 3 * d;
     #pragma omp parallel num_threads(threads)
     {
@@ -168,7 +168,7 @@ void gru_gates(const T *parts, const float *deter, const float *weight, const fl
 
 template <typename T>
 void gru_gates_backward(const T *parts, const float *deter, const float *grad, const float *weight, const float *bias,
-                        T *dparts, float *ddeter, float *dparameters, long n, long d, float eps, int threads) {
+                        T *dparts, float *ddeter, float *dparameters, long n, long d, float eps, long threads) {
     const long c = 3 * d;
     #pragma omp parallel num_threads(threads)
     {
@@ -213,7 +213,7 @@ void gru_gates_backward(const T *parts, const float *deter, const float *grad, c
 }
 
 // probs (n, k), u (n) uniform numbers → y (n, k): one-hot of the class whose share of (0, 1) holds u.
-void pick(const float *probs, const float *u, float *y, long n, long k, int threads) {
+void pick(const float *probs, const float *u, float *y, long n, long k, long threads) {
     #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < n; i++) {
         float sum = 0;
@@ -230,8 +230,8 @@ void pick(const float *probs, const float *u, float *y, long n, long k, int thre
 // What native.py sees: `half` tells bf16 from float.
 extern "C" {
 
-void norm_silu_forward(int half, const void *x, const float *weight, const float *bias, void *y, long n, long c,
-                       float eps, int threads) {
+void norm_silu_forward(long half, const void *x, const float *weight, const float *bias, void *y, long n, long c,
+                       float eps, long threads) {
     #define CALL(T, COLUMNS) norm_silu<T, COLUMNS>((const T *)x, weight, bias, (T *)y, n, c, eps, threads)
     if (c == 32) half ? CALL(bf16, 32) : CALL(float, 32);
     else if (c == 64) half ? CALL(bf16, 64) : CALL(float, 64);
@@ -239,8 +239,8 @@ void norm_silu_forward(int half, const void *x, const float *weight, const float
     #undef CALL
 }
 
-void norm_silu_backward(int half, const void *x, const void *grad, const float *weight, const float *bias, void *dx,
-                        float *dparameters, long n, long c, float eps, int threads) {
+void norm_silu_backward(long half, const void *x, const void *grad, const float *weight, const float *bias, void *dx,
+                        float *dparameters, long n, long c, float eps, long threads) {
     #define CALL(T, COLUMNS) \
         norm_silu_backward<T, COLUMNS>((const T *)x, (const T *)grad, weight, bias, (T *)dx, dparameters, n, c, eps, threads)
     if (c == 32) half ? CALL(bf16, 32) : CALL(float, 32);
@@ -249,22 +249,22 @@ void norm_silu_backward(int half, const void *x, const void *grad, const float *
     #undef CALL
 }
 
-void gru_gates_forward(int half, const void *parts, const float *deter, const float *weight, const float *bias,
-                       float *y, long n, long d, float eps, int threads) {
+void gru_gates_forward(long half, const void *parts, const float *deter, const float *weight, const float *bias,
+                       float *y, long n, long d, float eps, long threads) {
     half ? gru_gates((const bf16 *)parts, deter, weight, bias, y, n, d, eps, threads)
          : gru_gates((const float *)parts, deter, weight, bias, y, n, d, eps, threads);
 }
 
-void gru_gates_backward(int half, const void *parts, const float *deter, const float *grad, const float *weight,
+void gru_gates_backward(long half, const void *parts, const float *deter, const float *grad, const float *weight,
                         const float *bias, void *dparts, float *ddeter, float *dparameters, long n, long d, float eps,
-                        int threads) {
+                        long threads) {
     #define CALL(T) \
         gru_gates_backward((const T *)parts, deter, grad, weight, bias, (T *)dparts, ddeter, dparameters, n, d, eps, threads)
     half ? CALL(bf16) : CALL(float);
     #undef CALL
 }
 
-void pick_class(const float *probs, const float *u, float *y, long n, long k, int threads) {
+void pick_class(const float *probs, const float *u, float *y, long n, long k, long threads) {
     pick(probs, u, y, n, k, threads);
 }
 

@@ -1,8 +1,8 @@
 """Layers in C++ for a CPU (`native.cpp`), compiled for this machine when a run starts, in a second or two.
 
-PyTorch walks over memory once for every operation of a norm with its activation, or of the GRU's gates; these do it once.
-In bfloat16 they also sum the gradients of a norm's parameters in float32, which PyTorch's own norm does not on a CPU.
-They compute what the functions of the same names in networks.py and distributions.py do, to rounding.
+PyTorch walks over memory once for every operation of a norm with its activation, or of the GRU's gates; these do it
+once. In bfloat16 they also sum the gradients of a norm's parameters in float32, which PyTorch's own norm on a CPU does
+not. They compute what the functions of the same names in networks.py and distributions.py do, to rounding.
 """
 
 import ctypes
@@ -11,14 +11,17 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).resolve().parent / "native.cpp"
-FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math -fopenmp -shared -fPIC"
+# not -ffast-math, which forgets about NaN and, with some compilers, about small numbers in the whole process
+FLAGS = (
+    "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math "
+    "-fopenmp -shared -fPIC"
+)
 WIDE = "-mprefer-vector-width=512"  # known to compilers for x86 alone
 GRAIN = 2**14  # numbers that are worth a thread
 
@@ -40,28 +43,23 @@ def library() -> ctypes.CDLL:
                 break
         else:
             raise OSError(f"{compiler[0]}: {(done.stderr.strip() or 'failed').splitlines()[0]}")
-        found = ctypes.CDLL(str(out))
-    for name, tensors, half in (
-        ("norm_silu_forward", 4, True),
-        ("norm_silu_backward", 6, True),
-        ("gru_gates_forward", 5, True),
-        ("gru_gates_backward", 8, True),
-        ("pick_class", 3, False),
-    ):
-        eps = [ctypes.c_float] if half else []
-        getattr(found, name).argtypes = (
-            [ctypes.c_int] * half + [ctypes.c_void_p] * tensors + [ctypes.c_long] * 2 + eps + [ctypes.c_int]
-        )
-        getattr(found, name).restype = None
-    return found
+        return ctypes.CDLL(str(out))
+
+
+def call(name: str, *args: Tensor | int | float) -> None:
+    """Calls a compiled function, which gets tensors as pointers."""
+    convert = {bool: ctypes.c_long, int: ctypes.c_long, float: ctypes.c_float}
+    getattr(library(), name)(
+        *(convert[type(arg)](arg) if type(arg) in convert else ctypes.c_void_p(arg.data_ptr()) for arg in args)
+    )
 
 
 def threads(numbers: int) -> int:
     return max(1, min(torch.get_num_threads(), numbers // GRAIN))
 
 
-def pointers(*tensors: Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+def half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
 
 
 def rows(x: Tensor) -> Tensor:
@@ -71,11 +69,9 @@ def rows(x: Tensor) -> Tensor:
 class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        x, c = rows(x), x.shape[-1]
-        y = torch.empty_like(x)
-        library().norm_silu_forward(
-            x.dtype == torch.bfloat16, *pointers(x, weight, bias, y), x.numel() // c, c, eps, threads(x.numel())
-        )
+        x = rows(x)
+        y, c = torch.empty_like(x), x.shape[-1]
+        call("norm_silu_forward", half(x), x, weight, bias, y, x.numel() // c, c, eps, threads(x.numel()))
         ctx.save_for_backward(x, weight, bias)
         ctx.eps = eps
         return y
@@ -84,16 +80,10 @@ class _NormSiLU(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight, bias = ctx.saved_tensors
         grad, c, count = rows(grad), x.shape[-1], threads(x.numel())
-        dx, parameters = torch.empty_like(x), x.new_zeros(count, 2, c, dtype=torch.float32)
-        library().norm_silu_backward(
-            x.dtype == torch.bfloat16,
-            *pointers(x, grad, weight, bias, dx, parameters),
-            x.numel() // c,
-            c,
-            ctx.eps,
-            count,
-        )
-        return dx, *parameters.sum(0), None
+        # dparameters: of weight and bias, from each thread's rows
+        out = dx, dparameters = torch.empty_like(x), torch.zeros(count, 2, c)
+        call("norm_silu_backward", half(x), x, grad, weight, bias, *out, x.numel() // c, c, ctx.eps, count)
+        return dx, *dparameters.sum(0), None
 
 
 class _GRUGates(torch.autograd.Function):
@@ -101,31 +91,24 @@ class _GRUGates(torch.autograd.Function):
     def forward(ctx, parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         parts, deter = rows(parts), rows(deter)
         y = torch.empty_like(deter)
-        library().gru_gates_forward(
-            parts.dtype == torch.bfloat16,
-            *pointers(parts, deter, weight, bias, y),
-            *deter.shape,
-            eps,
-            threads(parts.numel()),
-        )
-        ctx.save_for_backward(parts, deter, weight, bias)
+        inputs = parts, deter, weight, bias
+        call("gru_gates_forward", half(parts), *inputs, y, *deter.shape, eps, threads(parts.numel()))
+        ctx.save_for_backward(*inputs)
         ctx.eps = eps
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         parts, deter, weight, bias = ctx.saved_tensors
-        grad, count = rows(grad), threads(parts.numel())
-        dparts, ddeter = torch.empty_like(parts), torch.empty_like(deter)
-        parameters = deter.new_zeros(count, 2, parts.shape[-1])
-        library().gru_gates_backward(
-            parts.dtype == torch.bfloat16,
-            *pointers(parts, deter, grad, weight, bias, dparts, ddeter, parameters),
-            *deter.shape,
-            ctx.eps,
-            count,
+        count = threads(parts.numel())
+        inputs = parts, deter, rows(grad), weight, bias
+        out = dparts, ddeter, dparameters = (
+            torch.empty_like(parts),
+            torch.empty_like(deter),
+            torch.zeros(count, 2, parts.shape[-1]),
         )
-        return dparts, ddeter, *parameters.sum(0), None
+        call("gru_gates_backward", half(parts), *inputs, *out, *deter.shape, ctx.eps, count)
+        return dparts, ddeter, *dparameters.sum(0), None
 
 
 def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -139,7 +122,7 @@ def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: f
 def pick(probs: Tensor, cumulated: None, u: Tensor) -> Tensor:
     probs, u = rows(probs), rows(u)
     y = torch.empty_like(probs)
-    library().pick_class(*pointers(probs, u, y), u.numel(), probs.shape[-1], threads(probs.numel()))
+    call("pick_class", probs, u, y, u.numel(), probs.shape[-1], threads(probs.numel()))
     return y
 
 

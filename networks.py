@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import distributions as dists
 import native
-from fast import Matrix, fusable, replaceable
+from fast import Matrix, fusable, halve
 
 NORM_EPS = 1e-3
 TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
@@ -49,7 +49,7 @@ def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
     nn.init.zeros_(layer.bias)
 
 
-@replaceable(native.norm_silu)
+@fusable(native.norm_silu)
 def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension of x, or of x + share, then SiLU; in float32 within, the output as `x`."""
     x = x if share is None else x + share
@@ -130,7 +130,7 @@ class BinaryHead(MLP):
         return dists.Bernoulli(super().forward(feat))
 
 
-@fusable
+@fusable()
 def bounded_normal(out: Tensor, min_std: float, max_std: float) -> tuple[Tensor, Tensor]:
     """An output layer's (..., 2A) → mean in (-1, 1) and std in (min_std, max_std), (..., A)."""
     mean, std = out.chunk(2, -1)
@@ -202,7 +202,9 @@ class ConvEncoder(nn.Module):
         x = image.to(self.dtype).flatten(0, -4).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             weight = conv.weight.to(self.dtype, memory_format=torch.channels_last)
-            if self.pad[0] == self.pad[1]:
+            if conv.kernel_size == (4, 4):
+                x = halve(x, weight)
+            elif self.pad[0] == self.pad[1]:
                 x = F.conv2d(x, weight, stride=2, padding=self.pad[0])
             else:
                 x = F.conv2d(F.pad(x, self.pad * 2), weight, stride=2)
@@ -361,7 +363,7 @@ class _Weights(NamedTuple):
     post_out: Matrix  # hidden → the latent's statistics
 
 
-@replaceable(native.gru_gates)
+@fusable(native.gru_gates)
 def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """DreamerV2's GRU, after its matrix product: LayerNorm of the three parts (N, 3D), and the move of deter (N, D)."""
     parts = F.layer_norm(parts.float(), weight.shape, weight, bias, eps)
@@ -371,7 +373,7 @@ def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: f
     return update * cand + (1 - update) * deter
 
 
-@fusable
+@fusable()
 def restart(first: Tensor, first_stoch: Tensor, first_deter: Tensor, stoch: Tensor, deter: Tensor):
     """Stoch (N, S·K) and deter (N, D), the initial ones where `first` (N, 1)."""
     return torch.where(first, first_stoch, stoch), torch.where(first, first_deter, deter)
@@ -623,7 +625,7 @@ class RSSM(nn.Module):
         w = self.weights(trained=False)
         state, feats, actions, policies = start, [], [], []
         for i in range(horizon):
-            feats.append(self.feat(state))
+            feats.append(self.feat(state).to(self.dtype))  # once for all heads
             policies.append(policy(feats[-1].detach()))
             actions.append(policies[-1].sample())
             if i < horizon - 1:

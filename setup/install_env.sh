@@ -127,6 +127,10 @@ if ! renders egl >/dev/null && ! renders osmesa >/dev/null; then
         die "MuJoCo draws neither with EGL nor with OSMesa: $(renders egl | tail -1)"
 fi
 
+# Layers in C++ make updates on a CPU faster, and on a GPU Triton compiles; everything works without.
+command -v "${CXX:-c++}" >/dev/null || (apt_install "a C++ compiler (makes updates faster)" g++) ||
+    say "no C++ compiler (see above): updates run without compiled layers"
+
 # Realistic ManiSkill draws with Vulkan; everything else works without it.
 if "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("sapien"))'; then
     PYTHON="$python" bash "$root/setup/install_vulkan.sh" >&2 ||

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import distributions as dists
 import dreamer
@@ -78,6 +79,45 @@ def test_in_bfloat16_the_steps_gradients_are_summed_without_rounding():
     assert shared < 0.005 < error(lambda x: F.linear(x, cast))
 
 
+def test_no_product_is_made_for_an_input_that_no_one_asked_about():
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    inner = 2 * x
+    loss = fast.Matrix(weight, None, torch.float32)(inner).sum()
+    counts = []
+    for wanted in ([weight], [x], [inner], [x, weight]):
+        with FlopCounterMode(display=False) as count:
+            torch.autograd.grad(loss, wanted, retain_graph=True)
+        counts.append(count.get_total_flops() / (2 * 3 * 4 * 5))
+    assert counts == [1, 1, 1, 2]
+
+
+# Convolutions
+
+
+@pytest.mark.parametrize("size, inputs, outputs", [(8, 5, 6), (4, 1, 3), (2, 4, 2)])
+def test_gradients_of_a_convolution_by_products(size, inputs, outputs):
+    torch.manual_seed(0)
+    x = torch.randn(3, inputs, size, size, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(outputs, inputs, 4, 4, dtype=torch.double, requires_grad=True)
+    plain = F.conv2d(x, weight, stride=2, padding=1)
+    ours = fast._Halving.apply(x, weight)
+    torch.testing.assert_close(ours, plain)
+    grad = torch.randn_like(plain)
+    for a, b in zip(*(torch.autograd.grad(y, [x, weight], grad) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b)
+    # images that need no gradient
+    (alone,) = torch.autograd.grad(fast._Halving.apply(x.detach(), weight), weight, grad)
+    torch.testing.assert_close(alone, b)
+
+
+def test_small_bfloat16_images_on_a_cpu_take_the_products():
+    x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 4, 4)
+    assert "Halving" in fast.halve(x.bfloat16(), weight.bfloat16()).grad_fn.name()
+    assert "Convolution" in fast.halve(x, weight).grad_fn.name()
+    large = torch.randn(2, 3, 16, 16).bfloat16().requires_grad_()
+    assert "Convolution" in fast.halve(large, weight.bfloat16()).grad_fn.name()
+
+
 # Fused functions
 
 
@@ -102,13 +142,13 @@ def test_all_fused_functions_of_an_update_can_be_traced_and_compute_the_same(fla
     found = {}
     batch = agents.batch(shapes)
     obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
-    for fuse in (False, True):
+    for fuse in ("", "compiled"):
         agent = agents.agent(*flags, shapes=shapes, base=base)
-        agent.run_by(fast.Execution(fuse=fuse))
+        agent.run_by(fast.Execution(fuse))
         torch.manual_seed(1)
         found[fuse] = [agent.update(batch), agent.update(batch)]
         found[fuse].append({"action": agent.act(obs, None, training=True)[0]})
-    for plain, fused in zip(found[False], found[True], strict=True):
+    for plain, fused in zip(found[""], found["compiled"], strict=True):
         for key in plain:
             torch.testing.assert_close(fused[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
 
@@ -120,9 +160,9 @@ def test_a_compiled_function_computes_the_same():
     weight, bias = torch.randn(24, requires_grad=True), torch.randn(24, requires_grad=True)
     leaves = [parts, deter, weight, bias]
     found = []
-    for fuse in (False, True):
+    for fuse in ("", "compiled"):
         with fast.fusing(fuse):
-            out = networks.gru_gates(*leaves)
+            out = networks.gru_gates(*leaves, 1e-3)
             found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for plain, fused in zip(*found, strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
@@ -130,19 +170,19 @@ def test_a_compiled_function_computes_the_same():
 
 def test_fusing_ends_with_its_block():
     seen = []
-    with pytest.raises(KeyError), fast.fusing(True):
+    with pytest.raises(KeyError), fast.fusing("native"):
         seen.append(fast._fusing)
         raise KeyError
-    assert seen == [True] and not fast._fusing
+    assert seen == ["native"] and not fast._fusing
 
 
 # Execution
 
 
 def test_what_is_chosen_on_a_cpu_is_said():
-    for wanted, words in ((True, "CPU"), (False, "compile is False")):
+    for wanted, words in ((True, "C++"), (False, "compile is False")):
         execution = fast.choose(wanted, torch.device("cpu"))
-        assert not execution.fuse and not execution.capture and words in execution.note
+        assert execution.fuse in ("", "native") and not execution.capture and words in execution.note
 
 
 def test_a_capture_that_fails_is_said_and_the_update_goes_on(monkeypatch):

@@ -193,6 +193,13 @@ def test_missing_system_packages_are_named_where_they_may_not_be_installed(tmp_p
     assert not (project.root / ".venv").exists()
 
 
+def test_a_missing_compiler_is_said_and_no_reason_to_stop(project, without):
+    (project.root / ".venv" / ".installed").unlink()
+    code, out, error = project.run("run.sh", PATH=without("c++", "apt-get", "sudo"))
+    assert code == 0 and "version 1.0" in out
+    assert "install -y --no-install-recommends g++" in error and "updates run without compiled layers" in error
+
+
 @pytest.mark.parametrize("python", ["/nowhere/python3.11", "/bin/true"])
 def test_a_python_that_cannot_be_used(tmp_path, python):
     project = Project(tmp_path)

@@ -1,10 +1,11 @@
 """Times one update of the agent: world model, imagination, actor, critic, their optimiser steps and EMA moves.
 
-    python tests/benchmarks/update.py [--device cpu] [--precision 32 16] [--modes plain compiled captured]
+    python tests/benchmarks/update.py [--device cpu] [--precision 32 16] [--modes plain native compiled captured]
                                       [--repeats 5] [--profile] [--SETTING VALUE ...]
 
 Walker frames from a real replay, batch 16×64, 6 actions by default; other flags are settings of dreamer.py. Modes:
-plain PyTorch, compiled pieces, on a GPU all of it in one CUDA graph; by default those that `compile: True` may choose.
+plain PyTorch, with layers in C++ (native, on a CPU), with layers that PyTorch compiles, on a GPU all of it in one CUDA
+graph; by default those that `compile` may choose.
 Prints for each the median, updates/s, achieved FLOP/s and their share of what a plain matrix product of the same type
 reaches in the same run, and the time until it is ready; on a GPU also kernels an update and peak memory. --profile adds
 the time of each part of an update, and the operations that take longest.
@@ -102,8 +103,9 @@ def kernels(run) -> int:
 
 MODES = {
     "plain": fast.Execution(),
-    "compiled": fast.Execution(fuse=True),
-    "captured": fast.Execution(fuse=True, capture=True),
+    "native": fast.Execution("native"),
+    "compiled": fast.Execution("compiled"),
+    "captured": fast.Execution("compiled", capture=True),
 }
 
 
@@ -133,7 +135,7 @@ def main() -> None:
         with FlopCount() as count:
             make_agent().update(batch)
         flops = count.total
-        for mode in args.modes or (MODES if gpu else ["plain"]):
+        for mode in args.modes or (["plain", "compiled", "captured"] if gpu else ["plain", "native"]):
             agent = make_agent()
             agent.run_by(MODES[mode], lambda line: print(line, file=sys.stderr))
             update = functools.partial(agent.update, batch)

@@ -1,0 +1,218 @@
+"""The C++ layers against the functions that they stand in for, in float64."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import agents
+import pytest
+import torch
+
+import distributions as dists
+import fast
+import models
+import native
+import networks
+
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="needs a C++ compiler")
+EPS = 1e-3
+SHAPES = [(1, 1), (3, 5), (2, 3, 33), (70, 32), (300, 64), (9, 2500), (2100, 17)]
+# relative to the largest entry; bfloat16 has 8 bits, with one rounding of what comes out
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
+
+
+def gap(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((ours.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-12)).item()
+
+
+def compare(function, leaves: list[torch.Tensor], *rest) -> dict[str, float]:
+    """Largest relative gap of the native function's output and gradients to those in float64."""
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    wanted = function(*exact, *rest)
+    grad = torch.randn(wanted.shape)
+    with fast.fusing("native"):
+        got = function(*leaves, *rest)
+    names = ["out", *(f"grad {i}" for i in range(len(leaves)))]
+    grad = grad.to(got.dtype)
+    ours = [got, *torch.autograd.grad(got, leaves, grad)]
+    plain = [wanted, *torch.autograd.grad(wanted, exact, grad.double())]
+    assert [x.dtype for x in ours[1:]] == [x.dtype for x in leaves]
+    return {name: gap(a, b) for name, a, b in zip(names, ours, plain, strict=True)}
+
+
+def norm_silu(x, weight, bias):
+    # the plain function goes through float32 on its way
+    if x.dtype == torch.float64:
+        normed = torch.nn.functional.layer_norm(x, weight.shape, weight, bias, EPS)
+        return torch.nn.functional.silu(normed)
+    return networks.norm_silu(x, None, weight, bias, EPS)
+
+
+def parameters(size: int) -> list[torch.Tensor]:
+    return [(torch.rand(size) + 0.5).requires_grad_(), torch.randn(size).mul(0.3).requires_grad_()]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_silu(shape, dtype):
+    torch.manual_seed(0)
+    x = (3 * torch.randn(shape) + 1).to(dtype).requires_grad_()
+    for name, value in compare(norm_silu, [x, *parameters(shape[-1])]).items():
+        # sums over rows and a column alone, which the norm makes 0, are float32's whatever x is
+        tight = 1e-5 if name in ("grad 1", "grad 2") else max(TOLERANCE[dtype], 1e-5)
+        assert value < tight or shape == (1, 1), (name, value)
+
+
+@needs_compiler
+def test_norm_silu_of_a_sum_and_of_strided_rows():
+    torch.manual_seed(0)
+    x, share = torch.randn(40, 6, requires_grad=True), torch.randn(6, 40, requires_grad=True)
+    weight, bias = parameters(40)
+    found = []
+    for how in ("", "native"):
+        with fast.fusing(how):
+            y = networks.norm_silu(x.T, share, weight, bias, EPS)
+        # an expanded gradient
+        found.append([y, *torch.autograd.grad(y[0].sum() + y.sum(), [x, share, weight, bias])])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_in_bfloat16_a_norms_parameters_have_float32_gradients():
+    """PyTorch's norm of bfloat16 sums them in bfloat16 on a CPU, a third off over so many rows."""
+    torch.manual_seed(0)
+    x = torch.randn(2**17, 32).bfloat16().requires_grad_()
+    found = compare(norm_silu, [x, *parameters(32)])
+    assert found["grad 1"] < 1e-4 and found["grad 2"] < 1e-4, found
+
+
+def gru_gates(parts, deter, weight, bias):
+    if parts.dtype == torch.float64:
+        reset, cand, update = torch.nn.functional.layer_norm(parts, weight.shape, weight, bias, EPS).chunk(3, -1)
+        update = torch.sigmoid(update - 1)
+        return update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * deter
+    return networks.gru_gates(parts, deter, weight, bias, EPS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows, deter", [(1, 2), (7, 24), (100, 512)])
+def test_gru_gates(rows, deter, dtype):
+    torch.manual_seed(0)
+    parts = (2 * torch.randn(rows, 3 * deter)).to(dtype).requires_grad_()
+    leaves = [parts, torch.randn(rows, deter, requires_grad=True), *parameters(3 * deter)]
+    for name, value in compare(gru_gates, leaves).items():
+        assert value < (TOLERANCE[dtype] if name == "grad 0" and dtype == torch.bfloat16 else 1e-5), (name, value)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(5,), (40, 32), (3, 70, 6), (2, 300, 32)])
+def test_draws_are_the_same(shape):
+    torch.manual_seed(0)
+    probs = torch.softmax(3 * torch.randn(shape), -1)
+    found = []
+    for how in ("", "native"):
+        torch.manual_seed(1)
+        with fast.fusing(how):
+            found.append(torch.stack([dists.draw_one_hot(probs) for _ in range(50)]))
+    assert torch.equal(*found)
+    assert found[0].sum() == found[0][..., 0].numel()
+
+
+@needs_compiler
+def test_a_draw_takes_the_last_class_when_rounding_leaves_a_gap(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(tuple(shape), 1 - 2**-24))
+    with fast.fusing("native"):
+        assert dists.draw_one_hot(torch.full((1, 3), 0.333)).tolist() == [[0, 0, 1]]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_is_not_a_number_stays_so(dtype):
+    x = torch.zeros(3, 40, dtype=dtype)
+    x[1, 2], x[2, 3] = float("nan"), float("inf")
+    weight, bias = torch.ones(40), torch.zeros(40)
+    with fast.fusing("native"):
+        y = networks.norm_silu(x, None, weight, bias, EPS)
+        gates = networks.gru_gates(x[:, :39].contiguous(), torch.zeros(3, 13), weight[:39], bias[:39], EPS)
+    for out in (y, gates):
+        assert out[0].isfinite().all() and out[1].isnan().all() and out[2].isnan().any()
+
+
+@needs_compiler
+def test_far_values_do_not_overflow():
+    x = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).requires_grad_()
+    weight = torch.full((4,), 1e4, requires_grad=True)
+    bias = torch.zeros(4, requires_grad=True)
+    assert max(compare(norm_silu, [x, weight, bias]).values()) < 1e-4
+
+
+@needs_compiler
+def test_loading_leaves_small_numbers_alone():
+    """Some compilers' fast arithmetic makes the whole process round them to 0."""
+    code = "import torch, native; native.library(); assert (torch.full((64,), 1e-40) * 1).min() > 0"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "flags, shapes, base", [((), agents.IMAGE, ("dmc_vision",)), ((), agents.VECTORS, ("dmc_proprio",))]
+)
+def test_native_updates_and_actions_are_those_of_plain_pytorch(flags, shapes, base):
+    batch, found = agents.batch(shapes), []
+    obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
+    for how in ("", "native"):
+        agent = agents.agent(*flags, shapes=shapes, base=base)
+        agent.run_by(fast.Execution(how))
+        torch.manual_seed(1)
+        found.append([agent.update(batch), agent.update(batch)])
+        found[-1].append({"action": agent.act(obs, None, training=True)[0]})
+    for plain, ours in zip(*found, strict=True):
+        for key in plain:
+            torch.testing.assert_close(ours[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@needs_compiler
+def test_in_bfloat16_all_gradients_point_where_float32s_do():
+    """Batch and draws the same, each parameter's gradient within bfloat16's rounding of float32's."""
+    batch, found = agents.batch(), []
+    for precision in ("32", "16"):
+        agent = agents.agent("--precision", precision, "--dyn_discrete", "0")
+        model = agent.world_model
+        with fast.fusing("native"):
+            torch.manual_seed(1)
+            data = models.preprocess(batch)
+            loss, _, _ = model.loss(data, model.draw_mask(data))
+        named = [(k, v) for k, v in model.named_parameters() if v.requires_grad]
+        grads = torch.autograd.grad(loss, [v for _, v in named], allow_unused=True)
+        found.append({k: g for (k, _), g in zip(named, grads, strict=True) if g is not None})
+    for name, exact in found[0].items():
+        if exact.norm() > 1e-4:
+            cosine = torch.cosine_similarity(found[1][name].flatten(), exact.flatten(), 0)
+            assert cosine > 0.95, (name, cosine.item())
+
+
+def test_without_a_compiler_the_reason_is_said(monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    native.library.cache_clear()
+    try:
+        execution = fast.choose(True, torch.device("cpu"))
+    finally:
+        native.library.cache_clear()
+    assert not execution.fuse and "plain PyTorch" in execution.note and "/nowhere/c++" in execution.note
+
+
+def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'no such target' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    native.library.cache_clear()
+    try:
+        execution = fast.choose(True, torch.device("cpu"))
+    finally:
+        native.library.cache_clear()
+    assert not execution.fuse and "no such target" in execution.note
