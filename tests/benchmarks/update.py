@@ -1,7 +1,7 @@
 """Times one update of the agent: world model, imagination, actor, critic, their optimiser steps and EMA moves.
 
     python tests/benchmarks/update.py [--device cpu] [--precision 32 16] [--modes plain native compiled captured]
-                                      [--repeats 5] [--profile] [--SETTING VALUE ...]
+                                      [--repeats 7] [--profile] [--SETTING VALUE ...]
 
 Walker frames from a real replay, batch 16×64, 6 actions by default; other flags are settings of dreamer.py. Modes:
 plain PyTorch, with layers in C++ (native, on a CPU), with layers that PyTorch compiles, on a GPU all of it in one CUDA
@@ -14,6 +14,7 @@ the time of each part of an update, and the operations that take longest.
 import argparse
 import contextlib
 import functools
+import statistics
 import sys
 import tempfile
 import time
@@ -62,15 +63,13 @@ def walker_batch(config: tools.Config, device: torch.device) -> dict[str, torch.
     return {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
 
 
-def median_seconds(run, repeats: int, device: torch.device) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+def timed(run, device: torch.device) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 class FlopCount(TorchDispatchMode):
@@ -85,12 +84,15 @@ class FlopCount(TorchDispatchMode):
         return out
 
 
-def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a plain matrix product."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    torch.mm(a, b)
-    return 2 * n**3 / median_seconds(lambda: torch.mm(a, b), 7, device)
+class Product:
+    """A plain square matrix product."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        n = 8192 if device.type == "cuda" else 2048
+        self.factors, self.flops = torch.randn(2, n, n, device=device).to(dtype), 2 * n**3
+
+    def __call__(self) -> None:
+        torch.mm(*self.factors)
 
 
 def kernels(run) -> int:
@@ -114,7 +116,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", nargs="+", type=int, default=[32, 16], choices=[32, 16])
     parser.add_argument("--modes", nargs="+", choices=MODES)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--profile", action="store_true", help="time by part and by operation")
     args, settings = parser.parse_known_args()
     device = tools.pick_device(args.device)
@@ -139,14 +141,18 @@ def main() -> None:
             agent = make_agent()
             agent.run_by(MODES[mode], lambda line: print(line, file=sys.stderr))
             update = functools.partial(agent.update, batch)
-            first = sum(median_seconds(update, 1, device) for _ in range(fast.Runner.WARM_UP + 1 if gpu else 2))
-            if gpu:
-                torch.cuda.reset_peak_memory_stats()
-            seconds = median_seconds(update, args.repeats, device)
-            ceiling = matmul_flops(torch.bfloat16 if precision == 16 else torch.float32, device)
+            first = sum(timed(update, device) for _ in range(fast.Runner.WARM_UP + 1 if gpu else 2))
+            product = Product(torch.bfloat16 if precision == 16 else torch.float32, device)
+            product()
+            # in turn, as the speed of a shared machine changes
+            pairs = [(timed(update, device), timed(product, device)) for _ in range(args.repeats)]
+            seconds, product_seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
+            ceiling = product.flops / product_seconds
             line = f"| {mode}, {name} | {seconds * 1e3:.{2 if gpu else 0}f} | {1 / seconds:.2f} | {flops / 1e12:.2f} "
             line += f"| {flops / seconds / 1e12:.3f} | {flops / seconds / ceiling:.0%} | {first:.1f} |"
             if gpu:
+                del product
+                torch.cuda.reset_peak_memory_stats()
                 line += f" {kernels(update)} | {torch.cuda.max_memory_allocated() / 2**20:.0f} |"
             print(line, flush=True)
             if args.profile and mode != "captured":
