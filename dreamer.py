@@ -399,6 +399,8 @@ class Run:
         self.envs = make_envs(config, "train", count, sees_images(config), self.env_ids.start)
         self.eval_envs: EnvGroup | None = None  # made at the first evaluation
         self.agent = make_agent(config, self.envs)
+        self.execution = fast.choose(config.compile, self.device, ranks)
+        self.agent.run_by(self.execution, tools.say)
         self.keys, self.actions, self.discrete = self.agent.keys, self.agent.actions, config.actor_dist == "onehot"
         for task in config.eval_tasks:
             check_eval_task(config, task, self.envs, self.keys)
@@ -917,9 +919,7 @@ def run_command(argv: list[str]) -> int:
             return complain(error)
         if run.leads:
             tools.save_config(config, logdir / "config.yaml")
-        execution = fast.choose(config.compile, run.device, distributed.size())
-        run.agent.run_by(execution, tools.say)
-        for line in filter(None, [*TUNED, tools.tune_matmul(run.device), execution.note]):
+        for line in filter(None, [*TUNED, tools.tune_matmul(run.device), run.execution.note]):
             tools.say(line)
         run.loop()
     return 0
