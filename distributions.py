@@ -29,7 +29,7 @@ def symexp(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
-@fusable()
+@fusable(native.mix)
 def mix(logits: Tensor, unimix: float) -> Tensor:
     """Softmax over the last dimension, with a share `unimix` of the uniform distribution, in float32."""
     probs = torch.softmax(logits.float(), -1)

@@ -28,17 +28,19 @@ INLINE void store(bf16 &to, float x) {  // to the nearest, ties to even; a NaN s
     to.bits = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-INLINE float sigmoid(float x) {
-    // exp(-x) = 2^n·exp(f) with |f| <= ln(2)/2; ln(2) in two parts, exp(f) by its series, to float32's last digit
-    float t = x > 87 ? -87 : x < -88 ? 88 : -x;
+// exp(x) = 2^n·exp(f) with |f| <= ln(2)/2; ln(2) in two parts, exp(f) by its series, to float32's last digit
+INLINE float exp_(float x) {
+    float t = x < -87 ? -87 : x > 88 ? 88 : x;
     float n = rintf(t * 1.44269504f);
     float f = (t - n * 0.693359375f) + n * 2.12194440e-4f;
     float e = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f * (1 / 720.f))))));
     int32_t bits = ((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
-    return 1 / (1 + e * power);
+    return e * power;
 }
+
+INLINE float sigmoid(float x) { return 1 / (1 + exp_(-x)); }
 
 INLINE float tanh_(float x) { return 2 * sigmoid(2 * x) - 1; }
 
@@ -212,6 +214,44 @@ void gru_gates_backward(const T *parts, const float *deter, const float *grad, c
     }
 }
 
+// logits (n, k) → y (n, k): softmax over k, with a share of the uniform distribution.
+template <long CLASSES>
+void mix(const float *logits, float *y, long n, long classes, float share, long threads) {
+    const long k = CLASSES ? CLASSES : classes;
+    #pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < n; i++) {
+        const float *x = logits + i * k;
+        float *out = y + i * k, top = x[0], sum = 0;
+        #pragma omp simd reduction(max : top)
+        for (long j = 0; j < k; j++) top = x[j] > top ? x[j] : top;
+        #pragma omp simd reduction(+ : sum)
+        for (long j = 0; j < k; j++) {
+            float e = exp_(x[j] - top);
+            out[j] = e;
+            sum += e;
+        }
+        float scale = (1 - share) / sum;
+        #pragma omp simd
+        for (long j = 0; j < k; j++) out[j] = out[j] * scale + share / k;
+    }
+}
+
+template <long CLASSES>
+void mix_backward(const float *y, const float *grad, float *dlogits, long n, long classes, float share, long threads) {
+    const long k = CLASSES ? CLASSES : classes;
+    #pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < n; i++) {
+        const float *p = y + i * k, *g = grad + i * k;
+        float *out = dlogits + i * k, along = 0;
+        // (1 - share)·softmax is y without its uniform share
+        #pragma omp simd reduction(+ : along)
+        for (long j = 0; j < k; j++) along += g[j] * (p[j] - share / k);
+        along /= 1 - share;
+        #pragma omp simd
+        for (long j = 0; j < k; j++) out[j] = (p[j] - share / k) * (g[j] - along);
+    }
+}
+
 // probs (n, k), u (n) uniform numbers → y (n, k): one-hot of the class whose share of (0, 1) holds u.
 void pick(const float *probs, const float *u, float *y, long n, long k, long threads) {
     #pragma omp parallel for schedule(static) num_threads(threads)
@@ -262,6 +302,15 @@ void gru_gates_backward(long half, const void *parts, const float *deter, const 
         gru_gates_backward((const T *)parts, deter, grad, weight, bias, (T *)dparts, ddeter, dparameters, n, d, eps, threads)
     half ? CALL(bf16) : CALL(float);
     #undef CALL
+}
+
+void mix_forward(const float *logits, float *y, long n, long k, float share, long threads) {
+    k == 32 ? mix<32>(logits, y, n, k, share, threads) : mix<0>(logits, y, n, k, share, threads);
+}
+
+void mix_backward_(const float *y, const float *grad, float *dlogits, long n, long k, float share, long threads) {
+    k == 32 ? mix_backward<32>(y, grad, dlogits, n, k, share, threads)
+            : mix_backward<0>(y, grad, dlogits, n, k, share, threads);
 }
 
 void pick_class(const float *probs, const float *u, float *y, long n, long k, long threads) {

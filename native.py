@@ -111,12 +111,34 @@ class _GRUGates(torch.autograd.Function):
         return dparts, ddeter, *dparameters.sum(0), None
 
 
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, unimix: float) -> Tensor:
+        logits, k = rows(logits), logits.shape[-1]
+        y = torch.empty_like(logits)
+        call("mix_forward", logits, y, y.numel() // k, k, unimix, threads(y.numel()))
+        ctx.save_for_backward(y)
+        ctx.unimix = unimix
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (y,) = ctx.saved_tensors
+        dlogits, k = torch.empty_like(y), y.shape[-1]
+        call("mix_backward_", y, rows(grad), dlogits, y.numel() // k, k, ctx.unimix, threads(y.numel()))
+        return dlogits, None
+
+
 def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return _NormSiLU.apply(x if share is None else x + share, weight, bias, eps)
 
 
 def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return _GRUGates.apply(parts, deter.float(), weight, bias, eps)
+
+
+def mix(logits: Tensor, unimix: float) -> Tensor:
+    return _Mix.apply(logits.float(), float(unimix))
 
 
 def pick(probs: Tensor, cumulated: None, u: Tensor) -> Tensor:

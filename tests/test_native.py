@@ -109,6 +109,25 @@ def test_gru_gates(rows, deter, dtype):
 
 
 @needs_compiler
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("shape", [(5,), (40, 32), (3, 70, 6), (2, 300, 32)])
+def test_mix(shape, unimix):
+    def mix(logits):
+        if logits.dtype == torch.float64:
+            return torch.softmax(logits, -1) * (1 - unimix) + unimix / shape[-1]
+        return dists.mix(logits, unimix)
+
+    torch.manual_seed(0)
+    logits = torch.randn(shape, requires_grad=True)
+    found = compare(mix, [logits])
+    assert found["out"] < 1e-6 and found["grad 0"] < 5e-6, found
+    with torch.no_grad():
+        logits[..., 0] = 500.0
+    found = compare(mix, [logits])
+    assert found["out"] < 1e-6
+
+
+@needs_compiler
 @pytest.mark.parametrize("shape", [(5,), (40, 32), (3, 70, 6), (2, 300, 32)])
 def test_draws_are_the_same(shape):
     torch.manual_seed(0)
