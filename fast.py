@@ -47,15 +47,16 @@ class _Product(torch.autograd.Function):
     """x @ weight.T + bias; its backward pass leaves the weight's gradient to `_Shared`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, calls: "_Calls"):
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, matrix: "Matrix"):
         ctx.save_for_backward(x, weight)
-        ctx.calls = calls
-        return F.linear(x, weight, bias)
+        ctx.calls = matrix.calls
+        return matrix.product(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        ctx.calls.add(x.flatten(0, -2), grad.flatten(0, -2))
+        if ctx.calls is not None:
+            ctx.calls.add(x.flatten(0, -2), grad.flatten(0, -2))
         wanted = ctx.needs_input_grad[0] and _is_wanted(ctx.next_functions[0][0])
         return (grad @ weight if wanted else None), None, None, None
 
@@ -95,21 +96,32 @@ class Matrix:
         weight: (out, in). Needs no gradient: its products are plain ones.
         bias: (out,) or None.
         dtype: of the products.
+        sparse: how many of the first inputs are mostly 0, as one-hot variables are; native code makes use of it in
+            float32.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sparse: int = 0):
         self.calls = _Calls() if weight.requires_grad and torch.is_grad_enabled() else None
         if self.calls is None:
             self.weight = weight.detach().to(dtype)
             self.bias = bias.detach().to(dtype) if bias is not None else None
         else:
             self.weight, self.bias = _Shared.apply(weight, bias, dtype, self.calls)
+        self.sparse = sparse if _fusing == "native" and native.supports(weight) and dtype == torch.float32 else 0
+        if self.sparse:
+            self.columns = self.weight.detach()[:, :sparse].T.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.calls is None:
-            return F.linear(x, self.weight, self.bias)
-        return _Product.apply(x, self.weight, self.bias, self.calls)
+        if self.calls is None and not self.sparse:
+            return self.product(x)
+        return _Product.apply(x, self.weight, self.bias, self)
+
+    def product(self, x: Tensor) -> Tensor:
+        y = F.linear(x[..., self.sparse :], self.weight[:, self.sparse :], self.bias)
+        if self.sparse:
+            native.add_sparse_product(y, x, self.columns)
+        return y
 
 
 # Convolutions

@@ -258,11 +258,11 @@ class WorldModel(nn.Module):
             min_std=config.dyn_min_std,
             dtype=dtype,
         )
-        feat = self.dynamics.feat_size
+        feat, sparse, units = self.dynamics.feat_size, self.dynamics.sparse, config.units
         self.heads = nn.ModuleDict(
             {
-                "reward": networks.ScalarHead(feat, config.units, config.reward_layers, config.reward_head, dtype),
-                "cont": networks.BinaryHead(feat, config.units, config.cont_layers, dtype),
+                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head, dtype, sparse),
+                "cont": networks.BinaryHead(feat, units, config.cont_layers, dtype, sparse),
             }
         )
         for name in config.grad_heads:
@@ -439,7 +439,7 @@ class ImagBehavior(nn.Module):
             raise ValueError(f"imag_gradient is one of {', '.join(self.GRADIENTS)}, not {config.imag_gradient!r}")
         self.config = config
         dtype = world_model.dynamics.dtype
-        feat = world_model.dynamics.feat_size
+        feat, sparse = world_model.dynamics.feat_size, world_model.dynamics.sparse
         self.actor = networks.Actor(
             feat,
             config.units,
@@ -451,8 +451,9 @@ class ImagBehavior(nn.Module):
             init_std=config.actor_init_std,
             unimix=config.action_unimix_ratio,
             dtype=dtype,
+            sparse=sparse,
         )
-        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype)
+        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype, sparse)
         if config.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)

@@ -2,7 +2,8 @@
 
 PyTorch walks over memory once for every operation of a norm with its activation, or of the GRU's gates; these do it
 once. In bfloat16 they also sum the gradients of a norm's parameters in float32, which PyTorch's own norm on a CPU does
-not. They compute what the functions of the same names in networks.py and distributions.py do, to rounding.
+not. They compute what the functions of the same names in networks.py and distributions.py do, to rounding. Products
+with one-hot inputs add up the rows of the weight that the inputs pick.
 """
 
 import ctypes
@@ -125,7 +126,7 @@ class _Mix(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (y,) = ctx.saved_tensors
         dlogits, k = torch.empty_like(y), y.shape[-1]
-        call("mix_backward_", y, rows(grad), dlogits, y.numel() // k, k, ctx.unimix, threads(y.numel()))
+        call("mix_backward", y, rows(grad), dlogits, y.numel() // k, k, ctx.unimix, threads(y.numel()))
         return dlogits, None
 
 
@@ -146,6 +147,13 @@ def pick(probs: Tensor, cumulated: None, u: Tensor) -> Tensor:
     y = torch.empty_like(probs)
     call("pick_class", probs, u, y, u.numel(), probs.shape[-1], threads(probs.numel()))
     return y
+
+
+def add_sparse_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
+    """y (..., out) += x[..., :k] @ weight (k, out), in float32, for the first k entries of x that are mostly 0."""
+    x = rows(x)
+    k, out = weight.shape
+    call("add_sparse_product", x, weight, y, y.numel() // out, k, x.shape[-1], out, threads(y.numel()))
 
 
 def supports(*args) -> bool:

@@ -81,15 +81,23 @@ class MLP(nn.Module):
 
     Args:
         outscale: scale of the uniform initialisation of the output layer.
+        sparse: how many of the first inputs are one-hot variables (see `fast.Matrix`).
     """
 
     def __init__(
-        self, inputs: int, units: int, layers: int, outputs: int = 0, outscale: float = 1.0, dtype=torch.float32
+        self,
+        inputs: int,
+        units: int,
+        layers: int,
+        outputs: int = 0,
+        outscale: float = 1.0,
+        dtype=torch.float32,
+        sparse: int = 0,
     ):
         super().__init__()
         self.layers = nn.ModuleList(Dense(units if i else inputs, units) for i in range(layers))
         self.out = nn.Linear(units, outputs) if outputs else None
-        self.dtype = dtype
+        self.dtype, self.sparse = dtype, sparse
         self.apply(init_weights)
         if self.out is not None:
             init_output(self.out, outscale)
@@ -97,7 +105,7 @@ class MLP(nn.Module):
     def matrices(self) -> list[Matrix]:
         """The layers' linear maps, to be handed to many calls of one rollout."""
         linear = [layer.linear for layer in self.layers] + ([self.out] if self.out is not None else [])
-        return [Matrix(layer.weight, layer.bias, self.dtype) for layer in linear]
+        return [Matrix(x.weight, x.bias, self.dtype, 0 if i else self.sparse) for i, x in enumerate(linear)]
 
     def forward(self, x: Tensor, matrices: list[Matrix] | None = None) -> Tensor:
         matrices = matrices or self.matrices()
@@ -109,11 +117,14 @@ class MLP(nn.Module):
 class ScalarHead(MLP):
     """A head that predicts a scalar from features: `symlog_disc` is two-hot over symlog, `normal` a unit Normal."""
 
-    def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32):
+    def __init__(
+        self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32, sparse: int = 0
+    ):
         if dist not in ("symlog_disc", "normal"):
             raise ValueError(f"a reward_head or value_head is symlog_disc or normal, not {dist!r}")
         discrete = dist == "symlog_disc"
-        super().__init__(inputs, units, layers, dists.BUCKETS if discrete else 1, outscale=0.0, dtype=dtype)
+        outputs = dists.BUCKETS if discrete else 1
+        super().__init__(inputs, units, layers, outputs, outscale=0.0, dtype=dtype, sparse=sparse)
         self.dist = dists.TwoHotSymlog if discrete else dists.UnitNormal
 
     def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal:
@@ -123,8 +134,8 @@ class ScalarHead(MLP):
 class BinaryHead(MLP):
     """A head that predicts a probability from features, of the episode going on."""
 
-    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32):
-        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype)
+    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32, sparse: int = 0):
+        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype, sparse=sparse)
 
     def forward(self, feat: Tensor) -> dists.Bernoulli:
         return dists.Bernoulli(super().forward(feat))
@@ -158,10 +169,12 @@ class Actor(MLP):
         init_std: float = 1.0,
         unimix: float = 0.01,
         dtype=torch.float32,
+        sparse: int = 0,
     ):
         if dist not in self.DISTS:
             raise ValueError(f"an actor_dist is one of {', '.join(self.DISTS)}, not {dist!r}")
-        super().__init__(inputs, units, layers, actions if dist == "onehot" else 2 * actions, dtype=dtype)
+        outputs = actions if dist == "onehot" else 2 * actions
+        super().__init__(inputs, units, layers, outputs, dtype=dtype, sparse=sparse)
         self.dist, self.unimix = dist, unimix
         self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
 
@@ -420,6 +433,7 @@ class RSSM(nn.Module):
         self.dtype = dtype
         self.stoch_size = stoch * discrete if discrete else stoch
         self.feat_size = self.stoch_size + deter
+        self.sparse = self.stoch_size if discrete else 0  # features that are one-hot variables, before all others
         stats = stoch * discrete if discrete else 2 * stoch
         self.input = Dense(self.stoch_size + actions, hidden)
         self.cell = nn.Linear(hidden + deter, 3 * deter, bias=False)
@@ -484,7 +498,7 @@ class RSSM(nn.Module):
         post_deter, post_embed = self.post_layer.linear.weight.tensor_split([self.deter], 1)
         input_stoch, input_action = self.input.linear.weight.tensor_split([self.stoch_size], 1)
         maps = (
-            (input_stoch, None),
+            (input_stoch, None, self.sparse),
             (input_action, None),
             (self.cell.weight, None),
             (self.prior_layer.linear.weight, None),
@@ -494,7 +508,7 @@ class RSSM(nn.Module):
             (self.post_out.weight, self.post_out.bias),
         )
         with contextlib.nullcontext() if trained else torch.no_grad():
-            return _Weights(*(Matrix(weight, bias, self.dtype) for weight, bias in maps))
+            return _Weights(*(Matrix(weight, bias, self.dtype, *sparse) for weight, bias, *sparse in maps))
 
     def initial(self, like: Tensor, w: _Weights | None = None) -> State:
         """The state before an episode, (1, ...), on the device of `like`."""

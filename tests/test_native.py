@@ -149,6 +149,32 @@ def test_a_draw_takes_the_last_class_when_rounding_leaves_a_gap(monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("lead, sparse, dense, outputs", [((3,), 5, 4, 7), ((2, 40), 64, 9, 130), ((300,), 40, 0, 256)])
+def test_products_with_one_hot_inputs(lead, sparse, dense, outputs, trained):
+    torch.manual_seed(0)
+    x = torch.randn(*lead, sparse + dense)
+    x[..., :sparse] *= torch.rand(*lead, sparse) < 0.1
+    x[..., 1] = -0.0
+    weight, bias = torch.randn(outputs, sparse + dense), torch.randn(outputs)
+    weight.requires_grad_(trained)
+    found, leaves = [], [x.requires_grad_(), weight][: 1 + trained]
+    for how in ("", "native"):
+        with fast.fusing(how):
+            matrix = fast.Matrix(weight, bias, torch.float32, sparse)
+            assert (matrix.sparse > 0) == (how == "native")
+            y = matrix(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+    with fast.fusing("native"):
+        assert not fast.Matrix(weight, bias, torch.bfloat16, sparse).sparse
+        with torch.no_grad():
+            x[0, ..., 2] = float("nan")
+            assert matrix(x)[0].isnan().all() and matrix(x)[1:].isfinite().all()
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_what_is_not_a_number_stays_so(dtype):
     x = torch.zeros(3, 40, dtype=dtype)
