@@ -1,11 +1,15 @@
 """Settings for all tests."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; the machine's cores are for the tests' own processes
 
 import submitit  # noqa: F401  its import closes the log handlers that exist by then, and with absl's pytest's own capture
 from hypothesis import HealthCheck, settings
+
+# What starts in a shell's background ignores Ctrl-C, and so would all that the tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No time limits for examples, and the same examples at every run
 settings.register_profile(

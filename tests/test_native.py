@@ -81,6 +81,26 @@ def test_norm_silu_of_a_sum_and_of_strided_rows():
 
 
 @needs_compiler
+@pytest.mark.parametrize("function, sizes", [("norm_silu", (40, 40)), ("gru_gates", (60, 20))])
+def test_threads_share_the_rows(function, sizes):
+    torch.manual_seed(0)
+    columns, deter = sizes
+    x = torch.randn(3001, columns, requires_grad=True)
+    state = [torch.randn(3001, deter, requires_grad=True)] if function == "gru_gates" else [None]
+    weights, found, before = parameters(columns), [], torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        assert native.threads(x.numel()) == count
+        with fast.fusing("native"):
+            y = getattr(networks, function)(x, *state, *weights, EPS)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *weights])])
+    torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found[0][0], found[1][0])
+
+
+@needs_compiler
 def test_in_bfloat16_a_norms_parameters_have_float32_gradients():
     """PyTorch's norm of bfloat16 sums them in bfloat16 on a CPU, a third off over so many rows."""
     torch.manual_seed(0)
