@@ -241,7 +241,7 @@ def choose(wanted: bool, device: torch.device, processes: int = 1) -> Execution:
         try:
             native.library()
         except OSError as error:
-            return Execution(note=f"update: plain PyTorch (layers in C++: {error})")
+            return Execution(note=f"update: plain PyTorch, without the faster layers in C++ ({error})")
         return Execution("native", note="update: PyTorch, with layers in C++")
     reason = try_compiler(device)
     fuse = "" if reason else "compiled"

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -34,7 +35,9 @@ def library() -> ctypes.CDLL:
     Raises:
         OSError: no compiler ($CXX or c++), or it failed; the message holds its first words.
     """
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if not shutil.which(compiler[0]):
+        raise OSError(f"no compiler {compiler[0]}: install g++ or name one in CXX")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "native.so"
         for flags in (f"{FLAGS} {WIDE}", FLAGS):
