@@ -118,9 +118,10 @@ class Matrix:
         return _Product.apply(x, self.weight, self.bias, self)
 
     def product(self, x: Tensor) -> Tensor:
+        if not self.sparse:
+            return F.linear(x, self.weight, self.bias)
         y = F.linear(x[..., self.sparse :], self.weight[:, self.sparse :], self.bias)
-        if self.sparse:
-            native.add_sparse_product(y, x, self.columns)
+        native.add_sparse_product(y, x, self.columns)
         return y
 
 
@@ -163,12 +164,13 @@ def _windows(x: Tensor, size: int, step: int) -> Tensor:
     return x.as_strided((n, h, w, size, size, channels), (a, step * b, step * c, b, c, d)).reshape(n * h * w, -1)
 
 
-def halve(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution of 4×4 with stride 2 and padding 1: (N, C, H, W), (O, C, 4, 4) → (N, O, H/2, W/2)."""
+def halve(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
+    """Convolution with stride 2: (N, C, H, W), (O, C, k, k) → (N, O, H/2, W/2)."""
     # where a CPU's own gradients in bfloat16 are slow
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[2] * x.shape[3] <= 64:
+    small = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[2] * x.shape[3] <= 64
+    if small and weight.shape[2:] == (4, 4) and padding == 1:
         return _Halving.apply(x, weight)
-    return F.conv2d(x, weight, stride=2, padding=1)
+    return F.conv2d(x, weight, stride=2, padding=padding)
 
 
 # Fused functions

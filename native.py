@@ -52,10 +52,13 @@ def library() -> ctypes.CDLL:
 
 def call(name: str, *args: Tensor | int | float) -> None:
     """Calls a compiled function, which gets tensors as pointers."""
-    convert = {bool: ctypes.c_long, int: ctypes.c_long, float: ctypes.c_float}
-    getattr(library(), name)(
-        *(convert[type(arg)](arg) if type(arg) in convert else ctypes.c_void_p(arg.data_ptr()) for arg in args)
-    )
+    getattr(library(), name)(*map(_argument, args))
+
+
+def _argument(value: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_long(value)
 
 
 def threads(numbers: int) -> int:
@@ -66,14 +69,10 @@ def half(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
 
 
-def rows(x: Tensor) -> Tensor:
-    return x if x.is_contiguous() else x.contiguous()
-
-
 class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        x = rows(x)
+        x = x.contiguous()
         y, c = torch.empty_like(x), x.shape[-1]
         call("norm_silu_forward", half(x), x, weight, bias, y, x.numel() // c, c, eps, threads(x.numel()))
         ctx.save_for_backward(x, weight, bias)
@@ -83,7 +82,7 @@ class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, bias = ctx.saved_tensors
-        grad, c, count = rows(grad), x.shape[-1], threads(x.numel())
+        grad, c, count = grad.contiguous(), x.shape[-1], threads(x.numel())
         # dparameters: of weight and bias, from each thread's rows
         out = dx, dparameters = torch.empty_like(x), torch.zeros(count, 2, c)
         call("norm_silu_backward", half(x), x, grad, weight, bias, *out, x.numel() // c, c, ctx.eps, count)
@@ -93,7 +92,7 @@ class _NormSiLU(torch.autograd.Function):
 class _GRUGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        parts, deter = rows(parts), rows(deter)
+        parts, deter = parts.contiguous(), deter.contiguous()
         y = torch.empty_like(deter)
         inputs = parts, deter, weight, bias
         call("gru_gates_forward", half(parts), *inputs, y, *deter.shape, eps, threads(parts.numel()))
@@ -105,7 +104,7 @@ class _GRUGates(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         parts, deter, weight, bias = ctx.saved_tensors
         count = threads(parts.numel())
-        inputs = parts, deter, rows(grad), weight, bias
+        inputs = parts, deter, grad.contiguous(), weight, bias
         out = dparts, ddeter, dparameters = (
             torch.empty_like(parts),
             torch.empty_like(deter),
@@ -118,7 +117,7 @@ class _GRUGates(torch.autograd.Function):
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, unimix: float) -> Tensor:
-        logits, k = rows(logits), logits.shape[-1]
+        logits, k = logits.contiguous(), logits.shape[-1]
         y = torch.empty_like(logits)
         call("mix_forward", logits, y, y.numel() // k, k, unimix, threads(y.numel()))
         ctx.save_for_backward(y)
@@ -129,7 +128,7 @@ class _Mix(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (y,) = ctx.saved_tensors
         dlogits, k = torch.empty_like(y), y.shape[-1]
-        call("mix_backward", y, rows(grad), dlogits, y.numel() // k, k, ctx.unimix, threads(y.numel()))
+        call("mix_backward", y, grad.contiguous(), dlogits, y.numel() // k, k, ctx.unimix, threads(y.numel()))
         return dlogits, None
 
 
@@ -146,7 +145,7 @@ def mix(logits: Tensor, unimix: float) -> Tensor:
 
 
 def pick(probs: Tensor, cumulated: None, u: Tensor) -> Tensor:
-    probs, u = rows(probs), rows(u)
+    probs, u = probs.contiguous(), u.contiguous()
     y = torch.empty_like(probs)
     call("pick_class", probs, u, y, u.numel(), probs.shape[-1], threads(probs.numel()))
     return y
@@ -154,7 +153,7 @@ def pick(probs: Tensor, cumulated: None, u: Tensor) -> Tensor:
 
 def add_sparse_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """y (..., out) += x[..., :k] @ weight (k, out), in float32, for the first k entries of x that are mostly 0."""
-    x = rows(x)
+    x = x.contiguous()
     k, out = weight.shape
     call("add_sparse_product", x, weight, y, y.numel() // out, k, x.shape[-1], out, threads(y.numel()))
 

@@ -215,12 +215,10 @@ class ConvEncoder(nn.Module):
         x = image.to(self.dtype).flatten(0, -4).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             weight = conv.weight.to(self.dtype, memory_format=torch.channels_last)
-            if conv.kernel_size == (4, 4):
-                x = halve(x, weight)
-            elif self.pad[0] == self.pad[1]:
-                x = F.conv2d(x, weight, stride=2, padding=self.pad[0])
+            if self.pad[0] == self.pad[1]:
+                x = halve(x, weight, self.pad[0])
             else:
-                x = F.conv2d(F.pad(x, self.pad * 2), weight, stride=2)
+                x = halve(F.pad(x, self.pad * 2), weight, 0)
             # (N, H/2, W/2, C): the norm is over channels
             x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x.flatten(1).unflatten(0, lead)

@@ -180,9 +180,9 @@ def test_fusing_ends_with_its_block():
 
 
 def test_what_is_chosen_on_a_cpu_is_said():
-    for wanted, words in ((True, "C++"), (False, "compile is False")):
+    for wanted, how, words in ((True, ("", "native"), "C++"), (False, ("",), "compile is False")):
         execution = fast.choose(wanted, torch.device("cpu"))
-        assert execution.fuse in ("", "native") and not execution.capture and words in execution.note
+        assert execution.fuse in how and not execution.capture and words in execution.note
 
 
 def test_a_capture_that_fails_is_said_and_the_update_goes_on(monkeypatch):
