@@ -29,6 +29,7 @@ tools.tune_allocator()
 
 import numpy as np
 import torch
+from loop import timed
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -61,15 +62,6 @@ def walker_batch(config: tools.Config, device: torch.device) -> dict[str, torch.
         batch = replay.gather(replay.draw(rng, config.batch_size, config.batch_length))
     env.close()
     return {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
-
-
-def timed(run, device: torch.device) -> float:
-    """Seconds of a call."""
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 class FlopCount(TorchDispatchMode):
