@@ -46,8 +46,9 @@ def draw_one_hot(probs: Tensor) -> Tensor:
         (..., K) float32. One uniform number is drawn for each distribution, from the global generator.
     """
     u = torch.rand(probs.shape[:-1], device=probs.device, dtype=probs.dtype)
-    # cumsum gives other last digits at each call on a GPU
-    cumulated = probs @ _upper(probs.shape[-1], probs.device, probs.dtype) if probs.is_cuda else None
+    # cumsum gives other last digits at each call on a GPU, unless it was compiled
+    plain = probs.is_cuda and not torch.compiler.is_compiling()
+    cumulated = probs @ _upper(probs.shape[-1], probs.device, probs.dtype) if plain else None
     return _pick(probs, cumulated, u)
 
 

@@ -12,20 +12,44 @@ from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
+import torch._inductor.config
 import torch.nn.functional as F
 from torch import Tensor
 
 import native
 import tools
 
-# Matrices
+# Layers that many steps share
+
+
+class _Calls:
+    """Inputs of a layer's calls and the gradients at their outputs, of one backward pass.
+
+    Args:
+        gradients: such inputs (rows, in) and gradients (rows, out) → the gradients of weight and bias.
+    """
+
+    def __init__(self, gradients: Callable):
+        self.task, self.inputs, self.grads, self.gradients = -1, [], [], gradients
+
+    def add(self, x: Tensor, grad: Tensor) -> None:
+        task = torch._C._current_graph_task_id()
+        if task != self.task:  # what another backward pass left, which did not ask for this weight
+            self.task, self.inputs, self.grads = task, [], []
+        self.inputs.append(x.flatten(0, -2))
+        self.grads.append(grad.flatten(0, -2))
+
+    def take(self) -> tuple[list[Tensor], list[Tensor]]:
+        found = (self.inputs, self.grads) if self.task == torch._C._current_graph_task_id() else ([], [])
+        self.inputs, self.grads = [], []
+        return found
 
 
 class _Shared(torch.autograd.Function):
-    """A weight and a bias in the type of the products, and at the end of the backward pass the gradient of them all."""
+    """A layer's weight and bias in the type of its work, and at the end of the backward pass the gradients of them."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, calls: "_Calls"):
+    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, calls: _Calls):
         ctx.calls, ctx.biased, ctx.dtype = calls, bias is not None, weight.dtype
         ctx.set_materialize_grads(False)
         # a tensor of its own in either case: autograd takes no input for an output
@@ -36,11 +60,11 @@ class _Shared(torch.autograd.Function):
         inputs, grads = ctx.calls.take()
         if not inputs:
             return None, None, None, None
-        # (all rows of all calls, in), (…, out)
+        # all rows of all calls
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
         grad = grads[0] if len(grads) == 1 else torch.cat(grads)
-        bias = grad.sum(0, dtype=ctx.dtype) if ctx.biased else None
-        return (grad.T @ x).to(ctx.dtype), bias, None, None
+        weight, bias = ctx.calls.gradients(x, grad.to(x.dtype))
+        return weight.to(ctx.dtype), bias.to(ctx.dtype) if ctx.biased else None, None, None
 
 
 class _Product(torch.autograd.Function):
@@ -56,7 +80,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         if ctx.calls is not None:
-            ctx.calls.add(x.flatten(0, -2), grad.flatten(0, -2))
+            ctx.calls.add(x, grad)
         wanted = ctx.needs_input_grad[0] and _is_wanted(ctx.next_functions[0][0])
         return (grad @ weight if wanted else None), None, None, None
 
@@ -67,30 +91,49 @@ def _is_wanted(node) -> bool:
     return leaf or torch._C._will_engine_execute_node(node)
 
 
-class _Calls:
-    """Inputs of a matrix's products and the gradients at their outputs, of one backward pass."""
+class Layer:
+    """Parameters for the many calls of a rollout.
 
-    def __init__(self):
-        self.task, self.inputs, self.grads = -1, [], []
+    Within a compiled `step` their gradients are computed once, over the rows of all calls, and not at every call.
 
-    def add(self, x: Tensor, grad: Tensor) -> None:
-        task = torch._C._current_graph_task_id()
-        if task != self.task:  # what another backward pass left, which did not ask for this weight
-            self.task, self.inputs, self.grads = task, [], []
-        self.inputs.append(x)
-        self.grads.append(grad)
+    Args:
+        weight: (out, ...).
+        bias: (out,) or None.
+        gradients: see `_Calls`.
+        trained: let gradients reach them.
+    """
 
-    def take(self) -> tuple[list[Tensor], list[Tensor]]:
-        found = (self.inputs, self.grads) if self.task == torch._C._current_graph_task_id() else ([], [])
-        self.inputs, self.grads = [], []
-        return found
+    def __init__(self, weight: Tensor, bias: Tensor | None, gradients: Callable, trained: bool = True):
+        trained = trained and weight.requires_grad and torch.is_grad_enabled()
+        self.calls = _Calls(gradients) if trained else None
+        self.weight, self.bias = (weight, bias) if trained else (weight.detach(), _detached(bias))
+
+    @functools.cached_property
+    def shared(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, whose gradients are those of all calls."""
+        return _Shared.apply(self.weight, self.bias, self.weight.dtype, self.calls)
+
+    def __call__(self, *args) -> Tensor:
+        raise NotImplementedError
+
+    def at(self, call: "_Call", *args) -> Tensor:
+        """Within a compiled step: hands `call` the input (N, in), and lets it add to the output (N, out)."""
+        raise NotImplementedError
 
 
-class Matrix:
-    """The linear map of a weight and a bias, for the many products of a rollout: (..., in) → (..., out).
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
 
-    The weight is cast once. Its gradient is one product over the rows of all calls, in place of one product, and one
-    sum, at every step: faster, and in bfloat16 free of a sum of rounded numbers.
+
+def _matrix_gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return grad.T @ x, grad.sum(0, dtype=torch.float32)
+
+
+class Matrix(Layer):
+    """The linear map of a weight and a bias: (..., in) → (..., out).
+
+    The gradient of its weight is one product over the rows of all calls, in place of one product, and one sum, at every
+    step: faster, and in bfloat16 free of a sum of rounded numbers.
 
     Args:
         weight: (out, in). Needs no gradient: its products are plain ones.
@@ -100,13 +143,13 @@ class Matrix:
             float32.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sparse: int = 0):
-        self.calls = _Calls() if weight.requires_grad and torch.is_grad_enabled() else None
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sparse: int = 0, trained: bool = True):
+        super().__init__(weight, bias, _matrix_gradients, trained)
         if self.calls is None:
-            self.weight = weight.detach().to(dtype)
-            self.bias = bias.detach().to(dtype) if bias is not None else None
+            self.weight = self.weight.to(dtype)
+            self.bias = self.bias.to(dtype) if bias is not None else None
         else:
-            self.weight, self.bias = _Shared.apply(weight, bias, dtype, self.calls)
+            self.weight, self.bias = self.shared = _Shared.apply(weight, bias, dtype, self.calls)
         self.sparse = sparse if _fusing == "native" and native.supports(weight) and dtype == torch.float32 else 0
         if self.sparse:
             self.columns = self.weight.detach()[:, :sparse].T.contiguous()
@@ -123,6 +166,100 @@ class Matrix:
         y = F.linear(x[..., self.sparse :], self.weight[:, self.sparse :], self.bias)
         native.add_sparse_product(y, x, self.columns)
         return y
+
+    def at(self, call: "_Call", x: Tensor) -> Tensor:
+        call.x = x = x.to(self.weight.dtype)
+        return call.add(F.linear(x, self.weight.detach(), _detached(self.bias)))
+
+
+# Steps that are compiled whole
+
+
+class _Tap(torch.autograd.Function):
+    """Zeros (N, out), the gradient at which is that at the output of a layer to which they are added."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, rows: int, calls: _Calls, seen: list):
+        ctx.calls, ctx.seen = calls, seen
+        return _zero(weight.device).expand(rows, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        ctx.calls.add(*ctx.seen, grad)
+        return None, None, None, None
+
+
+@functools.cache
+def _zero(device: torch.device) -> Tensor:
+    return torch.zeros((), device=device)
+
+
+class _Call:
+    """A layer at one step: called as the layer itself."""
+
+    def __init__(self, layer: Layer, tap: Tensor | None):
+        self.layer, self.tap, self.x = layer, tap, None
+
+    def __call__(self, *args) -> Tensor:
+        return self.layer.at(self, *args)
+
+    def add(self, y: Tensor) -> Tensor:
+        return y if self.tap is None else (y.float() + self.tap).to(y.dtype)
+
+
+def fork(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A step's result that goes two ways: compiled, the gradients from both are added in its own kernels."""
+    return x, x.clone() if _fusing == "traced" else x
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *steps: Tensor) -> Tensor:
+        return torch.stack(steps, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad.transpose(0, 1).contiguous().unbind()
+
+
+def stack(steps: list[Tensor]) -> Tensor:
+    """T tensors (N, ...) → (N, T, ...). The gradient is brought into the steps' layout at once."""
+    return _Stack.apply(*steps)
+
+
+def step(function: Callable) -> Callable:
+    """Marks a rollout's step, a method of `layers` and tensors (N, ...), to be compiled whole where PyTorch compiles.
+
+    PyTorch sees the parameters of the layers, each called once at most, as constants; their gradients come from what
+    went in and from the gradients at their outputs, as for `Matrix`. Random numbers are those of the plain function.
+    """
+
+    @functools.cache
+    def traced() -> Callable:
+        def run(owner, layers: list[Layer], taps: list[Tensor | None], *args):
+            calls = [_Call(layer, tap) for layer, tap in zip(layers, taps, strict=True)]
+            out = function(owner, calls, *args)
+            return out, [call.x.detach() if call.x is not None and call.tap is not None else None for call in calls]
+
+        return run
+
+    @functools.wraps(function)
+    def call(owner, layers: list[Layer], *args):
+        if _fusing != "compiled":
+            return function(owner, layers, *args)
+        rows = next(len(arg) for arg in args if isinstance(arg, Tensor))
+        seen = [[] for _ in layers]
+        taps = [
+            _Tap.apply(layer.shared[0], rows, layer.calls, x) if layer.calls else None
+            for layer, x in zip(layers, seen, strict=True)
+        ]
+        with fusing("traced"):
+            out, inputs = _compiled(traced())(owner, layers, taps, *args)
+        for kept, x in zip(seen, inputs, strict=True):
+            kept.append(x)
+        return out
+
+    return call
 
 
 # Convolutions
@@ -180,7 +317,10 @@ _fusing = ""
 
 @contextlib.contextmanager
 def fusing(how: str) -> Iterator[None]:
-    """Within it, `fusable` functions run as they are (""), `compiled` by PyTorch, or as `native` code for a CPU."""
+    """Within it, `fusable` functions run as they are (""), `compiled` by PyTorch, or as `native` code for a CPU.
+
+    "traced" is within what PyTorch compiles already.
+    """
     global _fusing
     before, _fusing = _fusing, how
     try:
@@ -193,6 +333,7 @@ def fusing(how: str) -> Iterator[None]:
 def _compiled(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
     torch._functorch.config.donated_buffer = False  # the actor's backward pass keeps the graph for the critic's
+    torch._inductor.config.fallback_random = True  # PyTorch's own random numbers
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 

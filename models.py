@@ -5,7 +5,6 @@ horizon.
 """
 
 import copy
-import functools
 from collections.abc import Callable
 
 import torch
@@ -459,12 +458,8 @@ class ImagBehavior(nn.Module):
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
         self.register_buffer("return_ema", torch.zeros(2))  # of the returns at these levels
         eps, decay = config.ac_opt_eps, config.weight_decay
-        self.actor_opt = tools.Optimizer(
-            self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay
-        )
-        self.value_opt = tools.Optimizer(
-            self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay
-        )
+        self.actor_opt = tools.Optimizer(self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay)
+        self.value_opt = tools.Optimizer(self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay)
         self.updates = 0
 
     def loss(
@@ -480,8 +475,7 @@ class ImagBehavior(nn.Module):
             Actor loss, value loss, the trajectory (feat, action, weights, target, base) and metrics.
         """
         c = self.config
-        policy = functools.partial(self.actor, matrices=self.actor.matrices())
-        feat, action, policies = world_model.dynamics.imagine(policy, start, c.imag_horizon)
+        feat, action, policy = world_model.dynamics.imagine(self.actor, start, c.imag_horizon)
         # (H, N, 1)
         reward = world_model.heads["reward"](feat).mode() if objective is None else objective(feat, action)
         discount = c.discount * world_model.heads["cont"](feat).mean
@@ -496,12 +490,11 @@ class ImagBehavior(nn.Module):
         base = value[:-1]
         advantage = (target - offset) / scale - (base - offset) / scale
         # (H, N, 1)
-        entropy = torch.stack([p.entropy() for p in policies]).unsqueeze(-1)
+        entropy = policy.entropy().unsqueeze(-1)
         if c.imag_gradient == "dynamics":
             gain = advantage
         else:
-            log_prob = torch.stack([p.log_prob(a.detach()) for p, a in zip(policies, action, strict=True)])
-            gain = log_prob[:-1, :, None] * advantage.detach()
+            gain = policy.log_prob(action.detach())[:-1, :, None] * advantage.detach()
             if c.imag_gradient == "both":
                 gain = c.imag_gradient_mix * advantage + (1 - c.imag_gradient_mix) * gain
         actor_loss = -(weights[:-1] * (gain + c.actor_entropy * entropy[:-1])).mean()

@@ -5,11 +5,9 @@ categorical latent, D deterministic state, F = S·K + D features. Parameters are
 products and convolutions in its `dtype` (float32 or bfloat16), and norms, gates, probabilities and sampling in float32.
 """
 
-import contextlib
 import itertools
 import math
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +16,8 @@ from torch import Tensor, nn
 
 import distributions as dists
 import native
-from fast import Matrix, fusable, halve
+import fast
+from fast import Layer, Matrix, fusable, halve, step
 
 NORM_EPS = 1e-3
 TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
@@ -53,7 +52,52 @@ def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
 def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension of x, or of x + share, then SiLU; in float32 within, the output as `x`."""
     x = x if share is None else x + share
-    return F.silu(F.layer_norm(x.float(), weight.shape, weight, bias, eps)).to(x.dtype)
+    return F.silu(layer_norm(x, weight, bias, eps)).to(x.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension, in float32."""
+    return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
+
+
+@fusable()
+def norm_gradients(x: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Input and gradient at the output of a LayerNorm, (N, C) → the gradients of its parameters, (C,)."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+    return (grad * normed).sum(0), grad.sum(0)
+
+
+class _Norm(Layer):
+    """LayerNorm and what follows it, for the calls of a rollout."""
+
+    def __init__(self, norm: nn.LayerNorm, trained: bool = True):
+        self.eps = eps = norm.eps
+        super().__init__(norm.weight, norm.bias, lambda x, grad: norm_gradients(x, grad, eps), trained)
+
+    def norm(self, call, x: Tensor) -> Tensor:
+        call.x = x
+        return call.add(layer_norm(x, self.weight.detach(), self.bias.detach(), self.eps))
+
+
+class _Activation(_Norm):
+    """Norm and SiLU of (..., C)."""
+
+    def __call__(self, x: Tensor, share: Tensor | None = None) -> Tensor:
+        return norm_silu(x, share, self.weight, self.bias, self.eps)
+
+    def at(self, call, x: Tensor, share: Tensor | None = None) -> Tensor:
+        x = x if share is None else x + share
+        return F.silu(self.norm(call, x)).to(x.dtype)
+
+
+class _Gates(_Norm):
+    """Norm and gates of the GRU: (N, 3D), (N, D) → (N, D)."""
+
+    def __call__(self, parts: Tensor, deter: Tensor) -> Tensor:
+        return gru_gates(parts, deter, self.weight, self.bias, self.eps)
+
+    def at(self, call, parts: Tensor, deter: Tensor) -> Tensor:
+        return move(self.norm(call, parts), deter)
 
 
 class NormSiLU(nn.LayerNorm):
@@ -102,16 +146,18 @@ class MLP(nn.Module):
         if self.out is not None:
             init_output(self.out, outscale)
 
-    def matrices(self) -> list[Matrix]:
-        """The layers' linear maps, to be handed to many calls of one rollout."""
-        linear = [layer.linear for layer in self.layers] + ([self.out] if self.out is not None else [])
-        return [Matrix(x.weight, x.bias, self.dtype, 0 if i else self.sparse) for i, x in enumerate(linear)]
+    def shared(self) -> list[Layer]:
+        """The layers in their order, to be handed to the many calls of one rollout."""
+        found = []
+        for i, layer in enumerate(self.layers):
+            found.append(Matrix(layer.linear.weight, None, self.dtype, 0 if i else self.sparse))
+            found.append(_Activation(layer.norm))
+        return found + ([Matrix(self.out.weight, self.out.bias, self.dtype)] if self.out is not None else [])
 
-    def forward(self, x: Tensor, matrices: list[Matrix] | None = None) -> Tensor:
-        matrices = matrices or self.matrices()
-        for layer, matrix in zip(self.layers, matrices, strict=False):
-            x = layer.norm(matrix(x))
-        return matrices[-1](x) if self.out is not None else x
+    def forward(self, x: Tensor, layers: list[Layer] | None = None) -> Tensor:
+        for layer in layers or self.shared():
+            x = layer(x)
+        return x
 
 
 class ScalarHead(MLP):
@@ -178,8 +224,12 @@ class Actor(MLP):
         self.dist, self.unimix = dist, unimix
         self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
 
-    def forward(self, feat: Tensor, matrices: list[Matrix] | None = None) -> dists.Normal | dists.OneHot:
-        out = super().forward(feat, matrices).float()
+    def forward(self, feat: Tensor) -> dists.Normal | dists.OneHot:
+        return self.policy(super().forward(feat))
+
+    def policy(self, out: Tensor) -> dists.Normal | dists.OneHot:
+        """The distribution that the output layer's (..., A) or (..., 2A) stand for."""
+        out = out.float()
         if self.dist == "onehot":
             return dists.OneHot(out, self.unimix, event_dims=0)
         if self.dist == "tanh_normal":
@@ -364,20 +414,27 @@ def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) 
 class _Weights(NamedTuple):
     """The dynamics' linear maps, the input halves of its split layers apart."""
 
-    input_stoch: Matrix  # S·K → hidden
-    input_action: Matrix  # A → hidden
-    cell: Matrix  # hidden + D → 3D
-    prior: Matrix  # D → hidden
-    prior_out: Matrix  # hidden → the latent's statistics
-    post_deter: Matrix  # D → hidden
-    post_embed: Matrix  # E → hidden
-    post_out: Matrix  # hidden → the latent's statistics
+    input_stoch: Layer  # S·K → hidden
+    input_action: Layer  # A → hidden
+    input_norm: Layer
+    cell: Layer  # hidden + D → 3D
+    cell_norm: Layer  # with the gates: 3D, D → D
+    prior: Layer  # D → hidden
+    prior_norm: Layer
+    prior_out: Layer  # hidden → the latent's statistics
+    post_deter: Layer  # D → hidden
+    post_embed: Layer  # E → hidden
+    post_norm: Layer
+    post_out: Layer  # hidden → the latent's statistics
 
 
 @fusable(native.gru_gates)
 def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """DreamerV2's GRU, after its matrix product: LayerNorm of the three parts (N, 3D), and the move of deter (N, D)."""
-    parts = F.layer_norm(parts.float(), weight.shape, weight, bias, eps)
+    return move(layer_norm(parts, weight, bias, eps), deter)
+
+
+def move(parts: Tensor, deter: Tensor) -> Tensor:
     reset, cand, update = parts.chunk(3, -1)
     cand = torch.tanh(torch.sigmoid(reset) * cand)
     update = torch.sigmoid(update - 1)
@@ -449,10 +506,9 @@ class RSSM(nn.Module):
 
     def latent(self, out: Tensor) -> State:
         """Output of a prior or posterior layer → `logit` (..., S, K), or `mean` and `std` (..., S), float32."""
-        out = out.float()
         if self.discrete:
-            return {"logit": out.unflatten(-1, (self.stoch, self.discrete))}
-        mean, std = out.chunk(2, -1)
+            return {"logit": out.unflatten(-1, (self.stoch, self.discrete)).float()}
+        mean, std = out.float().chunk(2, -1)
         if self.mean_act == "tanh5":
             mean = 5 * torch.tanh(mean / 5)
         if self.std_act == "sigmoid2":
@@ -488,25 +544,31 @@ class RSSM(nn.Module):
     # Steps
 
     def weights(self, trained: bool = True) -> _Weights:
-        """The linear maps that the steps use, cast and cut once for all steps of a rollout.
+        """The layers of the steps, cast and cut once for all steps of a rollout.
 
         Args:
-            trained: let gradients reach the weights.
+            trained: let gradients reach their parameters.
         """
         post_deter, post_embed = self.post_layer.linear.weight.tensor_split([self.deter], 1)
         input_stoch, input_action = self.input.linear.weight.tensor_split([self.stoch_size], 1)
-        maps = (
-            (input_stoch, None, self.sparse),
-            (input_action, None),
-            (self.cell.weight, None),
-            (self.prior_layer.linear.weight, None),
-            (self.prior_out.weight, self.prior_out.bias),
-            (post_deter, None),
-            (post_embed, None),
-            (self.post_out.weight, self.post_out.bias),
+
+        def matrix(weight: Tensor, bias: Tensor | None = None, sparse: int = 0) -> Matrix:
+            return Matrix(weight, bias, self.dtype, sparse, trained)
+
+        return _Weights(
+            input_stoch=matrix(input_stoch, sparse=self.sparse),
+            input_action=matrix(input_action),
+            input_norm=_Activation(self.input.norm, trained),
+            cell=matrix(self.cell.weight),
+            cell_norm=_Gates(self.cell_norm, trained),
+            prior=matrix(self.prior_layer.linear.weight),
+            prior_norm=_Activation(self.prior_layer.norm, trained),
+            prior_out=matrix(self.prior_out.weight, self.prior_out.bias),
+            post_deter=matrix(post_deter),
+            post_embed=matrix(post_embed),
+            post_norm=_Activation(self.post_layer.norm, trained),
+            post_out=matrix(self.post_out.weight, self.post_out.bias),
         )
-        with contextlib.nullcontext() if trained else torch.no_grad():
-            return _Weights(*(Matrix(weight, bias, self.dtype, *sparse) for weight, bias, *sparse in maps))
 
     def initial(self, like: Tensor, w: _Weights | None = None) -> State:
         """The state before an episode, (1, ...), on the device of `like`."""
@@ -529,17 +591,16 @@ class RSSM(nn.Module):
         Returns:
             (N, D) deter after it.
         """
-        x = self.input.norm(w.input_stoch(stoch), action_share)
-        parts = w.cell(torch.cat([x, deter.to(self.dtype)], -1))
-        return gru_gates(parts, deter, self.cell_norm.weight, self.cell_norm.bias, self.cell_norm.eps)
+        x = w.input_norm(w.input_stoch(stoch), action_share)
+        return w.cell_norm(w.cell(torch.cat([x, deter.to(self.dtype)], -1)), deter)
 
     def prior(self, deter: Tensor, w: _Weights) -> State:
         """Latent that is expected at a deter (..., D)."""
-        return self.latent(w.prior_out(self.prior_layer.norm(w.prior(deter))))
+        return self.latent(w.prior_out(w.prior_norm(w.prior(deter))))
 
     def posterior(self, deter: Tensor, embed_share: Tensor, w: _Weights) -> State:
         """Latent at a deter (..., D), given the embedding's part of the posterior layer (..., hidden)."""
-        return self.latent(w.post_out(self.post_layer.norm(w.post_deter(deter), embed_share)))
+        return self.latent(w.post_out(w.post_norm(w.post_deter(deter), embed_share)))
 
     def action_share(self, action: Tensor, w: _Weights) -> Tensor:
         """The action's part of the input layer: (..., A) → (..., hidden)."""
@@ -572,20 +633,29 @@ class RSSM(nn.Module):
         # (1, S·K), (1, D)
         first_stoch, first_deter = initial["stoch"].flatten(1), initial["deter"]
         if state is None:
-            stoch, deter = first_stoch.expand(batch, -1), first_deter.expand(batch, -1)
+            stoch, deter = first_stoch.repeat(batch, 1), first_deter.repeat(batch, 1)
         else:
             stoch, deter = state["stoch"].flatten(1), state["deter"]
         # one view for each step: their gradients are summed in one go
         firsts = zip(first_stoch.expand(length, 1, -1), first_deter.expand(length, 1, -1), strict=True)
         states = []
         for t, (first_stoch, first_deter) in enumerate(firsts):
-            stoch, deter = restart(is_first[:, t, None], first_stoch, first_deter, stoch, deter)
-            deter = self.recur(stoch, deter, action_shares[t], w)
-            states.append(self.complete(self.posterior(deter, embed_shares[t], w), deter, sample))
-            stoch = states[-1]["stoch"].flatten(1)
-        post = {k: torch.stack([s[k] for s in states], 1) for k in states[0]}
+            begin = is_first[:, t, None], first_stoch, first_deter
+            state, stoch, deter = self._follow(w, stoch, deter, *begin, action_shares[t], embed_shares[t], sample)
+            states.append(state)
+        post = {k: fast.stack([s[k] for s in states]) for k in states[0]}
         prior = self.complete(self.prior(post["deter"], w), post["deter"], sample)
         return post, prior
+
+    @step
+    def _follow(self, layers, stoch, deter, first, first_stoch, first_deter, action_share, embed_share, sample):
+        """One step of `observe`, on (N, ...): the state, and stoch (N, S·K) and deter for the next step."""
+        w = _Weights(*layers)
+        stoch, deter = restart(first, first_stoch, first_deter, stoch, deter)
+        deter, kept = fast.fork(self.recur(stoch, deter, action_share, w))
+        state = self.complete(self.posterior(deter, embed_share, w), kept, sample)
+        state["stoch"], stoch = fast.fork(state["stoch"])
+        return state, stoch.flatten(1), deter
 
     def predict(self, state: State, action: Tensor, w: _Weights | None = None) -> State:
         """One step without an observation: the prior after `action` (..., A) in `state` (...)."""
@@ -620,26 +690,35 @@ class RSSM(nn.Module):
             before[key] = torch.where(starts, initial[key], shifted)
         return post, self.predict(before, action * ~is_first[..., None], w)
 
-    def imagine(
-        self, policy: Callable[[Tensor], dists.Normal | dists.OneHot], start: State, horizon: int
-    ) -> tuple[Tensor, Tensor, list]:
-        """Rolls the prior out under a policy that acts from `sg(feat)`.
+    def imagine(self, actor: Actor, start: State, horizon: int) -> tuple[Tensor, Tensor, dists.Normal | dists.OneHot]:
+        """Rolls the prior out under an actor that acts from `sg(feat)`.
 
         Args:
-            policy: features (N, F) → action distribution.
             start: state of (N, ...).
             horizon: H states, the start among them.
 
         Returns:
-            feats (H, N, F), actions (H, N, A) drawn at each, and the H action distributions. Their gradients reach the
-            policy and the start, not the dynamics' matrices.
+            feats (H, N, F), actions (H, N, A) drawn at each, and the distribution of these. Their gradients reach the
+            actor and the start, not the parameters of the dynamics.
         """
-        w = self.weights(trained=False)
-        state, feats, actions, policies = start, [], [], []
+        layers = [*self.weights(trained=False), *actor.shared()]
+        stoch, deter, steps = start["stoch"], start["deter"], []
         for i in range(horizon):
-            feats.append(self.feat(state).to(self.dtype))  # once for all heads
-            policies.append(policy(feats[-1].detach()))
-            actions.append(policies[-1].sample())
-            if i < horizon - 1:
-                state = self.predict(state, actions[-1], w)
-        return torch.stack(feats), torch.stack(actions), policies
+            *found, stoch, deter = self._dream(layers, stoch, deter, actor, i < horizon - 1)
+            steps.append(found)
+        feats, actions, outs = map(torch.stack, zip(*steps, strict=True))
+        return feats, actions, actor.policy(outs)
+
+    @step
+    def _dream(self, layers, stoch: Tensor, deter: Tensor, actor: Actor, ahead: bool) -> tuple:
+        """One step of `imagine`: features, action, the actor's output, and the next stoch and deter."""
+        w, acting = _Weights(*layers[: len(_Weights._fields)]), layers[len(_Weights._fields) :]
+        state = {"stoch": stoch, "deter": deter}
+        feat = self.feat(state).to(self.dtype)  # once for all heads
+        out = feat.detach()
+        for layer in acting:
+            out = layer(out)
+        action = actor.policy(out).sample()
+        if ahead:
+            state = self.predict(state, action, w)
+        return feat, action, out, state["stoch"], state["deter"]

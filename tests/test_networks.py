@@ -203,17 +203,15 @@ def test_continuous_latents(act):
 
 def test_imagination_acts_without_gradient_to_the_features():
     dynamics = rssm()
-    start = {"stoch": torch.zeros(6, 4, 5), "deter": torch.zeros(6, 24)}
-    seen = []
+    start = {"stoch": torch.zeros(6, 4, 5), "deter": torch.randn(6, 24, requires_grad=True)}
     actor = networks.Actor(44, 16, 1, 3)
-
-    def policy(feat):
-        seen.append(feat)
-        return actor(feat)
-
-    feat, action, policies = dynamics.imagine(policy, start, 5)
-    assert feat.shape == (5, 6, 44) and action.shape == (5, 6, 3) and len(policies) == 5
-    assert not any(f.requires_grad for f in seen) and feat.requires_grad
+    feat, action, policy = dynamics.imagine(actor, start, 5)
+    assert feat.shape == (5, 6, 44) and action.shape == policy.mean.shape == (5, 6, 3)
+    assert torch.autograd.grad(action[0].sum(), start["deter"], retain_graph=True, allow_unused=True) == (None,)
+    for wanted in (start["deter"], actor.out.weight):
+        assert torch.autograd.grad(feat[1].sum(), wanted, retain_graph=True)[0].abs().max() > 0
+    inner = [dynamics.cell.weight, dynamics.cell_norm.weight, dynamics.prior_out.bias]
+    assert set(torch.autograd.grad(feat.sum(), inner, allow_unused=True)) == {None}
 
 
 @pytest.mark.parametrize("dist", networks.Actor.DISTS)
