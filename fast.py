@@ -207,11 +207,6 @@ class _Call:
         return y if self.tap is None else (y.float() + self.tap).to(y.dtype)
 
 
-def fork(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A step's result that goes two ways: compiled, the gradients from both are added in its own kernels."""
-    return x, x.clone() if _fusing == "traced" else x
-
-
 class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *steps: Tensor) -> Tensor:
@@ -407,8 +402,8 @@ def try_compiler(device: torch.device) -> str:
 class Runner:
     """A function from a dict of tensors to a dict of tensors, run as an `Execution` says.
 
-    Captured, the first calls run as they are, on a stream of their own; then one call is recorded as a CUDA graph, and
-    every later one replays it on copies of its inputs. The function must not decide anything in Python between calls,
+    Captured, it works on copies of its inputs: the first calls run as they are, on a stream of their own; then one call is
+    recorded as a CUDA graph, and every later one replays it. The function must not decide anything in Python between calls,
     wait for the device, or keep its inputs, whose shapes stay the same. If recording fails, the reason is said and it
     goes on without.
 
@@ -432,19 +427,21 @@ class Runner:
 
     def reset(self) -> None:
         """Forgets a captured graph, as it has to be when a tensor that the function uses was replaced by another."""
-        self.calls, self.seconds, self.graph = 0, 0.0, None
+        self.calls, self.seconds, self.graph, self.inputs = 0, 0.0, None, {}
 
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.capture:
+            inputs = self.copy(inputs)
         if self.graph is not None:
-            return self.replay(inputs)
+            return self.replay()
         start = time.perf_counter()
         with fusing(self.fuse):
             if not self.capture:
                 out = self.function(inputs)
             elif self.calls < self.WARM_UP:
-                out = self.warm_up(inputs)
+                out = self.warm_up()
             else:
-                out = self.record(inputs)
+                out = self.record()
         self.calls += 1
         last = self.WARM_UP + 1 if self.capture else 1
         if self.calls <= last and (self.fuse == "compiled" or self.capture):
@@ -453,19 +450,25 @@ class Runner:
                 self.say(f"{self.name}: ready after {self.seconds:.0f} s ({last} calls)")
         return out
 
-    def warm_up(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def copy(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs, always in the same memory."""
+        if not self.inputs:
+            self.inputs = {key: torch.empty(x.shape, dtype=x.dtype, device=x.device) for key, x in inputs.items()}
+        for key, value in inputs.items():
+            self.inputs[key].copy_(value, non_blocking=True)
+        return self.inputs
+
+    def warm_up(self) -> dict[str, Tensor]:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            out = self.function(inputs)
+            out = self.function(self.inputs)
         current.wait_stream(side)
-        for tensor in [*inputs.values(), *out.values()]:
+        for tensor in out.values():
             tensor.record_stream(current)
-            tensor.record_stream(side)
         return out
 
-    def record(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.inputs = {key: value.clone() for key, value in inputs.items()}
+    def record(self) -> dict[str, Tensor]:
         try:
             graph = torch.cuda.CUDAGraph()
             # other threads may upload batches meanwhile
@@ -476,14 +479,12 @@ class Runner:
                 self.outputs = {key: value for key, value in out.items() if value.ndim}
         except Exception as error:
             self.say(f"{self.name}: not captured as a CUDA graph ({tools.first_line(error)})")
-            self.capture, self.inputs = False, {}
-            return self.function(inputs)
+            self.capture = False
+            return self.function(self.inputs)
         self.graph = graph
-        return self.replay(inputs)
+        return self.replay()
 
-    def replay(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        for key, value in inputs.items():
-            self.inputs[key].copy_(value, non_blocking=True)
+    def replay(self) -> dict[str, Tensor]:
         self.graph.replay()
         out = {key: value.clone() for key, value in self.outputs.items()}
         if self.packed is not None:

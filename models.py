@@ -15,6 +15,7 @@ import distributed
 import distributions as dists
 import networks
 import tools
+from fast import fusable
 
 Metrics = dict[str, Tensor]  # scalars on the device
 
@@ -178,6 +179,7 @@ def reconstruction_loss(predicted: dict[str, Tensor], data: dict[str, Tensor]) -
     return sum(errors)
 
 
+@fusable()
 def latent_reconstruction_loss(online: Tensor, target: Tensor) -> Tensor:
     """Squared distance of unit vectors (`mbr`, section 3.2 of the paper): (..., P), (..., P) → (...)."""
     online, target = unit(online, 1e-3), unit(target.detach(), 1e-3)
@@ -213,6 +215,7 @@ def bisimulation_loss(
     return F.smooth_l1_loss(distance, bound)
 
 
+@fusable()
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
     """TD(λ) returns, (H, N, 1) like `reward`, `value` and `discount`; `bootstrap` (N, 1) is the value after the last.
 

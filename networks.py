@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
-import native
 import fast
+import native
 from fast import Layer, Matrix, fusable, halve, step
 
 NORM_EPS = 1e-3
@@ -630,32 +630,29 @@ class RSSM(nn.Module):
         action_shares = self.action_share(action * ~is_first[..., None], w).unbind(1)
         embed_shares = w.post_embed(embed).unbind(1)
         initial = self.initial(action, w)
-        # (1, S·K), (1, D)
-        first_stoch, first_deter = initial["stoch"].flatten(1), initial["deter"]
-        if state is None:
-            stoch, deter = first_stoch.repeat(batch, 1), first_deter.repeat(batch, 1)
-        else:
-            stoch, deter = state["stoch"].flatten(1), state["deter"]
+        first_stoch, first_deter = initial["stoch"].flatten(1).to(self.dtype), initial["deter"]
         # one view for each step: their gradients are summed in one go
-        firsts = zip(first_stoch.expand(length, 1, -1), first_deter.expand(length, 1, -1), strict=True)
+        first_stochs, first_deters = (x.expand(length, batch, -1).unbind() for x in (first_stoch, first_deter))
+        stoch, deter = first_stochs[0], first_deters[0]
+        if state is not None:
+            before = state["stoch"].flatten(1).to(self.dtype), state["deter"]
+            stoch, deter = restart(is_first[:, :1], stoch, deter, *before)
+        ends = F.pad(is_first[:, 1:], (0, 1)).unsqueeze(-1).unbind(1)
         states = []
-        for t, (first_stoch, first_deter) in enumerate(firsts):
-            begin = is_first[:, t, None], first_stoch, first_deter
-            state, stoch, deter = self._follow(w, stoch, deter, *begin, action_shares[t], embed_shares[t], sample)
+        for inputs in zip(action_shares, embed_shares, ends, first_stochs, first_deters, strict=True):
+            state, stoch, deter = self._follow(w, stoch, deter, *inputs, sample)
             states.append(state)
         post = {k: fast.stack([s[k] for s in states]) for k in states[0]}
         prior = self.complete(self.prior(post["deter"], w), post["deter"], sample)
         return post, prior
 
     @step
-    def _follow(self, layers, stoch, deter, first, first_stoch, first_deter, action_share, embed_share, sample):
-        """One step of `observe`, on (N, ...): the state, and stoch (N, S·K) and deter for the next step."""
+    def _follow(self, layers, stoch, deter, action_share, embed_share, ends, first_stoch, first_deter, sample):
+        """One step of `observe`, on (N, ...): the state, and stoch (N, S·K) and deter before the next step."""
         w = _Weights(*layers)
-        stoch, deter = restart(first, first_stoch, first_deter, stoch, deter)
-        deter, kept = fast.fork(self.recur(stoch, deter, action_share, w))
-        state = self.complete(self.posterior(deter, embed_share, w), kept, sample)
-        state["stoch"], stoch = fast.fork(state["stoch"])
-        return state, stoch.flatten(1), deter
+        deter = self.recur(stoch, deter, action_share, w)
+        state = self.complete(self.posterior(deter, embed_share, w), deter, sample)
+        return state, *restart(ends, first_stoch, first_deter, state["stoch"].flatten(1).to(self.dtype), deter)
 
     def predict(self, state: State, action: Tensor, w: _Weights | None = None) -> State:
         """One step without an observation: the prior after `action` (..., A) in `state` (...)."""
