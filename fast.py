@@ -26,7 +26,8 @@ class _Calls:
     """Inputs of a layer's calls and the gradients at their outputs, of one backward pass.
 
     Args:
-        gradients: such inputs (rows, in) and gradients (rows, out) → the gradients of weight and bias.
+        gradients: such inputs (rows, in) and gradients (rows, out) → the gradients of weight and bias, None where
+            there is no bias.
     """
 
     def __init__(self, gradients: Callable):
@@ -50,7 +51,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, calls: _Calls):
-        ctx.calls, ctx.biased, ctx.dtype = calls, bias is not None, weight.dtype
+        ctx.calls, ctx.dtype = calls, weight.dtype
         ctx.set_materialize_grads(False)
         # a tensor of its own in either case: autograd takes no input for an output
         return weight.to(dtype, copy=True), bias.to(dtype, copy=True) if bias is not None else None
@@ -63,8 +64,8 @@ class _Shared(torch.autograd.Function):
         # all rows of all calls
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
         grad = grads[0] if len(grads) == 1 else torch.cat(grads)
-        weight, bias = ctx.calls.gradients(x, grad.to(x.dtype))
-        return weight.to(ctx.dtype), bias.to(ctx.dtype) if ctx.biased else None, None, None
+        weight, bias = ctx.calls.gradients(x, grad)
+        return weight.to(ctx.dtype), bias, None, None
 
 
 class _Product(torch.autograd.Function):
@@ -125,10 +126,6 @@ def _detached(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach()
 
 
-def _matrix_gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    return grad.T @ x, grad.sum(0, dtype=torch.float32)
-
-
 class Matrix(Layer):
     """The linear map of a weight and a bias: (..., in) → (..., out).
 
@@ -144,7 +141,11 @@ class Matrix(Layer):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sparse: int = 0, trained: bool = True):
-        super().__init__(weight, bias, _matrix_gradients, trained)
+        def gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+            return grad.to(dtype).T @ x, grad.sum(0, dtype=torch.float32) if biased else None
+
+        biased = bias is not None
+        super().__init__(weight, bias, gradients, trained)
         if self.calls is None:
             self.weight = self.weight.to(dtype)
             self.bias = self.bias.to(dtype) if bias is not None else None
@@ -402,10 +403,10 @@ def try_compiler(device: torch.device) -> str:
 class Runner:
     """A function from a dict of tensors to a dict of tensors, run as an `Execution` says.
 
-    Captured, it works on copies of its inputs: the first calls run as they are, on a stream of their own; then one call is
-    recorded as a CUDA graph, and every later one replays it. The function must not decide anything in Python between calls,
-    wait for the device, or keep its inputs, whose shapes stay the same. If recording fails, the reason is said and it
-    goes on without.
+    Captured, it works on copies of its inputs: the first calls run as they are, on a stream of their own; then one call
+    is recorded as a CUDA graph, and every later one replays it. The function must not decide anything in Python between
+    calls, wait for the device, or keep its inputs, whose shapes stay the same. If recording fails, the reason is said
+    and it goes on without.
 
     Args:
         name: in what is said.

@@ -153,19 +153,78 @@ def test_all_fused_functions_of_an_update_can_be_traced_and_compute_the_same(fla
             torch.testing.assert_close(fused[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for the CPU needs g++")
-def test_a_compiled_function_computes_the_same():
+def observed(dynamics):
+    """States of a rollout, and the gradients of a loss of them."""
+    torch.manual_seed(1)
+    embed, action = torch.randn(3, 5, 16, requires_grad=True), torch.rand(3, 5, 3)
+    first = torch.zeros(3, 5, dtype=torch.bool)
+    first[:, 0] = first[1, 3] = True
+    post, prior = dynamics.observe(embed, action, first)
+    loss = sum((x * torch.randn(x.shape)).sum() for state in (post, prior) for x in state.values())
+    leaves = {"embed": embed, **{k: v for k, v in dynamics.named_parameters() if not k.startswith("projection")}}
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    return {**post, **dict(zip(leaves, grads, strict=True))}
+
+
+def small_rssm():
     torch.manual_seed(0)
-    parts, deter = torch.randn(3, 24, requires_grad=True), torch.randn(3, 8, requires_grad=True)
-    weight, bias = torch.randn(24, requires_grad=True), torch.randn(24, requires_grad=True)
-    leaves = [parts, deter, weight, bias]
-    found = []
+    return networks.RSSM(16, 3, stoch=4, discrete=5, deter=24, hidden=16, projection=6)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for the CPU needs g++")
+def test_a_compiled_step_draws_and_computes_the_same():
+    dynamics, found = small_rssm(), []
+    leaves = [v for k, v in dynamics.named_parameters() if k.startswith(("cell", "input", "post_out"))]
+    before = torch.randn(3, 20, requires_grad=True), torch.randn(3, 24, requires_grad=True)
+    others = [torch.randn(2, 3, size) for size in (16, 16, 20, 24)]
+    ends = torch.tensor([[False], [True], [False]])
+    weights = torch.randn(24)
+    for fuse in ("", "compiled"):
+        torch.manual_seed(1)
+        stoch, deter = before
+        with fast.fusing(fuse):
+            w = dynamics.weights()
+            for action, embed, first_stoch, first_deter in zip(*others, strict=True):
+                state, stoch, deter = dynamics._follow(
+                    w, stoch, deter, action, embed, ends, first_stoch, first_deter, True
+                )
+            loss = (deter * weights).sum() + state["logit"].square().sum()
+            found.append([stoch, *state.values(), *torch.autograd.grad(loss, [*leaves, *before], allow_unused=True)])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_rollout_computes_each_weight_gradient_once(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: real(f, backend="aot_eager", **settings))
+    dynamics, products = small_rssm(), {}
     for fuse in ("", "compiled"):
         with fast.fusing(fuse):
-            out = networks.gru_gates(*leaves, 1e-3)
-            found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-    for plain, fused in zip(*found, strict=True):
-        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+            observed(dynamics)
+            with torch.profiler.profile(record_shapes=True) as trace:
+                observed(dynamics)
+        products[fuse] = sorted(
+            event.input_shapes[:2] for event in trace.events() if event.name in ("aten::mm", "aten::addmm")
+        )
+    # (out, rows of all steps) @ (rows, in)
+    for out, inputs in ((16, 20), (72, 40), (16, 24), (20, 16)):
+        assert products["compiled"].count([[out, 15], [15, inputs]]) == 1, (out, inputs)
+    assert len(products["compiled"]) == len(products[""])
+
+
+def test_a_layer_that_a_step_does_not_call_gets_no_gradient():
+    class Owner:
+        @fast.step
+        def move(self, layers, x):
+            return layers[0](x)
+
+    weights = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+    with fast.fusing("compiled"):
+        layers, x = [fast.Matrix(w, None, torch.float32) for w in weights], torch.randn(3, 4)
+        for _ in range(2):
+            x = Owner().move(layers, x)
+    used, unused = torch.autograd.grad(x.sum(), weights, allow_unused=True)
+    assert used.abs().max() > 0 and unused is None
 
 
 def test_fusing_ends_with_its_block():
@@ -183,6 +242,16 @@ def test_what_is_chosen_on_a_cpu_is_said():
     for wanted, how, words in ((True, ("", "native"), "C++"), (False, ("",), "compile is False")):
         execution = fast.choose(wanted, torch.device("cpu"))
         assert execution.fuse in how and not execution.capture and words in execution.note
+
+
+def test_what_is_captured_sees_its_inputs_in_the_same_memory():
+    runner = fast.Runner(lambda x: x, fast.Execution(capture=True), "update")
+    addresses = set()
+    for x in (torch.randn(4, 6).T, torch.randn(6, 1).expand(6, 4), torch.randn(6, 4)):
+        (copy,) = runner.copy({"x": x}).values()
+        assert torch.equal(copy, x) and copy.is_contiguous()
+        addresses.add(copy.data_ptr())
+    assert len(addresses) == 1
 
 
 def test_a_capture_that_fails_is_said_and_the_update_goes_on(monkeypatch):
