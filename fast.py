@@ -1,7 +1,7 @@
-"""How the same arithmetic runs faster: matrices that many steps share, fused functions, CUDA graphs.
+"""How the same arithmetic runs faster: layers that many steps share, compiled steps and functions, CUDA graphs.
 
-Nothing here changes what is computed. The networks and losses call `Matrix` and functions marked `fusable` wherever
-they are; how these are fused, and whether a whole update is captured, is decided for each agent by `choose`.
+Nothing here changes what is computed. The networks and losses call a `Layer`, and functions marked `fusable` or `step`,
+wherever they are; how these are fused, and whether a whole update is captured, is decided for each agent by `choose`.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo.exc
 import torch._functorch.config
 import torch._inductor.config
 import torch.nn.functional as F
@@ -405,8 +406,8 @@ class Runner:
 
     Captured, it works on copies of its inputs: the first calls run as they are, on a stream of their own; then one call
     is recorded as a CUDA graph, and every later one replays it. The function must not decide anything in Python between
-    calls, wait for the device, or keep its inputs, whose shapes stay the same. If recording fails, the reason is said
-    and it goes on without.
+    calls, wait for the device, or keep its inputs, whose shapes stay the same. If compiling or recording fails, the
+    reason is said and it goes on without.
 
     Args:
         name: in what is said.
@@ -438,7 +439,7 @@ class Runner:
         start = time.perf_counter()
         with fusing(self.fuse):
             if not self.capture:
-                out = self.function(inputs)
+                out = self.compute(inputs)
             elif self.calls < self.WARM_UP:
                 out = self.warm_up()
             else:
@@ -450,6 +451,15 @@ class Runner:
             if self.calls == last:
                 self.say(f"{self.name}: ready after {self.seconds:.0f} s ({last} calls)")
         return out
+
+    def compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self.function(inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.say(f"{self.name}: nothing is compiled ({tools.first_line(error)})")
+            self.fuse = ""
+        with fusing(""):  # all of it anew, the part that was done before the error too
+            return self.function(inputs)
 
     def copy(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs, always in the same memory."""
@@ -463,7 +473,7 @@ class Runner:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            out = self.function(self.inputs)
+            out = self.compute(self.inputs)
         current.wait_stream(side)
         for tensor in out.values():
             tensor.record_stream(current)

@@ -877,7 +877,8 @@ def _clock(seconds: float) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error says first, or its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def say(line: str) -> None:

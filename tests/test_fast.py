@@ -244,6 +244,19 @@ def test_what_is_chosen_on_a_cpu_is_said():
         assert execution.fuse in how and not execution.capture and words in execution.note
 
 
+def test_what_cannot_be_compiled_is_said_and_runs_plain():
+    @fast.fusable()
+    def double(x):
+        torch._dynamo.graph_break()
+        return 2 * x
+
+    said = []
+    runner = fast.Runner(lambda inputs: {"y": double(inputs["x"])}, fast.Execution("compiled"), "update", said.append)
+    for _ in range(2):
+        assert runner({"x": torch.tensor(3.0)})["y"] == 6
+    assert len(said) == 1 and said[0].startswith("update: nothing is compiled (") and "graph_break" in said[0]
+
+
 def test_what_is_captured_sees_its_inputs_in_the_same_memory():
     runner = fast.Runner(lambda x: x, fast.Execution(capture=True), "update")
     addresses = set()
