@@ -134,11 +134,12 @@ class Matrix(Layer):
     step: faster, and in bfloat16 free of a sum of rounded numbers.
 
     Args:
-        weight: (out, in). Needs no gradient: its products are plain ones.
+        weight: (out, in).
         bias: (out,) or None.
         dtype: of the products.
         sparse: how many of the first inputs are mostly 0, as one-hot variables are; native code makes use of it in
             float32.
+        trained: let gradients reach the weight and the bias.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sparse: int = 0, trained: bool = True):
@@ -206,6 +207,7 @@ class _Call:
         return self.layer.at(self, *args)
 
     def add(self, y: Tensor) -> Tensor:
+        """The output with the tap, in float32: a product would take it as what to add to, and copy it first."""
         return y if self.tap is None else (y.float() + self.tap).to(y.dtype)
 
 
@@ -219,7 +221,7 @@ class _Stack(torch.autograd.Function):
         return grad.transpose(0, 1).contiguous().unbind()
 
 
-def stack(steps: list[Tensor]) -> Tensor:
+def stack_steps(steps: list[Tensor]) -> Tensor:
     """T tensors (N, ...) → (N, T, ...). The gradient is brought into the steps' layout at once."""
     return _Stack.apply(*steps)
 
@@ -231,14 +233,10 @@ def step(function: Callable) -> Callable:
     went in and from the gradients at their outputs, as for `Matrix`. Random numbers are those of the plain function.
     """
 
-    @functools.cache
-    def traced() -> Callable:
-        def run(owner, layers: list[Layer], taps: list[Tensor | None], *args):
-            calls = [_Call(layer, tap) for layer, tap in zip(layers, taps, strict=True)]
-            out = function(owner, calls, *args)
-            return out, [call.x.detach() if call.x is not None and call.tap is not None else None for call in calls]
-
-        return run
+    def tapped(owner, layers: list[Layer], taps: list[Tensor | None], *args):
+        calls = [_Call(layer, tap) for layer, tap in zip(layers, taps, strict=True)]
+        out = function(owner, calls, *args)
+        return out, [None if call.x is None or call.tap is None else call.x.detach() for call in calls]
 
     @functools.wraps(function)
     def call(owner, layers: list[Layer], *args):
@@ -251,7 +249,7 @@ def step(function: Callable) -> Callable:
             for layer, x in zip(layers, seen, strict=True)
         ]
         with fusing("traced"):
-            out, inputs = _compiled(traced())(owner, layers, taps, *args)
+            out, inputs = _compiled(tapped)(owner, layers, taps, *args)
         for kept, x in zip(seen, inputs, strict=True):
             kept.append(x)
         return out

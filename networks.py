@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
-import fast
 import native
-from fast import Layer, Matrix, fusable, halve, step
+from fast import Layer, Matrix, fusable, halve, stack_steps, step
 
 NORM_EPS = 1e-3
 TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
@@ -412,7 +411,7 @@ def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) 
 
 
 class _Weights(NamedTuple):
-    """The dynamics' linear maps, the input halves of its split layers apart."""
+    """The dynamics' linear maps, the input halves of its split layers apart, and norms."""
 
     input_stoch: Layer  # S·K → hidden
     input_action: Layer  # A → hidden
@@ -435,6 +434,7 @@ def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: f
 
 
 def move(parts: Tensor, deter: Tensor) -> Tensor:
+    """The GRU's move of deter (N, D) by its normed reset, candidate and update parts (N, 3D)."""
     reset, cand, update = parts.chunk(3, -1)
     cand = torch.tanh(torch.sigmoid(reset) * cand)
     update = torch.sigmoid(update - 1)
@@ -642,7 +642,7 @@ class RSSM(nn.Module):
         for inputs in zip(action_shares, embed_shares, ends, first_stochs, first_deters, strict=True):
             state, stoch, deter = self._follow(w, stoch, deter, *inputs, sample)
             states.append(state)
-        post = {k: fast.stack([s[k] for s in states]) for k in states[0]}
+        post = {k: stack_steps([s[k] for s in states]) for k in states[0]}
         prior = self.complete(self.prior(post["deter"], w), post["deter"], sample)
         return post, prior
 

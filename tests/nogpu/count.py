@@ -3,9 +3,9 @@
     python tests/nogpu/count.py [--modes plain compiled captured] [--names N] [--SETTING VALUE ...]
 
 The agent of `dmc_vision` (other flags are settings of dreamer.py) learns and acts on zeros: all that Python and PyTorch
-do is done, kernels are compiled for an H100 and do nothing. Prints for each mode the kernels by their maker, the time
-until it is ready, and the peak of the memory that the allocator gave out; --names adds the most frequent kernels. The
-last call of each must not wait for the GPU: it fails if it does.
+do is done, kernels are compiled for an H100 and do nothing. Prints for each mode the kernels by their maker, the
+host's time, that until it is ready, and the peak of the memory that the allocator gave out; --names adds the most
+frequent kernels. The last call of each must not wait for the GPU: it fails if it does.
 """
 
 import argparse
@@ -48,7 +48,9 @@ def report(name: str, library: ctypes.CDLL, call, names: int) -> None:
     peak = torch.cuda.max_memory_allocated() / 2**20
     take_counts(library)
     library.nogpu_forbid_waiting(True)
+    start = time.perf_counter()
     call()
+    host = 1e3 * (time.perf_counter() - start)
     library.nogpu_forbid_waiting(False)
     counts = collections.Counter()
     for kernel, count in take_counts(library).items():
@@ -58,7 +60,8 @@ def report(name: str, library: ctypes.CDLL, call, names: int) -> None:
     for kernel, count in counts.items():
         makers[kernel.split(":")[0]] += count
     parts = ", ".join(f"{maker} {count}" for maker, count in makers.most_common())
-    print(f"{name}: {counts.total()} kernels and copies ({parts}); ready in {ready:.0f} s; peak {peak:.0f} MiB")
+    print(f"{name}: {counts.total()} kernels and copies ({parts})")
+    print(f"    host {host:.1f} ms; ready in {ready:.0f} s; peak {peak:.0f} MiB")
     for kernel, count in counts.most_common(names):
         print(f"    {count:5d} {kernel[:140]}")
 
