@@ -461,8 +461,12 @@ class ImagBehavior(nn.Module):
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
         self.register_buffer("return_ema", torch.zeros(2))  # of the returns at these levels
         eps, decay = config.ac_opt_eps, config.weight_decay
-        self.actor_opt = tools.Optimizer(self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay)
-        self.value_opt = tools.Optimizer(self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay)
+        self.actor_opt = tools.Optimizer(
+            self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay
+        )
+        self.value_opt = tools.Optimizer(
+            self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay
+        )
         self.updates = 0
 
     def loss(

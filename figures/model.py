@@ -32,14 +32,8 @@ class Canvas:
         self, x: float, y: float, width: float, height: float, title: str, color: str, below: bool = False
     ) -> None:
         box = FancyBboxPatch(
-            (x, y),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.15",
-            facecolor=SHADE,
-            edgecolor=color,
-            linewidth=1.2,
-            zorder=0,
+            (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.15", facecolor=SHADE, edgecolor=color,
+            linewidth=1.2, zorder=0,
         )
         self.axis.add_patch(box)
         line = y + (0.2 if below else height - 0.24)
@@ -50,14 +44,8 @@ class Canvas:
     ) -> None:
         """Centred at (x, y)."""
         patch = FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.09",
-            facecolor=fill,
-            edgecolor=edge,
-            linewidth=1.4,
-            zorder=3,
+            (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.09", facecolor=fill,
+            edgecolor=edge, linewidth=1.4, zorder=3,
         )
         self.axis.add_patch(patch)
         self.words(x, y, text, size=size, zorder=4)
@@ -69,16 +57,8 @@ class Canvas:
 
     def arrow(self, start: tuple, end: tuple, color: str = INK, dashed: bool = False) -> None:
         patch = FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>",
-            mutation_scale=10,
-            shrinkA=0,
-            shrinkB=0,
-            color=color,
-            linewidth=1.3,
-            linestyle=(0, (3.5, 2.2)) if dashed else "-",
-            zorder=2,
+            start, end, arrowstyle="-|>", mutation_scale=10, shrinkA=0, shrinkB=0, color=color, linewidth=1.3,
+            linestyle=(0, (3.5, 2.2)) if dashed else "-", zorder=2,
         )
         self.axis.add_patch(patch)
 

@@ -240,13 +240,8 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def install(
-    archive: Path,
-    folder: Path,
-    get: Callable[[], None],
-    choose: Callable[[Iterable[str]], dict[str, str]],
-    check: Callable[[Path], None] | None = None,
-) -> None:
+def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callable[[Iterable[str]], dict[str, str]],
+            check: Callable[[Path], None] | None = None) -> None:
     """Fetches an archive by get() and unpacks the members that choose(names) picks, unless `folder` is whole.
 
     The archive is kept until its content is in place, so that an interrupted unpacking fetches nothing again.
@@ -335,23 +330,12 @@ def fetch_by_gdown(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in (1, 2):
         try:
-            gdown.download(
-                url,
-                str(path),
-                resume=True,
-                retries=TRIES,
-                timeout=TIMEOUT,
-                use_cookies=False,
-                quiet=not sys.stderr.isatty(),
-            )
+            gdown.download(url, str(path), resume=True, retries=TRIES, timeout=TIMEOUT, use_cookies=False,
+                           quiet=not sys.stderr.isatty())
             check_archive(path)
             return
-        except (
-            gdown.exceptions.DownloadError,
-            gdown.exceptions.FileURLRetrievalError,
-            requests.RequestException,
-            Damaged,
-        ) as error:
+        except (gdown.exceptions.DownloadError, gdown.exceptions.FileURLRetrievalError, requests.RequestException,
+                Damaged) as error:
             reason = " ".join(str(error).split())
             left = [path, *path.parent.glob(f"{path.name}*.part")]
             resumable = isinstance(error, requests.ConnectionError | requests.Timeout)
@@ -449,30 +433,9 @@ def kinetics(folder: Path, videos: Path, short_side: int) -> None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        command = [
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            "-nostdin",
-            "-v",
-            "error",
-            "-y",
-            "-i",
-            str(original),
-            "-an",
-            "-sn",
-            "-map",
-            "0:v:0",
-            "-vf",
-            scale,
-            "-c:v",
-            "libx264",
-            "-crf",
-            "18",
-            "-pix_fmt",
-            "yuv420p",
-            "-f",
-            "mp4",
-            str(part),
-        ]
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", "-i", str(original), "-an", "-sn",
+                   "-map", "0:v:0", "-vf", scale, "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
+                   "-f", "mp4", str(part)]
         run = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
         if run.returncode != 0 or not _has_frame(part):
             part.unlink(missing_ok=True)

@@ -60,13 +60,8 @@ class Project:
     def start(self, script, *flags, cwd=None, **environment):
         command = ["bash", str(self.root / "setup" / script), *flags]
         return subprocess.Popen(
-            command,
-            cwd=cwd or self.root,
-            env={**self.environment, **environment},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+            command, cwd=cwd or self.root, env={**self.environment, **environment}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )
 
     def run(self, script, *flags, **settings):
