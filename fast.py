@@ -101,19 +101,24 @@ class Layer:
     Args:
         weight: (out, ...).
         bias: (out,) or None.
+        dtype: of the layer's work.
         gradients: see `_Calls`.
         trained: let gradients reach them.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, gradients: Callable, trained: bool = True):
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gradients: Callable, trained: bool = True
+    ):
         trained = trained and weight.requires_grad and torch.is_grad_enabled()
+        self.weight, self.bias, self.dtype = weight, bias, dtype
         self.calls = _Calls(gradients) if trained else None
-        self.weight, self.bias = (weight, bias) if trained else (weight.detach(), _detached(bias))
+        if not trained:
+            self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype) if bias is not None else None
 
     @functools.cached_property
     def shared(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias, whose gradients are those of all calls."""
-        return _Shared.apply(self.weight, self.bias, self.weight.dtype, self.calls)
+        """Weight and bias in `dtype`, whose gradients are those of all calls."""
+        return _Shared.apply(self.weight, self.bias, self.dtype, self.calls)
 
     def __call__(self, *args) -> Tensor:
         raise NotImplementedError
@@ -121,10 +126,6 @@ class Layer:
     def at(self, call: "_Call", *args) -> Tensor:
         """Within a compiled step: hands `call` the input (N, in), and lets it add to the output (N, out)."""
         raise NotImplementedError
-
-
-def _detached(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach()
 
 
 class Matrix(Layer):
@@ -147,12 +148,9 @@ class Matrix(Layer):
             return grad.to(dtype).T @ x, grad.sum(0, dtype=torch.float32) if biased else None
 
         biased = bias is not None
-        super().__init__(weight, bias, gradients, trained)
-        if self.calls is None:
-            self.weight = self.weight.to(dtype)
-            self.bias = self.bias.to(dtype) if bias is not None else None
-        else:
-            self.weight, self.bias = self.shared = _Shared.apply(weight, bias, dtype, self.calls)
+        super().__init__(weight, bias, dtype, gradients, trained)
+        if self.calls is not None:
+            self.weight, self.bias = self.shared
         self.sparse = sparse if _fusing == "native" and native.supports(weight) and dtype == torch.float32 else 0
         if self.sparse:
             self.columns = self.weight.detach()[:, :sparse].T.contiguous()
@@ -172,7 +170,7 @@ class Matrix(Layer):
 
     def at(self, call: "_Call", x: Tensor) -> Tensor:
         call.x = x = x.to(self.weight.dtype)
-        return call.add(F.linear(x, self.weight.detach(), _detached(self.bias)))
+        return call.add(F.linear(x, self.weight.detach(), None if self.bias is None else self.bias.detach()))
 
 
 # Steps that are compiled whole
@@ -488,8 +486,8 @@ class Runner:
                 self.outputs = {key: value for key, value in out.items() if value.ndim}
         except Exception as error:
             self.say(f"{self.name}: not captured as a CUDA graph ({tools.first_line(error)})")
-            self.capture = False
-            return self.function(self.inputs)
+            self.capture, inputs, self.inputs = False, self.inputs, {}
+            return self.function(inputs)
         self.graph = graph
         return self.replay()
 

@@ -71,7 +71,9 @@ class _Norm(Layer):
 
     def __init__(self, norm: nn.LayerNorm, trained: bool = True):
         self.eps = eps = norm.eps
-        super().__init__(norm.weight, norm.bias, lambda x, grad: norm_gradients(x, grad, eps), trained)
+        super().__init__(
+            norm.weight, norm.bias, norm.weight.dtype, lambda x, grad: norm_gradients(x, grad, eps), trained
+        )
 
     def norm(self, call, x: Tensor) -> Tensor:
         call.x = x
@@ -79,7 +81,7 @@ class _Norm(Layer):
 
 
 class _Activation(_Norm):
-    """Norm and SiLU of (..., C)."""
+    """Norm and SiLU of x (..., C), or of x + share where a layer's product was made in two parts."""
 
     def __call__(self, x: Tensor, share: Tensor | None = None) -> Tensor:
         return norm_silu(x, share, self.weight, self.bias, self.eps)
@@ -105,9 +107,8 @@ class NormSiLU(nn.LayerNorm):
     def __init__(self, size: int):
         super().__init__(size, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
-        """Of x, or of x + share where a layer's product was made in two parts."""
-        return norm_silu(x, share, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_silu(x, None, self.weight, self.bias, self.eps)
 
 
 class Dense(nn.Module):
@@ -153,8 +154,8 @@ class MLP(nn.Module):
             found.append(_Activation(layer.norm))
         return found + ([Matrix(self.out.weight, self.out.bias, self.dtype)] if self.out is not None else [])
 
-    def forward(self, x: Tensor, layers: list[Layer] | None = None) -> Tensor:
-        for layer in layers or self.shared():
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.shared():
             x = layer(x)
         return x
 
