@@ -238,7 +238,7 @@ def check_config(config: tools.Config) -> None:
     ):  # fmt: skip
         if c[key] < 1:
             raise ValueError(f"--{key} is {c[key]}: expected 1 or more")
-    for key in ("batch_size", "envs"):
+    for key in ("batch_size", "envs", "imag_starts"):
         if c[key] % distributed.size():
             raise ValueError(
                 f"--{key} is {c[key]}, shared out to {distributed.size()} processes: expected a multiple of that"
@@ -278,7 +278,7 @@ def check_config(config: tools.Config) -> None:
         raise ValueError(f"--batch_length is {c.batch_length}: a decoder's videos need more than 5 steps")
     if c.probe_decoder and "decoder" in c.grad_heads:
         raise ValueError("--probe_decoder: decoder is among --grad_heads, and trains the features already")
-    for key in ("seed", "eval_envs"):
+    for key in ("seed", "eval_envs", "imag_starts"):
         if c[key] < 0:
             raise ValueError(f"--{key} is {c[key]}: expected 0 or more")
     if c.train_ratio <= 0:

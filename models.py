@@ -230,6 +230,15 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Te
     return torch.stack(returns[::-1])
 
 
+def pick_starts(start: networks.State, count: int) -> networks.State:
+    """`count` of the states (N, ...), drawn without replacement; all of them where it is 0 or at least N."""
+    n = len(start["deter"])
+    if not 0 < count < n:
+        return start
+    index = torch.rand(n, device=start["deter"].device).argsort()[:count]
+    return {k: v.index_select(0, index) for k, v in start.items()}
+
+
 class WorldModel(nn.Module):
     """HRSSM's world model: encoder, dynamics, heads, and the EMA copies that make the target branch.
 
@@ -552,7 +561,13 @@ class ImagBehavior(nn.Module):
         self.updates += 1
 
     def learn(self, world_model: WorldModel, start: networks.State, objective: Callable | None = None) -> Metrics:
-        """One optimiser step each of actor and critic from imagined rollouts that begin at `start` (N, ...)."""
+        """One optimiser step each of actor and critic from imagined rollouts.
+
+        Args:
+            start: states (N, ...) that they begin at: all of them, or `imag_starts` drawn at random.
+            objective: see `loss`.
+        """
+        start = pick_starts(start, self.config.imag_starts // distributed.size())
         actor_loss, value_loss, _, metrics = self.loss(world_model, start, objective)
         metrics["actor_grad_norm"] = self.actor_opt.step(actor_loss, retain_graph=True)
         metrics["value_grad_norm"] = self.value_opt.step(value_loss)

@@ -313,7 +313,8 @@ extern "C" {
 void norm_silu_forward(long half, const void *x, const float *weight, const float *bias, void *y, long n, long c,
                        float eps, long threads) {
     #define CALL(T, COLUMNS) norm_silu<T, COLUMNS>((const T *)x, weight, bias, (T *)y, n, c, eps, threads)
-    if (c == 32) half ? CALL(bf16, 32) : CALL(float, 32);
+    if (c == 8) half ? CALL(bf16, 8) : CALL(float, 8);
+    else if (c == 32) half ? CALL(bf16, 32) : CALL(float, 32);
     else if (c == 64) half ? CALL(bf16, 64) : CALL(float, 64);
     else half ? CALL(bf16, 0) : CALL(float, 0);
     #undef CALL
@@ -323,7 +324,8 @@ void norm_silu_backward(long half, const void *x, const void *grad, const float 
                         float *dparameters, long n, long c, float eps, long threads) {
     #define CALL(T, COLUMNS) \
         norm_silu_backward<T, COLUMNS>((const T *)x, (const T *)grad, weight, bias, (T *)dx, dparameters, n, c, eps, threads)
-    if (c == 32) half ? CALL(bf16, 32) : CALL(float, 32);
+    if (c == 8) half ? CALL(bf16, 8) : CALL(float, 8);
+    else if (c == 32) half ? CALL(bf16, 32) : CALL(float, 32);
     else if (c == 64) half ? CALL(bf16, 64) : CALL(float, 64);
     else half ? CALL(bf16, 0) : CALL(float, 0);
     #undef CALL

@@ -20,6 +20,7 @@ import gym_notices.notices
 gym_notices.notices.notices.clear()  # gym would print that it is unmaintained whenever it is imported
 
 SETTINGS = (
+    "shadow_size",
     "img_source",
     "resource_files",
     "total_frames",
@@ -50,6 +51,7 @@ def make(
     action_repeat: int = 2,
     time_limit: int = 1000,
     image: bool = True,
+    shadow_size: int = 0,
     img_source: str = "video",
     resource_files: str = "",
     total_frames: int = 1000,
@@ -89,6 +91,9 @@ def make(
         env = RealisticManiSkill(name, **common, scan_path=scan_path, assets=assets)
     else:
         domain, name, mode = name
+        if not _whole(shadow_size, 0, 1 << 14):
+            raise ValueError(f"--shadow_size is {shadow_size}: expected 0 for the model's own, or pixels up to 16384")
+        common["shadow_size"] = int(shadow_size)
         if mode == "":
             from .dmc import DMC
 

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import math
 import os
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what cannot be read is told in our own words
 
-IMG_SOURCES = ("video", "images", "noise", "color")
+IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
 _ORDER_SEED = 0  # of the files' shuffled order: fixed, so that all envs of a run show (and share) the same frames
 
 
@@ -72,24 +73,71 @@ class Color:
         return self._frame
 
 
+class Clouds:
+    """Moving clouds with the statistics of natural images: amplitudes fall as 1/f, and large shapes outlive small ones.
+
+    Each spatial frequency f (cycles per image) is a complex Ornstein-Uhlenbeck process: it forgets itself over about
+    80/f frames while the whole picture drifts. Grayscale; an episode draws its own clouds, drift and brightness.
+    """
+
+    MEAN, STD = 128, 56  # gray levels, before clipping
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+        fy, fx = np.fft.fftfreq(size[0], 1 / size[0])[:, None], np.fft.rfftfreq(size[1], 1 / size[1])[None]
+        f = np.maximum(np.hypot(fy, fx), 1)
+        # (H, W // 2 + 1)
+        self._frequency = fy, fx
+        amplitude = 1 / f
+        amplitude[0, 0] = 0
+        # the frames' variance is the sum over both halves of the spectrum
+        both = np.full(amplitude.shape[1], 2.0)
+        both[0] = 1
+        if size[1] % 2 == 0:
+            both[-1] = 1
+        self._amplitude = amplitude * (self.STD * math.prod(size) / math.sqrt((both * amplitude**2).sum()))
+        self._kept = np.exp(-f / 80)
+        self.reset(np.random.default_rng(0))
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._level = self.MEAN + rng.uniform(-24, 24)
+        angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.002, 0.012)  # image widths a frame
+        fy, fx = self._frequency
+        drift = np.exp(-2j * np.pi * speed * (fy * np.sin(angle) + fx * np.cos(angle)))
+        self._move = (self._kept * drift).astype(np.complex64)
+        self._renew = (self._amplitude * np.sqrt(1 - self._kept**2)).astype(np.float32)
+        self._spectrum = self._noise() * self._amplitude.astype(np.float32)
+
+    def _noise(self) -> np.ndarray:
+        """Complex normal numbers of variance 1, (H, W // 2 + 1) complex64."""
+        pairs = self._rng.standard_normal((*self._amplitude.shape, 2), np.float32)
+        return pairs.view(np.complex64)[..., 0] / np.float32(math.sqrt(2))
+
+    def next(self) -> np.ndarray:
+        frame = np.fft.irfft2(self._spectrum, s=self.size) + self._level
+        self._spectrum = self._move * self._spectrum + self._renew * self._noise()
+        gray = np.clip(frame, 0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
+
+
 def make_source(
     img_source: str, size: tuple[int, int], *, resource_files: str = "", total_frames: int = 1000, cache: str | Path
-) -> Frames | Noise | Color:
+) -> Frames | Clouds | Noise | Color:
     """The background of a `_video` task.
 
     img_source: `video` (all frames of the files, the files in shuffled order, up to total_frames), `images` (a file a
-    frame, in the order of their names, up to total_frames), both grayscale and resized to `size`; `noise` or `color`,
-    which need no files. size: (height, width). resource_files: glob, or a folder.
+    frame, in the order of their names, up to total_frames), both grayscale and resized to `size`; `clouds`, `noise` or
+    `color`, which need no files. size: (height, width). resource_files: glob, or a folder.
 
     Raises ValueError for an unknown img_source, total_frames below 1 and a file that is no video or image;
     FileNotFoundError where there are no files.
     """
     if img_source not in IMG_SOURCES:
         raise ValueError(f"--img_source {img_source}: expected one of {', '.join(IMG_SOURCES)}")
-    if img_source == "noise":
-        return Noise(size)
-    if img_source == "color":
-        return Color(size)
+    generated = {"clouds": Clouds, "noise": Noise, "color": Color}
+    if img_source in generated:
+        return generated[img_source](size)
     if total_frames != int(total_frames) or total_frames < 1:
         raise ValueError(f"--total_frames is {total_frames}: expected a whole number above 0")
     files = find_files(resource_files, img_source)
@@ -101,7 +149,7 @@ def make_source(
 
 def find_files(resource_files: str, img_source: str) -> list[Path]:
     """The files of a glob, or of a folder, sorted by path; hidden files are left out."""
-    remedy = "name your own, such as --resource_files 'FOLDER/*.jpg'; --img_source noise or color needs none"
+    remedy = "name your own, such as --resource_files 'FOLDER/*.jpg'; --img_source clouds, noise or color needs none"
     if img_source == "video":
         remedy = (
             remedy.replace("jpg", "mp4") + "; python setup/download_assets.py kinetics --videos FOLDER makes them small"

@@ -80,8 +80,9 @@ class DMC:
     """A task of the suite. Subclasses distract from it through the hooks begin_episode, after_substep and render.
 
     size: (height, width) of the image. action_repeat: environment steps (the suite's control steps) in an agent step.
-    image: False leaves rendering out. camera: by default 2 for the quadruped, else 0. assets: {file name: XML} that
-    replace files of suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
+    image: False leaves rendering out. camera: by default 2 for the quadruped, else 0. shadow_size: pixels on a side of
+    the shadow map, 0 for the model's own (2048 in the suite). assets: {file name: XML} that replace files of
+    suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
 
     An episode is a pure function of (seed, its number, actions): everything random in it comes from `self.rng`. What a
     subclass changes in `self.physics.model` it sets anew in every begin_episode.
@@ -97,6 +98,7 @@ class DMC:
         action_repeat: int = 2,
         image: bool = True,
         camera: int | None = None,
+        shadow_size: int = 0,
         assets: dict[str, bytes] | None = None,
     ):
         if image and _render.BACKEND == "off":
@@ -111,6 +113,8 @@ class DMC:
         # The frame buffer is made at the first render: no larger than the frame, it is copied in less time; and a
         # frame larger than the model's stock 640 x 480 fits too.
         self.physics.model.vis.global_.offheight, self.physics.model.vis.global_.offwidth = self.size
+        if shadow_size:
+            self.physics.model.vis.quality.shadowsize = shadow_size
         self._view = None
         self.rng = np.random.default_rng([seed, 0])
         self._episode = -1  # the running one
