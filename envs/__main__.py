@@ -99,7 +99,7 @@ def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     try:
         for frame in frames:
             height, width = frame.shape[:2]
-            # yuv420p halves the colours' resolution: an odd side gets its last line twice
+            # yuv420p halves the colors' resolution: an odd side gets its last line twice
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             if writer is None:
                 options = {"codec": "libx264", "pix_fmt_out": "yuv420p", "macro_block_size": 2, "quality": 8}

@@ -61,7 +61,7 @@ class Noise:
 
 
 class Color:
-    """One random colour, new in each episode."""
+    """One random color, new in each episode."""
 
     def __init__(self, size: tuple[int, int]):
         self._frame = np.zeros((*size, 3), np.uint8)

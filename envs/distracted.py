@@ -1,4 +1,4 @@
-"""DMC with natural videos behind it (`_video`, of DBC), and colours and green screens of the DMControl Generalization
+"""DMC with natural videos behind it (`_video`, of DBC), and colors and green screens of the DMControl Generalization
 Benchmark (color_easy, color_hard, video_easy, video_hard)."""
 
 import pickle
@@ -14,11 +14,12 @@ from .dmc import DMC, common
 # isort: split
 import mujoco  # after .dmc, which picks the renderer that it is imported with
 
+CAMERA = 0  # for every domain, the quadruped included, as in the public code of both families
 DARK_FLOOR_DOMAINS = ("walker", "hopper", "cheetah", "stacker")  # their floor stays, elsewhere it is background too
 
 STOCK_COLORS = {"grid_rgb1": (0.1, 0.2, 0.3), "self_rgb": (0.7, 0.5, 0.3), "skybox_rgb": (0.4, 0.6, 0.8)}
 COLOR_STD = {"color_easy": 0.1, "color_hard": 0.2}
-GRID_MARK = (0.2, 0.3, 0.4)  # the floor's lines keep the stock colour
+GRID_MARK = (0.2, 0.3, 0.4)  # the floor's lines keep the stock color
 COLORS = 100  # in a set
 VIDEOS = {"video_easy": 10, "video_hard": 100}
 GREEN = (51, 204, 51)  # .2 .8 .2
@@ -49,7 +50,8 @@ class DistractedDMC(DMC):
     ):
         settings = {"resource_files": resource_files, "total_frames": total_frames, "cache": Path(assets) / "cache"}
         self._background = backgrounds.make_source(img_source, size, **settings) if image else None
-        super().__init__(domain, task, size=size, image=image, assets=altered_look(domain), **kwargs)
+        look = {"camera": CAMERA, "assets": altered_look(domain)}
+        super().__init__(domain, task, size=size, image=image, **look, **kwargs)
 
     def begin_episode(self) -> None:
         if self.image:
@@ -61,7 +63,7 @@ class DistractedDMC(DMC):
 
 
 def altered_look(domain: str) -> dict[str, bytes]:
-    """The suite's skybox.xml and materials.xml with the colours of deep_bisim4control."""
+    """The suite's skybox.xml and materials.xml with the colors of deep_bisim4control."""
     floor = {"rgb1": ".1 .1 .4", "rgb2": ".2 .2 .8", "markrgb": ".1 .1 .4"}
     decoration = ".7 .5 .3"
     if domain in DARK_FLOOR_DOMAINS:
@@ -96,7 +98,7 @@ def green_mask(frame: np.ndarray) -> np.ndarray:
     In integers, exactly. Red is never the largest at these hues, so that value v = max(g, b), and green never the
     smallest. Where green is the largest, hue = 60 (2 + (b - r) / (g - min)) >= 100 says g + 2b >= 3r (for b >= r either
     holds); where blue is, hue = 60 (4 + (r - g) / (b - r)) <= 185 says 12g >= 11b + r. Each inequality holds on the
-    other's side too, as long as the pixel is not grey, and grey has no saturation: (v - min) / v >= 80 / 255.
+    other's side too, as long as the pixel is not gray, and gray has no saturation: (v - min) / v >= 80 / 255.
     """
     r, g, b = (channel.astype(np.int16) for channel in cv2.split(frame))
     v = np.maximum(g, b)
@@ -111,7 +113,7 @@ def replace(frame: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.n
 class DMCGS(DMC):
     """`dmc_{domain}_{task}_{mode}`, mode one of color_easy, color_hard, video_easy, video_hard.
 
-    color_*: at each reset floor, robot and sky take colours from a set of 100. video_*: the sky, in video_hard the
+    color_*: at each reset floor, robot and sky take colors from a set of 100. video_*: the sky, in video_hard the
     floor too, is a green screen on which a video plays, the next one at each reset, one frame for each agent step,
     from its first frame on, wrapping.
 
@@ -134,7 +136,7 @@ class DMCGS(DMC):
             raise ValueError(f"mode {mode}: expected one of {', '.join((*COLOR_STD, *VIDEOS))}")
         self._colors = load_colors(mode, assets) if image and mode in COLOR_STD else None
         self._videos = load_videos(mode, size, assets) if image and mode in VIDEOS else None
-        super().__init__(domain, task, size=size, image=image, **kwargs)
+        super().__init__(domain, task, size=size, image=image, camera=CAMERA, **kwargs)
         if self._colors is not None:
             self._templates = _texture_templates()
         if self._videos is not None:
@@ -157,7 +159,7 @@ class DMCGS(DMC):
 
     def _recolor(self, grid_rgb1: np.ndarray, grid_rgb2: np.ndarray, self_rgb: np.ndarray, skybox_rgb: np.ndarray):
         self.physics.named.model.mat_rgba["self", :3] = self_rgb
-        # (256, 3): the colour of each level of a template
+        # (256, 3): the color of each level of a template
         level = np.arange(256)[:, None]
         sky = np.where(level == 255, 1.0, np.minimum((level + 0.5) / 254, 1) * skybox_rgb)
         grid = np.select([level == 0, level == 255], [grid_rgb1, grid_rgb2], GRID_MARK)
@@ -182,7 +184,7 @@ def _texture_templates() -> dict[str, np.ndarray]:
     """The shared textures, (h, w) uint8, their parts told apart by level.
 
     skybox: the gradient from 0 to 254, the random marks 255. grid: rgb1 is 0, rgb2 is 255, the lines are between.
-    Colouring a template by a table of levels gives in milliseconds what compiling takes a tenth of a second for (the
+    Coloring a template by a table of levels gives in milliseconds what compiling takes a tenth of a second for (the
     sky to one level of 255).
     """
     gradient = {"rgb1": " ".join(["0.99608"] * 3), "rgb2": "0 0 0", "markrgb": "1 1 1"}  # .99608 * 255 = 254.0004
@@ -197,7 +199,7 @@ def _texture_templates() -> dict[str, np.ndarray]:
 
 
 def load_colors(mode: str, assets: str) -> dict[str, np.ndarray]:
-    """The colour set of color_easy or color_hard: {grid_rgb1, grid_rgb2, self_rgb, skybox_rgb: (100, 3) in [0, 1]}.
+    """The color set of color_easy or color_hard: {grid_rgb1, grid_rgb2, self_rgb, skybox_rgb: (100, 3) in [0, 1]}.
 
     The benchmark's own, {assets}/dmcgb/{mode}.pt, where that file is, else `draw_colors`.
     """
@@ -209,14 +211,14 @@ def load_colors(mode: str, assets: str) -> dict[str, np.ndarray]:
         colors = {name: np.array([entry[name] for entry in entries]) for name in (*STOCK_COLORS, "grid_rgb2")}
         good = all(value.shape == (COLORS, 3) and value.min() >= 0 for value in colors.values())
     except Exception as error:  # pickle raises nearly anything on a broken file
-        raise ValueError(f"{path}: not a colour set of the benchmark ({error}); {_download()}") from error
+        raise ValueError(f"{path}: not a color set of the benchmark ({error}); {_download()}") from error
     if not good:
-        raise ValueError(f"{path}: not a colour set of the benchmark ({COLORS} colours are expected); {_download()}")
+        raise ValueError(f"{path}: not a color set of the benchmark ({COLORS} colors are expected); {_download()}")
     return colors
 
 
 def draw_colors(mode: str) -> dict[str, np.ndarray]:
-    """A colour set as the benchmark's was drawn: stock + N(0, std^2) clipped to [0, 1]; always the same one."""
+    """A color set as the benchmark's was drawn: stock + N(0, std^2) clipped to [0, 1]; always the same one."""
     rng = np.random.default_rng(list(COLOR_STD).index(mode))
     noise = {name: rng.normal(0, COLOR_STD[mode], (COLORS, 3)) for name in STOCK_COLORS}
     colors = {name: np.clip(stock + noise[name], 0, 1) for name, stock in STOCK_COLORS.items()}

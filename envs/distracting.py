@@ -1,4 +1,4 @@
-"""Distractions of the Distracting Control Suite, in motion: camera, background and colours (distracting_cs), or the
+"""Distractions of the Distracting Control Suite, in motion: camera, background and colors (distracting_cs), or the
 camera alone (sensor_cs)."""
 
 import math
@@ -28,9 +28,9 @@ class DistractingCS(DMC):
     A step here is a step of the suite's env, not a step of its integrator (of which a walker's has 10) and not the
     agent's: with an action repeat of 2 each of the agent's frames is one move on, with a repeat of 4 two moves.
 
-    Camera: `CameraWalk`, round the robot's centre of mass where the stock camera tracks it, else round the point that
+    Camera: `CameraWalk`, round the robot's center of mass where the stock camera tracks it, else round the point that
     the stock camera looks at, as far away as the robot. Background: a sequence of DAVIS on the sky, on all six faces.
-    Colours: `ColorWalk` of every material. All is drawn anew in each episode.
+    Colors: `ColorWalk` of every material. All is drawn anew in each episode.
 
     intensity: one of VIDEOS. ds_resource_path: DAVIS-2017 (see DAVIS_FRAMES), by default the folder davis of `assets`.
     Decoded frames are cached in `assets`/cache: about 2 MB for each. The other arguments are DMC's.
@@ -167,7 +167,7 @@ class CameraWalk:
         self.up = np.array([0.0, 1.0, 0.0] if free else [0.0, 0.0, 1.0])
         self.intensity = intensity
         self.scale = radius / 4
-        self.max_speed = 0.4 * intensity * self.scale  # of a move, in metres
+        self.max_speed = 0.4 * intensity * self.scale  # of a move, in meters
 
         self.place = rng.uniform(self.low, self.high)  # (radius, vertical, horizontal)
         direction = rng.normal(size=3)
@@ -215,7 +215,7 @@ class CameraWalk:
 
 
 class ColorWalk:
-    """Colours (N, 3) on a random walk within `intensity` of stock, and within [0, 1]."""
+    """Colors (N, 3) on a random walk within `intensity` of stock, and within [0, 1]."""
 
     def __init__(self, stock: np.ndarray, intensity: float, rng: np.random.Generator):
         self.low, self.high = np.maximum(stock - intensity, 0), np.minimum(stock + intensity, 1)

@@ -148,7 +148,7 @@ class TurnFaucet(Tabletop, TurnFaucetEnv):
     joints = (0, np.pi / 8, 0, -np.pi * 5 / 8, 0, np.pi * 6 / 8, np.pi / 4, 0.04, 0.04)
 
     def _initialize_articulations(self):
-        self.faucet.set_pose(sapien.core.Pose([0.1, 0, self.model_offset[2]]))
+        self.faucet.set_pose(sapien.core.Pose([0.1, 0, 0]))  # in RePo without the model's own offset in height
 
 
 class PegInsertionSide(Room, PegInsertionSideEnv):

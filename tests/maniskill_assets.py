@@ -27,7 +27,7 @@ ROOMS = [((150, 110, 70), (90, 120, 160)), ((60, 140, 90), (180, 160, 120)), ((1
 
 
 def checkers(first, second, size: int = 64, tiles: int = 8) -> Image.Image:
-    """A picture of tiles in two colours."""
+    """A picture of tiles in two colors."""
     tile = (np.arange(size) * tiles // size) % 2
     board = tile[:, None] ^ tile[None]
     return Image.fromarray(np.where(board[..., None], np.uint8(first), np.uint8(second)))
@@ -37,26 +37,26 @@ def write_scan(path: Path, floor=ROOMS[0][0], wall=ROOMS[0][1]) -> Path:
     """A room of 6 x 6 x 3 m with a textured floor, four walls and a sofa, z up, floor at 0, as one .glb."""
     scene = trimesh.Scene()
 
-    def add(name, size, centre, colour):
+    def add(name, size, center, color):
         box = trimesh.creation.box(size)
         # Each face shows the whole picture: split the vertices of the faces, then lay the two long axes over it.
         box.unmerge_vertices()
         normals = np.abs(np.repeat(box.face_normals, 3, axis=0)).argmax(1)
         axes = np.array([[1, 2], [0, 2], [0, 1]])[normals]
         uv = np.take_along_axis(box.vertices / size + 0.5, axes, axis=1)
-        picture = checkers(colour, tuple(v // 3 for v in colour))
+        picture = checkers(color, tuple(v // 3 for v in color))
         material = trimesh.visual.material.PBRMaterial(
             baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=0.9
         )
         box.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-        box.apply_translation(centre)
+        box.apply_translation(center)
         scene.add_geometry(box, node_name=name, geom_name=name)
 
     add("floor", (6, 6, 0.1), (0, 0, -0.05), floor)
     for axis, side in ((0, -1), (0, 1), (1, -1), (1, 1)):
-        size, centre = np.array([6.0, 6.0, 3.0]), np.array([0, 0, 1.5])
-        size[axis], centre[axis] = 0.1, 3 * side
-        add(f"wall_{axis}_{side}", tuple(size), centre, wall if axis else tuple(reversed(wall)))
+        size, center = np.array([6.0, 6.0, 3.0]), np.array([0, 0, 1.5])
+        size[axis], center[axis] = 0.1, 3 * side
+        add(f"wall_{axis}_{side}", tuple(size), center, wall if axis else tuple(reversed(wall)))
     add("sofa", (1, 2, 0.7), (-1.5, 1.5, 0.35), (160, 40, 60))
     path.parent.mkdir(parents=True, exist_ok=True)
     scene.export(path)
@@ -97,7 +97,7 @@ def write_kit(root: Path) -> Path:
     bars = [((0.24, 0.035, 0.02), (0, side * 0.0425, 0)) for side in (-1, 1)]
     bars += [((0.035, 0.05, 0.02), (side * 0.1025, 0, 0)) for side in (-1, 1)] + [((0.07, 0.05, 0.02), (0, 0, 0))]
     plate = trimesh.util.concatenate(
-        [trimesh.creation.box(size, trimesh.transformations.translation_matrix(centre)) for size, centre in bars]
+        [trimesh.creation.box(size, trimesh.transformations.translation_matrix(center)) for size, center in bars]
     )
     plate.export(folder / "kits" / "0.obj")
     objects = [{"object_id": i, "pos": [*xy, 0.0], "rot": 0.0} for i, xy in holes.items()]
@@ -145,8 +145,8 @@ def write_obstacles(root: Path) -> Path:
 
 def write_assets(root: Path) -> Path:
     """An assets folder with all of it, and three scans."""
-    for i, colours in enumerate(ROOMS):
-        write_scan(root / "matterport" / f"room_{i}.glb", *colours)
+    for i, colors in enumerate(ROOMS):
+        write_scan(root / "matterport" / f"room_{i}.glb", *colors)
     for write in (write_faucet, write_kit, write_obstacles):
         write(root / "maniskill2")
     return root

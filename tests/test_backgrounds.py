@@ -24,6 +24,7 @@ SIZE = (20, 24)  # height and width differ, so that a mix-up shows
 
 def write_video(path: Path, frames) -> Path:
     """frames: (N, h, w, 3) uint8 RGB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, frames[0].shape[1::-1])
     assert writer.isOpened()
     for frame in frames:
@@ -33,7 +34,7 @@ def write_video(path: Path, frames) -> Path:
 
 
 def flat_frames(levels, size=(48, 64)) -> np.ndarray:
-    """A flat grey frame for each level."""
+    """A flat gray frame for each level."""
     return np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), *size, 3)).copy()
 
 
@@ -85,14 +86,14 @@ def test_one_frame_a_step_wrapping_from_a_random_start(videos, tmp_path):
     np.testing.assert_array_equal(background.next()[..., :1], background.frames[starts[3]])
 
 
-def test_grayscale_is_luminance_and_colour_keeps_its_channels(tmp_path):
+def test_grayscale_is_luminance_and_color_keeps_its_channels(tmp_path):
     rgb = np.zeros((2, 48, 64, 3), np.uint8)
     rgb[..., 0], rgb[..., 1], rgb[..., 2] = 200, 100, 30
     path = write_video(tmp_path / "a.mp4", rgb)
-    (colour,) = backgrounds.load_clips([[path]], SIZE, cache=tmp_path)
+    (color,) = backgrounds.load_clips([[path]], SIZE, cache=tmp_path)
     (gray,) = backgrounds.load_clips([[path]], SIZE, grayscale=True, cache=tmp_path)
-    assert colour.shape == (2, *SIZE, 3) and gray.shape == (2, *SIZE, 1)
-    np.testing.assert_allclose(colour[0, 5, 5], [200, 100, 30], atol=8)
+    assert color.shape == (2, *SIZE, 3) and gray.shape == (2, *SIZE, 1)
+    np.testing.assert_allclose(color[0, 5, 5], [200, 100, 30], atol=8)
     np.testing.assert_allclose(gray.mean(), 0.299 * 200 + 0.587 * 100 + 0.114 * 30, atol=4)
 
 
@@ -106,7 +107,7 @@ def test_images_are_the_frames_in_the_order_of_their_names(tmp_path):
     assert levels(backgrounds.make_source("images", SIZE, total_frames=2, **images).frames) == [20, 70]
 
 
-def test_noise_and_colour_need_no_files(tmp_path):
+def test_noise_and_color_need_no_files(tmp_path):
     noise = backgrounds.make_source("noise", SIZE, cache=tmp_path / "none")
     noise.reset(np.random.default_rng(0))
     first, second = noise.next(), noise.next()
@@ -115,11 +116,11 @@ def test_noise_and_colour_need_no_files(tmp_path):
     noise.reset(np.random.default_rng(0))
     np.testing.assert_array_equal(noise.next(), first)
 
-    colour = backgrounds.make_source("color", SIZE, cache=tmp_path / "none")
+    color = backgrounds.make_source("color", SIZE, cache=tmp_path / "none")
     shown = []
     for seed in range(5):
-        colour.reset(np.random.default_rng(seed))
-        first, second = colour.next().copy(), colour.next().copy()
+        color.reset(np.random.default_rng(seed))
+        first, second = color.next().copy(), color.next().copy()
         assert first.shape == (*SIZE, 3) and (first == first[0, 0]).all()
         np.testing.assert_array_equal(first, second)
         shown.append(tuple(first[0, 0]))
@@ -144,7 +145,7 @@ def test_scikit_video_reads_what_opencv_cannot(tmp_path):
     assert list(backgrounds._read_opencv(path)) == []
     frames = list(backgrounds.read_video(path))
     assert len(frames) == 5 and frames[0].shape == (48, 64, 3)
-    assert (frames[0].max((0, 1)) - frames[0].min((0, 1))).min() > 150  # the test picture's colours
+    assert (frames[0].max((0, 1)) - frames[0].min((0, 1))).min() > 150  # the test picture's colors
 
 
 def test_both_decoders_agree(tmp_path):

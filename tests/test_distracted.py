@@ -49,7 +49,7 @@ DOMAINS = {
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_mask_takes_the_scene_and_spares_the_robot(domain):
-    env = DMC(domain, DOMAINS[domain], size=(128, 128), assets=distracted.altered_look(domain))
+    env = DMC(domain, DOMAINS[domain], size=(128, 128), camera=0, assets=distracted.altered_look(domain))
     for episode in range(2):
         frame = env.reset(episode)["image"]
         mask, geoms = distracted.blue_mask(frame), segment(env)
@@ -69,6 +69,20 @@ def test_mask_takes_the_scene_and_spares_the_robot(domain):
     env.close()
 
 
+@pytest.mark.parametrize("mode", ["video", "color_easy", "color_hard", "video_easy", "video_hard"])
+def test_the_quadruped_is_seen_by_camera_0(mode, tmp_path):
+    """A plain quadruped is seen by camera 2; with a distraction each pixel that the distraction leaves is camera 0's."""
+    if mode.startswith("video_"):
+        write_video(tmp_path / "dmcgb" / mode / "video0.mp4", flat_frames([90, 90]))
+    env = envs.make(f"dmc_quadruped_walk_{mode}", img_source="noise", assets=str(tmp_path))
+    env.reset()
+    assert env.camera == 0 and DMC("quadruped", "walk").camera == 2
+    seen = DMC.render(env)
+    np.testing.assert_array_equal(seen, env.physics.render(64, 64, camera_id=0))
+    assert (seen != env.physics.render(64, 64, camera_id=2)).any()
+    env.close()
+
+
 def test_altered_look_is_the_env_s_alone():
     plain = DMC("walker", "walk")
     before = plain.reset()["image"]
@@ -80,8 +94,8 @@ def test_altered_look_is_the_env_s_alone():
         env.close()
 
 
-def test_colours_of_the_altered_look():
-    def colours(domain, task):
+def test_colors_of_the_altered_look():
+    def colors(domain, task):
         env = DMC(domain, task, image=False, assets=distracted.altered_look(domain))
         model = env.physics.model
         grid = distracted.texture(model, model.name2id("grid", "texture")).reshape(-1, 3)
@@ -89,12 +103,12 @@ def test_colours_of_the_altered_look():
         decoration = env.physics.named.model.mat_rgba["decoration"]
         return {tuple(int(x) for x in c) for c in np.unique(grid, axis=0)}, sky, decoration
 
-    grid, sky, decoration = colours("cartpole", "swingup")
+    grid, sky, decoration = colors("cartpole", "swingup")
     assert grid == {(25, 25, 102), (51, 51, 204)}
     np.testing.assert_allclose(decoration, [0.7, 0.5, 0.3, 1], atol=1e-6)
     assert (sky != 255).any(1).all()  # no white marks,
     assert 0.005 < (sky[: 800 * 800] == 0).all(1).mean() < 0.02  # but black ones
-    grid, _, decoration = colours("walker", "walk")
+    grid, _, decoration = colors("walker", "walk")
     assert grid == {(25, 25, 25), (51, 51, 51)}
     np.testing.assert_allclose(decoration, [0.3, 0.5, 0.7, 1], atol=1e-6)
 

@@ -50,7 +50,7 @@ def stock():
         env.reset()
         data = env.physics.data
         camera, com = data.cam_xpos[0], data.subtree_com[1]
-        if domain in ("walker", "cheetah"):  # the camera tracks the centre of mass
+        if domain in ("walker", "cheetah"):  # the camera tracks the center of mass
             offsets[domain] = camera - com
         else:  # it looks along -z, at a point as far as the robot
             offsets[domain] = data.cam_xmat[0].reshape(3, 3)[:, 2] * np.linalg.norm(camera - com)
@@ -141,7 +141,7 @@ def test_the_walk_over_the_pole_goes_on_straight():
 
 
 @pytest.mark.parametrize("intensity", VIDEOS)
-def test_colours_stay_in_their_ranges(intensity):
+def test_colors_stay_in_their_ranges(intensity):
     rng = np.random.default_rng(0)
     stock = DMC("walker", "walk", image=False).physics.model.mat_rgba[:, :3]
     walk = ColorWalk(stock, intensity, rng)
@@ -195,7 +195,7 @@ def test_a_move_is_every_second_environment_step(repeat, moves, make):
 
 
 def test_the_video_plays_forth_and_back_on_the_sky(make):
-    """Reacher's floor is invisible: what the camera sees is sky, in the colours of the frames and in their order."""
+    """Reacher's floor is invisible: what the camera sees is sky, in the colors of the frames and in their order."""
     env = make("reacher", intensity=0.1, size=(16, 16))
     orders = set()
     for _ in range(5):
@@ -256,7 +256,7 @@ def test_the_floors_alpha(domain, alpha, make):
     assert make(domain).physics.named.model.mat_rgba["grid", 3] == pytest.approx(alpha)
 
 
-def test_colours_reach_the_picture(make):
+def test_colors_reach_the_picture(make):
     env = make("cheetah", intensity=0.5)
     env.reset()
     model = env.physics.model

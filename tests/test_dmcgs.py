@@ -1,4 +1,4 @@
-"""Colours and videos of the DMControl Generalization Benchmark with the real engine.
+"""Colors and videos of the DMControl Generalization Benchmark with the real engine.
 
 Where the benchmark's own files are (assets/dmcgb, or dmcgb in the folder that HRSSM_ASSETS names), they are tested too.
 """
@@ -38,7 +38,7 @@ def reference_green(frame: np.ndarray) -> np.ndarray:
     return (hue >= 100) & (hue <= 185) & (saturation.round(9) >= 80) & (v >= 70)
 
 
-def test_green_mask_is_right_for_every_colour():
+def test_green_mask_is_right_for_every_color():
     blue, green = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     for red in range(256):
         frame = np.stack([np.full_like(green, red), green, blue], -1)
@@ -107,7 +107,7 @@ def test_a_video_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(tmp
 
 
 @pytest.mark.parametrize("mode", ["color_easy", "color_hard"])
-def test_a_colour_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(tmp_path, mode):
+def test_a_color_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(tmp_path, mode):
     check_stream(mode, str(tmp_path))
 
 
@@ -122,7 +122,7 @@ def check_stream(mode: str, assets: str) -> None:
         env.close()
 
 
-def test_colours_are_what_the_engine_would_compile(tmp_path):
+def test_colors_are_what_the_engine_would_compile(tmp_path):
     env = distracted.DMCGS("walker", "walk", "color_hard", seed=1, size=(48, 48), assets=str(tmp_path))
     sets = distracted.draw_colors("color_hard")
     chosen = set()
@@ -177,7 +177,7 @@ def check_statistics(colors: dict[str, np.ndarray], std: float) -> None:
 
 
 @pytest.mark.parametrize("mode, std", [("color_easy", 0.1), ("color_hard", 0.2)])
-def test_drawn_colour_sets(mode, std, tmp_path):
+def test_drawn_color_sets(mode, std, tmp_path):
     colors = distracted.load_colors(mode, str(tmp_path))  # no files there
     check_statistics(colors, std)
     again = distracted.draw_colors(mode)
@@ -185,7 +185,7 @@ def test_drawn_colour_sets(mode, std, tmp_path):
 
 
 @pytest.mark.parametrize("mode, std", [("color_easy", 0.1), ("color_hard", 0.2)])
-def test_the_benchmark_s_colour_sets(mode, std):
+def test_the_benchmark_s_color_sets(mode, std):
     if not (REAL / "dmcgb" / f"{mode}.pt").exists():
         pytest.skip(f"{REAL}/dmcgb/{mode}.pt is not there")
     colors = distracted.load_colors(mode, str(REAL))
@@ -224,7 +224,7 @@ def save(tmp_path: Path, content, **kwargs) -> Path:
     return path
 
 
-def test_env_processes_read_colour_sets_without_torch(tmp_path):
+def test_env_processes_read_color_sets_without_torch(tmp_path):
     content = entries()
     save(tmp_path, content)
     colors = distracted.load_colors("color_easy", str(tmp_path))
@@ -245,7 +245,7 @@ class Malicious:
         return os.mkdir, (os.environ["HRSSM_TEST_TRAP"],)
 
 
-def test_broken_colour_sets_are_told_and_run_nothing(tmp_path, monkeypatch):
+def test_broken_color_sets_are_told_and_run_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("HRSSM_TEST_TRAP", str(tmp_path / "trap"))
 
     def error():
@@ -291,7 +291,7 @@ def test_videos_are_resized_bilinearly(tmp_path):
     write_video(folder / "video0.mp4", np.stack([ramp, ramp]))
     (video,) = distracted.load_videos("video_easy", (32, 24), str(tmp_path))
     decoded = cv2.VideoCapture(str(folder / "video0.mp4")).read()[1][..., ::-1].astype(float)
-    # bilinear at the centre of each of 24 columns of 4 pixels: the mean of the two in its middle
+    # bilinear at the center of each of 24 columns of 4 pixels: the mean of the two in its middle
     rows = decoded[1::3]  # and of each of 32 rows of 3 pixels: the one in its middle
     np.testing.assert_allclose(video[0], (rows[:, 1::4] + rows[:, 2::4]) / 2, atol=1)
 

@@ -345,7 +345,8 @@ class TestScene:
         env.reset()
         engine = env._env
         assert engine.model_id == "5021" and engine.target_link.name == "link_0"
-        np.testing.assert_allclose(engine.faucet.pose.p[:2], [0.1, 0], atol=1e-6)
+        np.testing.assert_allclose(engine.faucet.pose.p, [0.1, 0, 0], atol=1e-6)
+        np.testing.assert_allclose(engine.faucet.pose.q, [1, 0, 0, 0], atol=1e-6)
         assert engine.current_angle == 0 and engine.target_angle == pytest.approx(0.9 * 1.57, abs=1e-4)
         qpos = engine.faucet.get_qpos()
         qpos[engine.target_joint_idx] = engine.target_angle + 0.02
