@@ -1,0 +1,617 @@
+"""Settings: the file configs.yaml, the command line over it, and the values that each setting may have.
+
+    config = load_config(sys.argv[1:])  # each value has its default's type and is legal by itself
+    check_config(config)  # the values fit together
+
+Nothing here imports torch, so a mistake on the command line is reported at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from bisect import bisect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import distributed
+from tools import replacing
+
+CONFIGS = Path(__file__).with_name("configs.yaml")
+
+# Flags that are not settings of a run: name -> (default, comment).
+ACTIONS = {
+    "eval_only": (False, "evaluate the checkpoint in --logdir, on --task if that is given, and exit"),
+    "episodes": (0, "episodes of --eval_only; 0 for eval_episode_num"),
+    "video": (False, "with --eval_only: write videos of the episodes to logdir/videos"),
+}
+
+# Settings that determine how long, how often or where, not what is computed: they may change when a run resumes.
+FREE_SETTINGS = {
+    "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
+    "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "parallel",
+    "replay_dir_limit", "scan_path", "steps", "video_pred_log",
+}  # fmt: skip
+
+
+# Legal values
+
+
+class Legal(NamedTuple):
+    """The legal values of a setting, or of each item if it is a list."""
+
+    allows: Callable[[Any], bool]
+    text: str  # completes "a number", "a word", ...
+    choices: tuple = ()
+
+
+def between(low: float, high: float) -> Legal:
+    """Numbers from low to high, both included."""
+    return Legal(lambda value: low <= value <= high, f" from {_short(low)} to {_short(high)}")
+
+
+def one_of(*choices: Any) -> Legal:
+    return Legal(lambda value: value in choices, f", one of {', '.join(map(str, choices))}", choices)
+
+
+def _short(number: float) -> str:
+    return re.sub(r"e\+?(-?)0*", r"e\1", f"{number:g}")
+
+
+def _is_pattern(value: str) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+text = Legal(lambda value: True, "")
+nonempty = Legal(bool, ", not empty")
+pattern = Legal(_is_pattern, ", a regular expression")
+
+# Every setting that is not True or False stands in exactly one row. A lower bound is where a value would fail or mean
+# nothing; an upper bound is where a run would not end, not fit into any machine, or not stay finite.
+_ROWS = (
+    # Run
+    ("logdir task", nonempty),
+    ("assets device ds_resource_path eval_tasks from_checkpoint resource_files scan_path", text),
+    ("seed", between(0, 1e18)),
+    ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
+    ("log_every checkpoint_every dataset_size", between(1, 1e12)),
+    ("eval_episode_num episodes", between(0, 1e5)),
+    ("precision", one_of(32, 16)),
+    # Environment
+    ("size", between(8, 4096)),
+    ("envs", between(1, 1024)),
+    ("eval_envs", between(0, 1024)),
+    ("action_repeat", between(1, 1000)),
+    ("time_limit", between(1, 1e5)),
+    ("shadow_size", between(0, 16384)),
+    ("prefill", between(0, 1e8)),
+    ("total_frames", between(1, 1e6)),
+    ("img_source", one_of("video", "images", "clouds", "noise", "color")),
+    ("distracting_cs_intensity", one_of(0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)),
+    # Networks
+    ("dyn_hidden dyn_deter dyn_cont_stoch_size units encoder.mlp_units disag_units", between(1, 16384)),
+    ("reward_layers cont_layers value_layers actor_layers encoder.mlp_layers disag_layers", between(1, 100)),
+    ("dyn_stoch", between(1, 1024)),
+    ("dyn_discrete", between(0, 1024)),
+    ("dyn_min_std", between(1e-6, 10)),
+    ("encoder.cnn_depth", between(1, 1024)),
+    ("encoder.kernel_size", between(1, 32)),
+    ("encoder.minres", between(1, 2048)),
+    ("encoder.mlp_keys encoder.cnn_keys", pattern),
+    ("dyn_cell", one_of("gru_layer_norm")),
+    ("dyn_mean_act", one_of("none", "tanh5")),
+    ("dyn_std_act", one_of("sigmoid2", "sigmoid", "softplus", "abs")),
+    ("initial", one_of("learned", "zeros")),
+    ("reward_head value_head", one_of("symlog_disc", "normal")),
+    ("grad_heads", one_of("decoder", "reward", "cont")),
+    # Losses
+    ("kl_free dyn_scale rep_scale reward_scale cont_scale decoder_scale mbr_scale simsr_scale", between(0, 1e6)),
+    ("expl_extr_scale expl_intr_scale", between(0, 1e6)),
+    ("unimix_ratio action_unimix_ratio mask_ratio aug_prob expl_amount eval_noise imag_gradient_mix", between(0, 1)),
+    ("encoder_tau dynamics_tau slow_target_fraction simsr_discount discount discount_lambda", between(0, 1)),
+    ("patch_size block_size", between(1, 4096)),
+    ("augmentation", one_of("affine", "crop", "rrc", "blur", "shift", "intensity")),
+    # Training
+    ("batch_size", between(1, 4096)),
+    ("batch_length", between(2, 4096)),
+    ("train_ratio", between(1e-6, 1e5)),
+    ("pretrain imag_starts", between(0, 1e6)),
+    ("slow_target_update", between(1, 1e6)),
+    ("opt", one_of("adam")),
+    ("model_lr value_lr actor_lr", between(1e-10, 0.1)),
+    ("opt_eps ac_opt_eps", between(1e-20, 1)),
+    ("grad_clip value_grad_clip actor_grad_clip", between(0, 1e9)),
+    ("weight_decay", between(0, 1)),
+    # Behavior and exploration
+    ("imag_horizon", between(2, 1000)),
+    ("imag_gradient", one_of("dynamics", "reinforce", "both")),
+    ("actor_dist", one_of("normal", "trunc_normal", "tanh_normal", "onehot")),
+    ("actor_entropy", between(0, 1000)),
+    ("actor_min_std actor_init_std", between(0, 10)),
+    ("actor_max_std", between(1e-3, 10)),
+    ("expl_behavior", one_of("greedy", "random", "plan2explore")),
+    ("disag_target", one_of("stoch", "embed", "feat", "deter")),
+    ("disag_models", between(2, 100)),
+    ("disag_offset", between(1, 4095)),
+)
+LEGAL: dict[str, Legal] = {name: legal for names, legal in _ROWS for name in names.split()}
+
+
+# The type
+
+
+class ConfigError(ValueError):
+    """A setting that the user has to correct; the message is one line."""
+
+
+class Config(Mapping):
+    """Settings, read only: `config.encoder.cnn_depth` or `config["encoder"]["cnn_depth"]`. Lists become tuples."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]):
+        object.__setattr__(self, "_values", {key: _freeze(value) for key, value in values.items()})
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or key not in self._values:
+            raise AttributeError(f"no setting {key}{nearest(key, self._values)}")
+        return self._values[key]
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"settings are read only: use replace({key}=...)")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and self.to_dict() == Config(other).to_dict()
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"Config({self.to_dict()})"
+
+    def __reduce__(self):
+        return Config, (self.to_dict(),)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for YAML and JSON."""
+        return _thaw(self)
+
+    def flat(self) -> dict[str, Any]:
+        """One entry for each setting, nested ones under dotted names, as in flags."""
+        return dict(_flatten(self.to_dict()))
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with other values: `replace(batch_size=8, encoder={"cnn_depth": 16})`; dotted names work too.
+
+        Raises ConfigError for an unknown name or an illegal value.
+        """
+        values = self.flat()
+        for name, value in _flatten(changes):
+            if name not in values:
+                raise ConfigError(_unknown(name, values))
+            values[name] = _convert(name, _thaw(value), values[name])
+        return Config(_nest(values))
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Config(value)
+    return tuple(_freeze(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thaw(item) for key, item in value.items()}
+    return [_thaw(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, _, key = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[key] = value
+    return nested
+
+
+def nearest(name: str, names: Collection[str], or_all: bool = False) -> str:
+    """`; did you mean a, b?`. If no name is close: nothing, or with `or_all` the list of all names."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {', '.join(close)}?"
+    return f"; there are {', '.join(sorted(names))}" if or_all else ""
+
+
+def _unknown(name: str, known: Collection[str], dashes: str = "") -> str:
+    """The error for a name that is not a setting."""
+    inside = [dashes + other for other in known if other.startswith(f"{name}.")]
+    if inside:
+        return f"{dashes}{name} is a group of settings: set {', '.join(inside)}"
+    same_end = [dashes + other for other in known if other.rpartition(".")[2] == name]
+    hint = f"; did you mean {', '.join(same_end)}?" if same_end else nearest(dashes + name, [dashes + k for k in known])
+    return f"unknown {'flag' if dashes else 'setting'} {dashes}{name}{hint}"
+
+
+def _expected(name: str, default: Any) -> str:
+    if isinstance(default, list):
+        return f"a list, each {_expected(name, default[0] if default else '')}"
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
+    return kinds[type(default)] + (LEGAL[name].text if name in LEGAL else "")
+
+
+def _convert(label: str, value: Any, default: Any) -> Any:
+    """The value in the type of the default: a whole number may be written 1e4, a number 1.
+
+    Raises ConfigError, naming the setting as `label` (with dashes for a flag), for another type or an illegal value.
+    """
+    name = label.removeprefix("--")
+    if isinstance(default, list) and isinstance(value, list):
+        return [_convert(label, item, default[0] if default else "") for item in value]
+    found = value
+    if type(value) in (int, float) and abs(value) <= sys.float_info.max:  # neither infinite nor NaN
+        if isinstance(default, float):
+            found = float(value)
+        elif value == int(value):
+            found = int(value)
+    elif type(value) is float:
+        found = None
+    if type(found) is type(default) and (name not in LEGAL or LEGAL[name].allows(found)):
+        return found
+    shown = " ".join(map(str, value)) if isinstance(value, list) else value
+    raise ConfigError(f"{label} is {shown}: expected {_expected(name, default)}")
+
+
+# Files
+
+
+class ConfigFile:
+    """A configs.yaml: flat, dotted settings, with the comments and titles that --help shows.
+
+    Raises ConfigError, naming file and line, for anything but groups of known settings with legal values.
+    """
+
+    def __init__(self, path: Path | str):
+        self.defaults: dict[str, Any] = {}
+        self.groups: dict[str, dict[str, Any]] = {}  # all but defaults
+        self.comments: dict[str, str] = {}  # of each setting of defaults, and of each group under `:name`
+        self.titles: dict[str, str] = {}  # of each setting of defaults: the last `# == Title ==` above it
+        root, self._lines = _compose(path)
+        for key, node in root.value:
+            name = key.value
+            if key.id != "scalar":
+                raise _error(path, key, "expected the name of a group")
+            if (name == "defaults") != (not self.defaults) or name in self.groups:
+                order = f"group {name} is defined twice" if self.defaults else f"defaults has to come before {name}"
+                raise _error(path, key, order)
+            if node.id != "mapping" or not node.value:
+                raise _error(path, key, f"group {name} has no settings")
+            values = self._settings(path, node)
+            if self.defaults:
+                self.groups[name] = values
+            else:
+                self.defaults = values
+            self.comments[f":{name}"] = self._comment(key)
+
+    def _settings(self, path: Path | str, group) -> dict[str, Any]:
+        """Values of a group's node; those of the first one, the defaults, determine names and types of all others."""
+        values: dict[str, Any] = {}
+        titles = [(i, match[1]) for i, line in enumerate(self._lines) if (match := TITLE.fullmatch(line))]
+        for name, key, node in _entries(path, group):
+            try:
+                if name in values:
+                    raise ConfigError(f"{name} is defined twice")
+                if self.defaults and name not in self.defaults:
+                    raise ConfigError(_unknown(name, self.defaults))
+                value = _value(name, node)
+                values[name] = _convert(name, value, self.defaults.get(name, value))
+            except ConfigError as error:
+                raise _error(path, key, str(error)) from None
+            if not self.defaults:
+                self.comments[name] = self._comment(node)
+                above = bisect(titles, (key.start_mark.line,))
+                self.titles[name] = titles[above - 1][1] if above else ""
+        return values
+
+    def _comment(self, node) -> str:
+        end = node.end_mark
+        match = re.search(r"#\s*(.*)", self._lines[end.line][end.column :]) if end.line < len(self._lines) else None
+        return match[1].strip() if match else ""
+
+
+TITLE = re.compile(r"\s*# == (.*) ==\s*")
+
+
+def _error(path: Path | str, node, message: str) -> ConfigError:
+    return ConfigError(f"{path}:{node.start_mark.line + 1}: {message}")
+
+
+def _compose(path: Path | str) -> tuple[Any, list[str]]:
+    """The root node of a YAML file, a mapping, and the file's lines."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        root = YAML(typ="safe", pure=True).compose(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
+        raise ConfigError(f"{path}:{line + 1}: invalid YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read: nested too deeply") from None
+    if root is None or root.id != "mapping":
+        raise ConfigError(f"{path}:1: expected settings as `name: value`")
+    return root, text.splitlines()
+
+
+def _entries(path: Path | str, mapping, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name, key node and value node of each setting in a mapping node."""
+    for key, node in mapping.value:
+        if key.id != "scalar" or not re.fullmatch(r"[A-Za-z]\w*", key.value):
+            raise _error(path, key, f"{key.value if key.id == 'scalar' else 'this'} is not the name of a setting")
+        if node.id != "mapping" or not node.value:
+            yield prefix + key.value, key, node
+        elif prefix:
+            raise _error(path, key, f"{prefix}{key.value} is a group within a group")
+        else:
+            yield from _entries(path, node, f"{key.value}.")
+
+
+def _value(name: str, node) -> Any:
+    if node.id == "sequence" and all(item.id == "scalar" for item in node.value):
+        return [_value(name, item) for item in node.value]
+    if node.id != "scalar" or node.tag.endswith(":null"):
+        raise ConfigError(f"{name} has no value" if node.id != "sequence" else f"{name} is a list of lists or settings")
+    kind, text = node.tag.rpartition(":")[2], node.value
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind not in ("int", "float"):
+        return text
+    try:
+        if kind == "int":
+            return int(text)
+        # 1e6 counts steps and 1e-4 is a rate: without a point and with a positive exponent it is a whole number
+        return int(float(text)) if re.fullmatch(r"[-+]?\d+[eE]\+?\d+", text) else float(text)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{name} is {text}: expected a finite number in decimal digits") from None
+
+
+def save_config(config: Config, path: Path | str) -> None:
+    """Writes a config as YAML, whole or not at all."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False
+    with replacing(path, "w") as file:
+        yaml.dump(config.to_dict(), file)
+
+
+def read_config(path: Path | str) -> Config:
+    """Reads what `save_config` wrote; ConfigError, naming file and line, if the file is missing or damaged."""
+    values = {}
+    for name, key, node in _entries(path, _compose(path)[0]):
+        try:
+            values[name] = _value(name, node)
+        except ConfigError as error:
+            raise _error(path, key, str(error)) from None
+    return Config(_nest(values))
+
+
+# The command line
+
+
+def load_config(
+    argv: Sequence[str],
+    path: Path | str = CONFIGS,
+    extra: Mapping[str, tuple[Any, str]] | None = None,
+    base: Config | None = None,
+) -> Any:
+    """The settings of a command line.
+
+    `--configs A B` merges these groups of the file over its defaults, in order, nested settings one by one; flags
+    override both. A whole number may be written 1e4; a lone `--flag` means True; a list takes any number of words.
+
+    Args:
+        argv: the command line without the program.
+        path: the file of settings.
+        extra: flags that are not settings, name -> (default, comment for --help).
+        base: settings of an earlier run, which replace the defaults.
+
+    Returns the config, its `configs` naming the groups; with `extra`, a pair: the config, the values of these flags.
+    Prints --help and exits, or one line about what is wrong and exits with status 2.
+    """
+    actions = {name: default for name, (default, _) in (extra or {}).items()}
+    try:
+        file = ConfigFile(path)
+        if any(word in ("-h", "--help") for word in argv):
+            sys.stdout.write(_help(file, extra or {}))
+            raise SystemExit(0)
+        values = _merge(argv, {**file.defaults, "configs": [], **actions}, file.groups, base or {})
+    except ConfigError as error:
+        if distributed.rank() == 0:  # the others found the same
+            print("error:", *str(error).split(), file=sys.stderr)
+        raise SystemExit(2) from None
+    actions = Config({name: values.pop(name) for name in actions})
+    config = Config(_nest(values))
+    return config if extra is None else (config, actions)
+
+
+def _merge(argv: Sequence[str], defaults: dict[str, Any], groups: Mapping[str, dict], base: Mapping) -> dict[str, Any]:
+    """Flat values: the defaults, replaced by `base`, by the groups that --configs names, by flags."""
+    flags: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            flags.append((name, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            raise ConfigError(f"{word!r} is not a flag: settings are given as --name value")
+    # the settings of a run may be older or younger than these
+    replaced = {k: _convert(k, _thaw(v), defaults[k]) for k, v in _flatten(base) if k in defaults}
+    values = {**defaults, **replaced}
+    for flag, words in flags:
+        if flag not in defaults:
+            raise ConfigError(_unknown(flag, defaults, "--"))
+        if flag == "configs":
+            if not words:
+                raise ConfigError(f"--configs needs names: {', '.join(groups)}")
+            for group in words:
+                if group not in groups:
+                    raise ConfigError(f"unknown config {group}{nearest(group, groups, or_all=True)}")
+                values.update(groups[group])
+            values["configs"] = [*values["configs"], *words]
+    for flag, words in flags:
+        if flag != "configs":
+            values[flag] = _convert(f"--{flag}", _parse(flag, words, defaults[flag]), defaults[flag])
+    return values
+
+
+def _parse(flag: str, words: list[str], default: Any) -> Any:
+    """The words of a flag as bools and numbers where they look like it and the default is not a string."""
+    if isinstance(default, list):
+        return [_parse(flag, [word], default[0] if default else "") for word in words]
+    if isinstance(default, bool) and not words:
+        return True
+    if len(words) != 1:
+        got = f"got {len(words)}: {' '.join(words)}" if words else "got none"
+        raise ConfigError(f"--{flag} takes one value ({_expected(flag, default)}), {got}")
+    word = words[0]
+    if not isinstance(default, str) and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for number in () if isinstance(default, str) else (int, float):
+        with contextlib.suppress(ValueError):
+            return number(word)
+    return word
+
+
+def _help(file: ConfigFile, extra: Mapping[str, tuple[Any, str]]) -> str:
+    def line(name: str, default: Any, comment: str) -> str:
+        shown = " ".join(map(str, default)) or "(none)" if isinstance(default, list) else default
+        start = f"  --{name} " + ("''" if shown == "" else str(shown))
+        limits = LEGAL[name].text.strip() if name in LEGAL and not LEGAL[name].choices else ""
+        return f"{start:<42}  {comment}{limits and f' ({limits})'}".rstrip() + "\n"
+
+    text = "usage: python dreamer.py [--configs NAME ...] [--setting value ...]\n\n"
+    text += "Every setting, with its default. Step counts are environment steps, action repeat included.\n"
+    title = ""
+    for name, default in file.defaults.items():
+        if file.titles[name] != title:
+            title = file.titles[name]
+            text += f"\n{title}\n"
+        text += line(name, default, file.comments[name])
+    if extra:
+        text += "\nActions\n"
+        text += "".join(line(name, default, comment) for name, (default, comment) in extra.items())
+    text += "\nNamed configs, merged in the order in which --configs names them\n"
+    for group, settings in file.groups.items():
+        comment = file.comments[f":{group}"] or ", ".join(f"{name} {value}" for name, value in settings.items())
+        text += f"  {group:<20}  {comment}\n"
+    return text
+
+
+# Several settings
+
+
+def sees_images(config: Config) -> bool:
+    """Whether the encoder reads the image."""
+    return bool(re.match(config.encoder.cnn_keys, "image"))
+
+
+def check_config(config: Config) -> None:
+    """Raises ConfigError for settings that are legal one by one, but not together."""
+    c, ranks = config, distributed.size()
+    if len(c.size) != 2:
+        raise ConfigError(f"--size is {' '.join(map(str, c.size))}: expected height and width, such as 64 64")
+    images, (height, width), minres = sees_images(c), c.size, c.encoder.minres
+    masks = images and c.mask_ratio > 0
+    decodes = c.probe_decoder or "decoder" in c.grad_heads
+    problems = [
+        (images and height != width, f"--size {height} {width}: the encoder takes square images"),
+        (
+            images and height not in [minres * 2**stages for stages in range(1, 13)],
+            f"--size {height} {width}: expected --encoder.minres, {minres}, times 2, 4, 8, ..., for it to be halved to",
+        ),
+        (
+            masks and c.batch_length % c.block_size,
+            f"--batch_length {c.batch_length}: expected a multiple of --block_size {c.block_size}, the steps of a mask",
+        ),
+        (masks and c.patch_size > height, f"--patch_size {c.patch_size}: larger than the image, --size {height} {width}"),
+        *(
+            (c[name] % ranks, f"--{name} is {c[name]}: expected a multiple of the number of processes, {ranks}")
+            for name in ("batch_size", "envs", "imag_starts")
+        ),
+        (
+            c.time_limit < c.action_repeat,
+            f"--time_limit {c.time_limit}: expected one agent step or more, --action_repeat {c.action_repeat}",
+        ),
+        (
+            c.actor_min_std > c.actor_max_std,
+            f"--actor_min_std {c.actor_min_std}: above --actor_max_std {c.actor_max_std}",
+        ),
+        (
+            c.disag_offset >= c.batch_length,
+            f"--disag_offset {c.disag_offset}: expected less than --batch_length {c.batch_length}",
+        ),
+        (c.video_pred_log and not decodes, "--video_pred_log: there is no decoder; --probe_decoder True trains one"),
+        (
+            c.probe_decoder and "decoder" in c.grad_heads,
+            "--probe_decoder: --grad_heads has a decoder already, which trains the features",
+        ),
+        (
+            c.batch_length <= 5 and (c.probe_decoder or c.video_pred_log),
+            f"--batch_length is {c.batch_length}: a decoder's videos need more than 5 steps",
+        ),
+        (
+            c.from_checkpoint and not os.path.isfile(c.from_checkpoint),
+            f"--from_checkpoint {c.from_checkpoint}: there is no such file",
+        ),
+    ]
+    for wrong, message in problems:
+        if wrong:
+            raise ConfigError(message)
+
+
+def check_resume(config: Config, logdir: Path) -> None:
+    """Raises ConfigError if the run in `logdir` had other settings, apart from FREE_SETTINGS."""
+    path = logdir / "config.yaml"
+    if not path.exists() or config.allow_config_change:
+        return
+    # a setting that is younger than the run had its default
+    old, new = {**load_config([]).flat(), **read_config(path).flat()}, config.flat()
+    changed = [
+        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in FREE_SETTINGS
+    ]
+    if changed:
+        raise ConfigError(
+            f"--logdir {logdir} holds a run with other settings ({'; '.join(changed)}): "
+            "use another --logdir, or --allow_config_change True to resume with the new ones"
+        )
