@@ -1,0 +1,37 @@
+"""A contrastive loss between the features and the embedding: the control of R2-Dreamer (Morihira et al., ICLR 2026)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+import distributed
+
+from .base import Baseline, Projection
+
+
+def infonce_loss(projected: Tensor, embed: Tensor) -> Tensor:
+    """Cross-entropy of picking each row's own embedding among those of all ranks (van den Oord et al., 2018).
+
+    Args:
+        projected: (N, E) features, mapped to the embedding's size.
+        embed: (N, E); it gets no gradient.
+
+    Returns:
+        A scalar; the mean over ranks is the whole batch's.
+    """
+    # (N, ranks·N), this rank's own embeddings on a diagonal
+    logits = projected @ distributed.rows(embed.detach()).T
+    return -logits.log_softmax(-1).diagonal(distributed.rank() * len(projected)).mean()
+
+
+class InfoNCE(Baseline):
+    """The linear map of the features to the size of the embedding."""
+
+    def __init__(self, config, encoder, dynamics):
+        super().__init__(config, encoder, dynamics)
+        self.scales = {"infonce": config.infonce_scale}
+        self.projection = Projection(dynamics.feat_size, encoder.outputs, False, dynamics.dtype)
+
+    def loss(self, model, data, post, prior, feat, embed):
+        projected, embed = self.projection(feat).flatten(0, 1), embed.float().flatten(0, 1)
+        return {"infonce": infonce_loss(projected, embed)}, {}

@@ -1,0 +1,65 @@
+"""R2-Dreamer (Morihira et al., ICLR 2026): Barlow Twins between the features and the embedding, without a decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import distributed
+
+from .base import Baseline, Projection
+
+
+def barlow_twins_loss(projected: Tensor, embed: Tensor, off_diagonal: float = 5e-4) -> Tensor:
+    """Distance of the cross-correlation of two views from the identity (Zbontar et al., 2021).
+
+    Columns are standardized over the rows of all ranks, whose number is M: c = x1ᵀ·x2 / M, (E, E).
+
+    Args:
+        projected: (N, E) features, mapped to the embedding's size.
+        embed: (N, E); it gets no gradient.
+        off_diagonal: weight of the redundancy term.
+
+    Returns:
+        A scalar, Σᵢ (cᵢᵢ − 1)² + off_diagonal·Σ_{i≠j} cᵢⱼ². It is the whole batch's in every rank, and the mean over
+        ranks of its gradient is the whole batch's.
+    """
+    x1, x2 = standardize(gather_rows(projected)), standardize(distributed.rows(embed.detach()))
+    c = x1.T @ x2 / len(x1)
+    diagonal = c.diagonal()
+    invariance = ((diagonal - 1) ** 2).sum()
+    redundancy = (c**2).sum() - (diagonal**2).sum()
+    return invariance + off_diagonal * redundancy
+
+
+def standardize(x: Tensor) -> Tensor:
+    """Each column of x (N, E) with mean 0 and unbiased std 1."""
+    return (x - x.mean(0)) / (x.std(0) + 1e-8)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows of all ranks: (N, E) → (ranks·N, E), where this rank's rows pass their gradient, times the ranks.
+
+    Each rank has the gradient of a common loss at its own rows alone; as ranks average gradients, times their number
+    makes the average the sum over all rows.
+    """
+    ranks = distributed.size()
+    if ranks == 1:
+        return x
+    blocks = list(distributed.rows(x.detach()).chunk(ranks))
+    blocks[distributed.rank()] = blocks[distributed.rank()] + ranks * (x - x.detach())
+    return torch.cat(blocks)
+
+
+class R2Dreamer(Baseline):
+    """The linear map of the features to the size of the embedding."""
+
+    def __init__(self, config, encoder, dynamics):
+        super().__init__(config, encoder, dynamics)
+        self.scales = {"barlow": config.barlow_scale}
+        self.off_diagonal = config.barlow_lambda
+        self.projection = Projection(dynamics.feat_size, encoder.outputs, False, dynamics.dtype)
+
+    def loss(self, model, data, post, prior, feat, embed):
+        projected, embed = self.projection(feat).flatten(0, 1), embed.float().flatten(0, 1)
+        return {"barlow": barlow_twins_loss(projected, embed, self.off_diagonal)}, {}
