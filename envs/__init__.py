@@ -23,6 +23,7 @@ SETTINGS = (
     "shadow_size",
     "img_source",
     "resource_files",
+    "eval_resource_files",
     "total_frames",
     "distracting_cs_intensity",
     "ds_resource_path",
@@ -51,9 +52,11 @@ def make(
     action_repeat: int = 2,
     time_limit: int = 1000,
     image: bool = True,
+    evaluation: bool = False,
     shadow_size: int = 0,
     img_source: str = "video",
     resource_files: str = "",
+    eval_resource_files: str = "",
     total_frames: int = 1000,
     distracting_cs_intensity: float = 0.1,
     ds_resource_path: str = "",
@@ -63,8 +66,9 @@ def make(
     """Makes the env of a task: `dmc_{domain}_{task}[_{mode}]` (`cup` is ball_in_cup) or `rms_{task}`.
 
     seed: of the env's whole stream of episodes. size: (height, width) of the image. action_repeat: environment steps of
-    an agent step. time_limit: in environment steps. image: False leaves rendering out. The other settings belong to
-    single families; configs.yaml explains them.
+    an agent step. time_limit: in environment steps. image: False leaves rendering out. evaluation: whether
+    the env is one of evaluation, for settings that differ there. The other settings belong to single families;
+    configs.yaml explains them.
 
     Raises ValueError for an unknown domain, task or mode and for settings that cannot be; FileNotFoundError for assets
     that are missing.
@@ -101,8 +105,17 @@ def make(
         elif mode == "video":
             from .distracted import DistractedDMC
 
-            background = {"img_source": img_source, "resource_files": resource_files, "total_frames": total_frames}
-            env = DistractedDMC(domain, name, **common, **background, assets=assets)
+            env = DistractedDMC(
+                domain,
+                name,
+                **common,
+                evaluation=evaluation,
+                img_source=img_source,
+                resource_files=resource_files,
+                eval_resource_files=eval_resource_files,
+                total_frames=total_frames,
+                assets=assets,
+            )
         elif mode in ("distracting_cs", "sensor_cs"):
             from .distracting import DistractingCS
 

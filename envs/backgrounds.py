@@ -4,10 +4,12 @@ A cache file is an uncompressed .npy that every process maps read-only, so that 
 many envs show them. The first process to need it decodes; the others wait for it at a file lock.
 """
 
+import bisect
 import contextlib
 import fcntl
 import glob
 import hashlib
+import itertools
 import math
 import os
 import sys
@@ -23,26 +25,35 @@ from tqdm import tqdm
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what cannot be read is told in our own words
 
 IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
-_ORDER_SEED = 0  # of the files' shuffled order: fixed, so that all envs of a run show (and share) the same frames
 
 
 class Frames:
-    """Frames shown in order, wrapping around: from the first, or after `reset` from a random one on.
+    """Clips shown one after another, wrapping around: from the first frame, or after `reset` from a random one.
 
-    frames: (N, H, W, 3) uint8, or (N, H, W, 1) grayscale.
+    clips: arrays (N, H, W, 3) uint8, or (N, H, W, 1) grayscale.
     """
 
-    def __init__(self, frames: np.ndarray):
-        self.frames = frames
+    def __init__(self, clips: Sequence[np.ndarray]):
+        self.clips = clips
+        self._starts = [0, *itertools.accumulate(map(len, clips))]
         self._index = 0
 
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        clip = bisect.bisect_right(self._starts, index) - 1
+        return self.clips[clip][index - self._starts[clip]]
+
     def reset(self, rng: np.random.Generator) -> None:
-        self._index = int(rng.integers(len(self.frames)))
+        self._index = int(rng.integers(len(self)))
 
     def next(self) -> np.ndarray:
-        """The current frame (H, W, 3); moves on to the one after it."""
-        frame = self.frames[self._index]
-        self._index = (self._index + 1) % len(self.frames)
+        """The current frame (H, W, 3); advances to the next one."""
+        frame = self[self._index]
+        self._index = (self._index + 1) % len(self)
         return frame if frame.shape[-1] == 3 else cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
 
 
@@ -122,13 +133,22 @@ class Clouds:
 
 
 def make_source(
-    img_source: str, size: tuple[int, int], *, resource_files: str = "", total_frames: int = 1000, cache: str | Path
+    img_source: str,
+    size: tuple[int, int],
+    *,
+    seed: int = 0,
+    evaluation: bool = False,
+    resource_files: str = "",
+    eval_resource_files: str = "",
+    total_frames: int = 1000,
+    cache: str | Path,
 ) -> Frames | Clouds | Noise | Color:
     """The background of a `_video` task.
 
-    img_source: `video` (all frames of the files, the files in shuffled order, up to total_frames), `images` (a file a
-    frame, in the order of their names, up to total_frames), both grayscale and resized to `size`; `clouds`, `noise` or
-    `color`, which need no files. size: (height, width). resource_files: glob, or a folder.
+    img_source: `video` (all frames of the files, the files in an order that depends on the seed, up to total_frames),
+    `images` (a file a frame, in the order of their names, up to total_frames), both grayscale and resized to `size`;
+    `clouds`, `noise` or `color`, which need no files. size: (height, width). seed: the env's. resource_files: glob, or
+    a folder; eval_resource_files: those of an evaluation env, by default the same.
 
     Raises ValueError for an unknown img_source, total_frames below 1 and a file that is no video or image;
     FileNotFoundError where there are no files.
@@ -140,28 +160,31 @@ def make_source(
         return generated[img_source](size)
     if total_frames != int(total_frames) or total_frames < 1:
         raise ValueError(f"--total_frames is {total_frames}: expected a whole number above 0")
-    files = find_files(resource_files, img_source)
-    if img_source == "video":
-        files = [files[i] for i in np.random.default_rng(_ORDER_SEED).permutation(len(files))]
-    read = read_video if img_source == "video" else read_image
-    return Frames(load_clips([files], size, grayscale=True, limit=int(total_frames), cache=cache, read=read)[0])
+    if eval_resource_files:  # a training env checks them too: a run fails at its start, not at its first evaluation
+        held_out = find_files(eval_resource_files, img_source, "--eval_resource_files")
+    files = held_out if evaluation and eval_resource_files else find_files(resource_files, img_source)
+    settings = {"grayscale": True, "limit": int(total_frames), "cache": cache}
+    if img_source == "images":
+        return Frames(load_clips([files], size, read=read_image, **settings))
+    order = np.random.default_rng([seed, 0, 1]).permutation(len(files))  # no stream of an episode, those are [seed, n]
+    return Frames(load_clips([[files[i]] for i in order], size, **settings))
 
 
-def find_files(resource_files: str, img_source: str) -> list[Path]:
+def find_files(resource_files: str, img_source: str, flag: str = "--resource_files") -> list[Path]:
     """The files of a glob, or of a folder, sorted by path; hidden files are left out."""
-    remedy = "name your own, such as --resource_files 'FOLDER/*.jpg'; --img_source clouds, noise or color needs none"
+    remedy = f"name your own, such as {flag} 'FOLDER/*.jpg'; --img_source clouds, noise or color needs none"
     if img_source == "video":
         remedy = (
             remedy.replace("jpg", "mp4") + "; python setup/download_assets.py kinetics --videos FOLDER makes them small"
         )
     if not resource_files:
-        raise FileNotFoundError(f"--img_source {img_source} needs --resource_files: {remedy}")
+        raise FileNotFoundError(f"--img_source {img_source} needs {flag}: {remedy}")
     pattern = os.path.expanduser(resource_files)
     if os.path.isdir(pattern):
         pattern = os.path.join(glob.escape(pattern), "*")
     files = sorted(Path(name).absolute() for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
     if not files:
-        raise FileNotFoundError(f"--resource_files {resource_files}: no file there; {remedy}")
+        raise FileNotFoundError(f"{flag} {resource_files}: no file there; {remedy}")
     return files
 
 
@@ -226,27 +249,34 @@ def load_clips(
 ) -> list[np.ndarray]:
     """Clips as read-only arrays (N, H, W, 3), or (N, H, W, 1) in grayscale, that all processes share.
 
-    A clip is a list of files whose frames follow one another, at most `limit` of them, resized bilinearly to `size`
-    (height, width). It is decoded at its first use and then found in the folder `cache`, named after its files' paths,
-    sizes and times. Where that folder cannot be written, a temporary one takes its place, and a line says so.
+    A clip is a list of files whose frames follow one another, resized bilinearly to `size` (height, width). `limit` is
+    the maximum number of frames of all clips together: the last clip is cut, and those after it are not read. A clip is
+    decoded at its first use and then found in the folder `cache`, named after its files' paths, sizes and times. Where
+    that folder cannot be written, a temporary one takes its place, and a line says so.
     """
-    names = [_cache_name(clip, size, grayscale, limit, read) for clip in clips]
-    arrays = [_open_cached(Path(cache) / name) for name in names]
-    if all(array is not None for array in arrays):
-        return arrays
-    with _locked_folder(Path(cache)) as folder:
-        arrays = [_open_cached(folder / name) for name in names]
-        missing = [i for i, array in enumerate(arrays) if array is None]
-        if missing and folder != Path(cache):
-            print(f"{Path(cache).absolute()} cannot be written: decoded frames go to {folder}", file=sys.stderr)
-        # A progress bar on a terminal: of frames where their number is known, else of files.
-        total, unit = (len(missing) * limit, "frame") if limit else (sum(len(clips[i]) for i in missing), "file")
-        with tqdm(total=total, unit=unit, desc="decoding backgrounds", disable=None) as bar:
-            for i in missing:
-                frames = _decode(clips[i], size, grayscale, limit, read, bar)
-                _save(folder / names[i], frames)
-                arrays[i] = _open_cached(folder / names[i])
-            bar.total = bar.n  # fewer frames than the limit are all there are
+    folder, bar, decoded = Path(cache), None, False
+    arrays, left = [], limit or sys.maxsize
+    with contextlib.ExitStack() as on_exit:
+        for clip in clips:
+            name = _cache_name(clip, size, grayscale, limit, read)
+            array = _open_cached(folder / name)
+            if array is None and bar is None:  # from here on other processes wait, for this one may decode
+                folder = on_exit.enter_context(_locked_folder(folder))
+                # A progress bar on a terminal: of frames where their number is known, else of files.
+                total, unit = (limit, "frame") if limit else (sum(map(len, clips)), "file")
+                bar = on_exit.enter_context(tqdm(total=total, unit=unit, desc="decoding backgrounds", disable=None))
+                array = _open_cached(folder / name)
+            if array is None:
+                if folder != Path(cache) and not decoded:
+                    print(f"{Path(cache).absolute()} cannot be written: decoded frames go to {folder}", file=sys.stderr)
+                _save(folder / name, _decode(clip, size, grayscale, limit, read, bar))
+                array, decoded = _open_cached(folder / name), True
+            arrays.append(array[:left])
+            left -= len(arrays[-1])
+            if not left:
+                break
+        if bar is not None:
+            bar.total = bar.n  # what was to be decoded
     return arrays
 
 

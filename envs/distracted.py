@@ -29,10 +29,10 @@ class DistractedDMC(DMC):
     """`dmc_{domain}_{task}_video`: what is blue in the frame shows a background instead (deep_bisim4control).
 
     The suite's shared look is changed so that blue means background: see `altered_look`. One frame of the background
-    for each agent step, wrapping around, from a random one on in each episode.
+    for each agent step, wrapping around, starting from a random one in each episode.
 
-    img_source, resource_files, total_frames: see `backgrounds.make_source`. assets: folder of the downloaded assets;
-    decoded frames are cached in its folder `cache`. The other arguments are DMC's.
+    evaluation, img_source, resource_files, eval_resource_files, total_frames: see `backgrounds.make_source`. assets:
+    folder of the downloaded assets; decoded frames are cached in its folder `cache`. The other arguments are DMC's.
     """
 
     def __init__(
@@ -40,18 +40,30 @@ class DistractedDMC(DMC):
         domain: str,
         task: str,
         *,
+        seed: int = 0,
         size: tuple[int, int] = (64, 64),
         image: bool = True,
+        evaluation: bool = False,
         img_source: str = "video",
         resource_files: str = "",
+        eval_resource_files: str = "",
         total_frames: int = 1000,
         assets: str = "assets",
         **kwargs,
     ):
-        settings = {"resource_files": resource_files, "total_frames": total_frames, "cache": Path(assets) / "cache"}
-        self._background = backgrounds.make_source(img_source, size, **settings) if image else None
+        if image:
+            self._background = backgrounds.make_source(
+                img_source,
+                size,
+                seed=seed,
+                evaluation=evaluation,
+                resource_files=resource_files,
+                eval_resource_files=eval_resource_files,
+                total_frames=total_frames,
+                cache=Path(assets) / "cache",
+            )
         look = {"camera": CAMERA, "assets": altered_look(domain)}
-        super().__init__(domain, task, size=size, image=image, **look, **kwargs)
+        super().__init__(domain, task, seed=seed, size=size, image=image, **look, **kwargs)
 
     def begin_episode(self) -> None:
         if self.image:
@@ -148,7 +160,7 @@ class DMCGS(DMC):
             index = self.rng.integers(COLORS)
             self._recolor(**{name: colors[index] for name, colors in self._colors.items()})
         if self._videos is not None:
-            self._video = backgrounds.Frames(self._videos[(self.seed + self._episode) % len(self._videos)])
+            self._video = backgrounds.Frames([self._videos[(self.seed + self._episode) % len(self._videos)]])
 
     def render(self) -> np.ndarray:
         frame = super().render()

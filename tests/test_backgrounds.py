@@ -48,7 +48,7 @@ def videos(tmp_path) -> Path:
     return folder
 
 
-def levels(frames: np.ndarray) -> list[int]:
+def levels(frames) -> list[int]:
     return [round(float(frame.mean())) for frame in frames]
 
 
@@ -57,18 +57,51 @@ def source(folder: Path, cache: Path, **kwargs):
 
 
 def test_videos_come_whole_in_shuffled_order(videos, tmp_path):
-    frames = source(videos, tmp_path / "cache").frames
-    assert frames.shape == (18, *SIZE, 1) and frames.dtype == np.uint8 and not frames.flags.writeable
+    frames = source(videos, tmp_path / "cache")
+    assert len(frames) == len(list(frames)) == 18
+    assert frames[0].shape == (*SIZE, 1) and frames[0].dtype == np.uint8 and not frames[0].flags.writeable
     got = np.array(levels(frames)).reshape(6, 3)
     assert np.abs(np.sort(got[:, 0]) - np.arange(10, 190, 30)).max() <= 4  # every file, once
     assert list(got[:, 0]) != sorted(got[:, 0])  # not in the order of the names
     assert np.abs(np.diff(got) - 2).max() <= 1  # and the frames of a file in their own order
 
 
+def test_the_seed_settles_the_order_of_the_videos(videos, tmp_path):
+    """Each env has an order of its own; the decoded files are shared."""
+    orders = [tuple(levels(source(videos, tmp_path / "cache", seed=seed))[::3]) for seed in (0, 1, 2, 3, 0)]
+    assert orders[0] == orders[4] and len(set(orders)) == 4 and len({tuple(sorted(order)) for order in orders}) == 1
+    firsts = {tuple(levels(source(videos, tmp_path / "cache", seed=seed, total_frames=3))) for seed in range(20)}
+    assert len(firsts) == 6  # so that envs that show few of many files show different ones
+    cached = list((tmp_path / "cache").glob("clip*.npy"))
+    assert len(cached) == 12  # per file and limit, and not per seed
+
+
+def test_evaluation_shows_held_out_files(videos, tmp_path):
+    write_video(tmp_path / "held_out" / "a.mp4", flat_frames([230, 232]))
+    held_out = {"eval_resource_files": f"{tmp_path}/held_out/*.mp4"}
+    cache = tmp_path / "cache"
+    assert max(levels(source(videos, cache, **held_out))) < 200
+    assert min(levels(source(videos, cache, evaluation=True, **held_out))) > 200
+    assert len(source(videos, cache, evaluation=True)) == 18  # none are named: the same files
+    # an evaluation alone needs no others; training says at its start that those of its evaluations are missing
+    assert len(source(tmp_path / "nothing", cache, evaluation=True, **held_out)) == 2
+    with pytest.raises(FileNotFoundError, match=r"--eval_resource_files .*nowhere: no file there"):
+        source(videos, cache, eval_resource_files="nowhere")
+
+
 def test_total_frames_cuts_the_same_sequence(videos, tmp_path):
-    whole, cut = (source(videos, tmp_path / "cache", total_frames=n).frames for n in (1000, 7))
-    assert len(cut) == 7
-    np.testing.assert_array_equal(cut, whole[:7])
+    whole, cut = (source(videos, tmp_path / "cache", total_frames=n) for n in (1000, 7))
+    assert len(cut) == 7 and len(whole) == 18
+    np.testing.assert_array_equal(np.stack(list(cut)), np.stack(list(whole))[:7])
+
+
+def test_files_beyond_total_frames_are_not_read(videos, tmp_path):
+    for path in videos.iterdir():
+        path.write_bytes(path.read_bytes() if path.name == "clip0.mp4" else b"unreadable")
+    seed = next(s for s in range(50) if np.random.default_rng([s, 0, 1]).permutation(6)[0] == 0)
+    assert len(source(videos, tmp_path / "cache", seed=seed, total_frames=3)) == 3
+    with pytest.raises(ValueError, match="not a readable video"):
+        source(videos, tmp_path / "cache", seed=seed, total_frames=4)
 
 
 def test_one_frame_a_step_wrapping_from_a_random_start(videos, tmp_path):
@@ -78,12 +111,12 @@ def test_one_frame_a_step_wrapping_from_a_random_start(videos, tmp_path):
         background.reset(np.random.default_rng(episode))
         shown = [background.next().copy() for _ in range(20)]
         assert shown[0].shape == (*SIZE, 3) and (shown[0][..., :1] == shown[0]).all()
-        starts.append(next(i for i in range(18) if (background.frames[i] == shown[0][..., :1]).all()))
+        starts.append(next(i for i in range(18) if (background[i] == shown[0][..., :1]).all()))
         for t, frame in enumerate(shown):
-            np.testing.assert_array_equal(frame[..., :1], background.frames[(starts[-1] + t) % 18])
+            np.testing.assert_array_equal(frame[..., :1], background[(starts[-1] + t) % 18])
     assert len(set(starts)) > 5
     background.reset(np.random.default_rng(3))
-    np.testing.assert_array_equal(background.next()[..., :1], background.frames[starts[3]])
+    np.testing.assert_array_equal(background.next()[..., :1], background[starts[3]])
 
 
 def test_grayscale_is_luminance_and_color_keeps_its_channels(tmp_path):
@@ -103,8 +136,8 @@ def test_images_are_the_frames_in_the_order_of_their_names(tmp_path):
     for i, suffix in enumerate(("jpg", "png", "jpg")):
         cv2.imwrite(str(folder / f"{i}.{suffix}"), flat_frames([50 * i + 20])[0])
     images = {"resource_files": str(folder), "cache": tmp_path / "cache"}  # a folder is as good as a glob
-    assert levels(backgrounds.make_source("images", SIZE, **images).frames) == [20, 70, 120]
-    assert levels(backgrounds.make_source("images", SIZE, total_frames=2, **images).frames) == [20, 70]
+    assert levels(backgrounds.make_source("images", SIZE, **images)) == [20, 70, 120]
+    assert levels(backgrounds.make_source("images", SIZE, total_frames=2, **images)) == [20, 70]
 
 
 def test_noise_and_color_need_no_files(tmp_path):
@@ -161,22 +194,24 @@ def test_both_decoders_agree(tmp_path):
 
 def test_files_are_decoded_once_and_anew_when_they_change(videos, tmp_path):
     cache = tmp_path / "cache"
-    source(videos, cache)
-    (file,) = cache.glob("*.npy")
-    before = file.stat()
-    np.testing.assert_array_equal(source(videos, cache).frames, np.load(file))
-    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    frames = np.stack(list(source(videos, cache)))
+
+    def inodes():
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in cache.glob("*.npy")}
+
+    before = inodes()
+    assert len(before) == 6
+    np.testing.assert_array_equal(np.stack(list(source(videos, cache))), frames)
+    assert inodes() == before
 
     write_video(videos / "clip0.mp4", flat_frames([250, 252]))
-    assert max(levels(source(videos, cache).frames)) > 240
-    assert len(list(cache.glob("*.npy"))) == 2
+    assert max(levels(source(videos, cache))) > 240
+    assert len(inodes()) == 7
 
-    file.write_bytes(file.read_bytes()[:100])  # cut short, by a crash of the machine
-    os.utime(videos / "clip0.mp4")
-    assert len(source(videos, cache).frames) == 17
-    for path in cache.glob("*.npy"):
-        path.write_bytes(b"")
-    assert len(source(videos, cache).frames) == 17
+    for content in (lambda path: path.read_bytes()[:100], lambda path: b""):  # cut short, by a crash of the machine
+        for path in cache.glob("*.npy"):
+            path.write_bytes(content(path))
+        assert len(source(videos, cache)) == 17
     assert not list(cache.glob("*.tmp"))
 
 
@@ -190,9 +225,9 @@ LOAD = """
 import os, sys
 from envs import backgrounds
 files, cache = sys.argv[1:]
-frames = backgrounds.make_source("video", (64, 64), resource_files=files, total_frames=4000, cache=cache).frames
-path, = [line.split()[-1] for line in open("/proc/self/maps") if line.rstrip().endswith(".npy")]
-print(len(frames), int(frames.sum()), os.stat(path).st_ino, path)
+frames = backgrounds.make_source("video", (64, 64), resource_files=files, total_frames=4000, cache=cache)
+paths = {line.split()[-1] for line in open("/proc/self/maps") if line.rstrip().endswith(".npy")}
+print(len(frames), sum(int(frame.sum()) for frame in frames), *sorted((os.stat(path).st_ino, path) for path in paths))
 """
 
 
@@ -229,7 +264,7 @@ import sys
 from envs.distracted import DistractedDMC
 files, assets = sys.argv[1:]
 env = DistractedDMC("cartpole", "swingup", resource_files=files, total_frames=4000, assets=assets)
-print(int(env._background.frames.sum()), flush=True)  # touches every page
+print(sum(int(frame.sum()) for frame in env._background), flush=True)  # touches every page
 sys.stdin.readline()
 entry, pss, rss = False, 0, 0
 for line in open("/proc/self/smaps"):
@@ -239,7 +274,7 @@ for line in open("/proc/self/smaps"):
         pss += int(line.split()[1])
     elif entry and line.startswith("Rss:"):
         rss += int(line.split()[1])
-print(pss, rss, env._background.frames.nbytes // 1024, flush=True)
+print(pss, rss, sum(clip.nbytes for clip in env._background.clips) // 1024, flush=True)
 sys.stdin.readline()
 """
 
@@ -282,11 +317,11 @@ def test_a_cache_folder_that_cannot_be_written(videos, tmp_path, capsys, monkeyp
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "file").write_text("in the way")
     cache = tmp_path / "file" / "cache"
-    frames = source(videos, cache).frames
+    frames = np.stack(list(source(videos, cache)))
     assert len(frames) == 18
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(cache) in said and "hrssm-cache" in said
-    np.testing.assert_array_equal(source(videos, cache).frames, frames)
+    np.testing.assert_array_equal(np.stack(list(source(videos, cache))), frames)
     assert capsys.readouterr().err == ""  # told when decoding, not by every env
 
 

@@ -6,7 +6,9 @@ import pytest
 from test_backgrounds import flat_frames, write_video
 
 import envs
-from envs import distracted
+from collect import make_envs
+from config import load_config
+from envs import backgrounds, distracted
 from envs.dmc import DMC
 
 SPARED = ("self", "effector", "target", "site")  # materials that a mask must spare
@@ -71,7 +73,7 @@ def test_mask_takes_the_scene_and_spares_the_robot(domain):
 
 @pytest.mark.parametrize("mode", ["video", "color_easy", "color_hard", "video_easy", "video_hard"])
 def test_the_quadruped_is_seen_by_camera_0(mode, tmp_path):
-    """A plain quadruped is seen by camera 2; with a distraction each pixel that the distraction leaves is camera 0's."""
+    """A plain quadruped is seen by camera 2; under a distraction it is camera 0 whose pixels are replaced."""
     if mode.startswith("video_"):
         write_video(tmp_path / "dmcgb" / mode / "video0.mp4", flat_frames([90, 90]))
     env = envs.make(f"dmc_quadruped_walk_{mode}", img_source="noise", assets=str(tmp_path))
@@ -133,7 +135,7 @@ def play(env, episode: int, steps: int) -> np.ndarray:
 def test_background_shows_where_blue_is_and_moves_on_each_step(settings):
     env = envs.make("dmc_cartpole_swingup_video", seed=3, size=(48, 40), **settings)
     bare = DMC("cartpole", "swingup", seed=3, size=(48, 40), assets=distracted.altered_look("cartpole"))
-    source = env._background.frames
+    source = env._background
     starts = set()
     for episode in (0, 1):
         frames, stock = play(env, episode, 26), play(bare, episode, 26)
@@ -152,7 +154,7 @@ def test_background_shows_where_blue_is_and_moves_on_each_step(settings):
     bare.close()
 
 
-@pytest.mark.parametrize("img_source", ["video", "images", "noise", "color"])
+@pytest.mark.parametrize("img_source", backgrounds.IMG_SOURCES)
 def test_a_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(settings, tmp_path, img_source):
     if img_source == "images":
         for level in range(20, 220, 10):
@@ -165,6 +167,27 @@ def test_a_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(settings,
         np.testing.assert_array_equal(play(second, episode, 2), episodes[episode])
     assert (episodes[1] != episodes[2]).mean() > 0.5 and (play(other, 0, 2) != episodes[0]).mean() > 0.5
     for env in (first, second, other):
+        env.close()
+
+
+@pytest.mark.parametrize("img_source", ["video", "clouds", "noise", "color"])
+def test_evaluation_has_backgrounds_of_its_own(settings, img_source):
+    """In training, its evaluations, and an evaluation of the checkpoint: six envs, six backgrounds."""
+    flags = {"task": "dmc_cartpole_swingup_video", "img_source": img_source, "parallel": False, **settings}
+    config = load_config([f"--{key}={value}" for key, value in flags.items()])
+    corners = set()
+    for mode in ("train", "eval", "eval_only"):
+        with make_envs(config, mode, 2, image=True) as group:
+            corners |= {obs["image"][:8, :8].tobytes() for obs in group.reset([0, 0])}  # sky
+    assert len(corners) == 6
+
+
+def test_held_out_files_are_for_evaluation_envs(settings, tmp_path):
+    write_video(tmp_path / "held_out" / "c.mp4", flat_frames([255] * 3))
+    settings["eval_resource_files"] = str(tmp_path / "held_out")
+    for evaluation in (False, True):
+        env = envs.make("dmc_cartpole_swingup_video", size=(32, 32), evaluation=evaluation, **settings)
+        assert (env.reset()["image"][0, 0] > 250).all() == evaluation
         env.close()
 
 
