@@ -45,8 +45,8 @@ class Legal(NamedTuple):
     """The legal values of a setting, or of each item if it is a list."""
 
     allows: Callable[[Any], bool]
-    text: str  # completes "a number", "a word", ...
-    choices: tuple = ()
+    text: str = ""  # completes "expected a number", "expected a word", ...
+    choices: tuple = ()  # if they are few; then the setting's comment in configs.yaml names them too
 
 
 def between(low: float, high: float) -> Legal:
@@ -70,16 +70,16 @@ def _is_pattern(value: str) -> bool:
     return True
 
 
-text = Legal(lambda value: True, "")
-nonempty = Legal(bool, ", not empty")
-pattern = Legal(_is_pattern, ", a regular expression")
+TEXT = Legal(lambda value: True)
+NONEMPTY = Legal(bool, " that is not empty")
+PATTERN = Legal(_is_pattern, " that is a regular expression")
 
 # Every setting that is not True or False stands in exactly one row. A lower bound is where a value would fail or mean
 # nothing; an upper bound is where a run would not end, not fit into any machine, or not stay finite.
 _ROWS = (
     # Run
-    ("logdir task", nonempty),
-    ("assets device ds_resource_path eval_tasks from_checkpoint resource_files scan_path", text),
+    ("logdir task", NONEMPTY),
+    ("assets device ds_resource_path eval_tasks from_checkpoint resource_files scan_path eval_resource_files", TEXT),
     ("seed", between(0, 1e18)),
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),
@@ -105,7 +105,7 @@ _ROWS = (
     ("encoder.cnn_depth", between(1, 1024)),
     ("encoder.kernel_size", between(1, 32)),
     ("encoder.minres", between(1, 2048)),
-    ("encoder.mlp_keys encoder.cnn_keys", pattern),
+    ("encoder.mlp_keys encoder.cnn_keys", PATTERN),
     ("dyn_cell", one_of("gru_layer_norm")),
     ("dyn_mean_act", one_of("none", "tanh5")),
     ("dyn_std_act", one_of("sigmoid2", "sigmoid", "softplus", "abs")),
@@ -176,11 +176,6 @@ class Config(Mapping):
 
     def __setattr__(self, key: str, value: Any) -> None:
         raise AttributeError(f"settings are read only: use replace({key}=...)")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and self.to_dict() == Config(other).to_dict()
-
-    __hash__ = None
 
     def __repr__(self) -> str:
         return f"Config({self.to_dict()})"
@@ -330,15 +325,13 @@ class ConfigFile:
             except ConfigError as error:
                 raise _error(path, key, str(error)) from None
             if not self.defaults:
-                self.comments[name] = self._comment(node)
+                self.comments[name] = self._comment(key)
                 above = bisect(titles, (key.start_mark.line,))
                 self.titles[name] = titles[above - 1][1] if above else ""
         return values
 
-    def _comment(self, node) -> str:
-        end = node.end_mark
-        match = re.search(r"#\s*(.*)", self._lines[end.line][end.column :]) if end.line < len(self._lines) else None
-        return match[1].strip() if match else ""
+    def _comment(self, key) -> str:
+        return self._lines[key.end_mark.line].partition("  # ")[2].strip()
 
 
 TITLE = re.compile(r"\s*# == (.*) ==\s*")
@@ -515,8 +508,8 @@ def _help(file: ConfigFile, extra: Mapping[str, tuple[Any, str]]) -> str:
     def line(name: str, default: Any, comment: str) -> str:
         shown = " ".join(map(str, default)) or "(none)" if isinstance(default, list) else default
         start = f"  --{name} " + ("''" if shown == "" else str(shown))
-        limits = LEGAL[name].text.strip() if name in LEGAL and not LEGAL[name].choices else ""
-        return f"{start:<42}  {comment}{limits and f' ({limits})'}".rstrip() + "\n"
+        limits = f" ({legal.text.strip()})" if (legal := LEGAL.get(name, TEXT)).text.startswith(" from") else ""
+        return f"{start:<42}  {comment}{limits}".rstrip() + "\n"
 
     text = "usage: python dreamer.py [--configs NAME ...] [--setting value ...]\n\n"
     text += "Every setting, with its default. Step counts are environment steps, action repeat included.\n"
@@ -547,55 +540,34 @@ def sees_images(config: Config) -> bool:
 def check_config(config: Config) -> None:
     """Raises ConfigError for settings that are legal one by one, but not together."""
     c, ranks = config, distributed.size()
-    if len(c.size) != 2:
-        raise ConfigError(f"--size is {' '.join(map(str, c.size))}: expected height and width, such as 64 64")
-    images, (height, width), minres = sees_images(c), c.size, c.encoder.minres
-    masks = images and c.mask_ratio > 0
-    decodes = c.probe_decoder or "decoder" in c.grad_heads
-    problems = [
-        (images and height != width, f"--size {height} {width}: the encoder takes square images"),
-        (
-            images and height not in [minres * 2**stages for stages in range(1, 13)],
-            f"--size {height} {width}: expected --encoder.minres, {minres}, times 2, 4, 8, ..., for it to be halved to",
-        ),
-        (
-            masks and c.batch_length % c.block_size,
-            f"--batch_length {c.batch_length}: expected a multiple of --block_size {c.block_size}, the steps of a mask",
-        ),
-        (masks and c.patch_size > height, f"--patch_size {c.patch_size}: larger than the image, --size {height} {width}"),
-        *(
-            (c[name] % ranks, f"--{name} is {c[name]}: expected a multiple of the number of processes, {ranks}")
-            for name in ("batch_size", "envs", "imag_starts")
-        ),
-        (
-            c.time_limit < c.action_repeat,
-            f"--time_limit {c.time_limit}: expected one agent step or more, --action_repeat {c.action_repeat}",
-        ),
-        (
-            c.actor_min_std > c.actor_max_std,
-            f"--actor_min_std {c.actor_min_std}: above --actor_max_std {c.actor_max_std}",
-        ),
-        (
-            c.disag_offset >= c.batch_length,
-            f"--disag_offset {c.disag_offset}: expected less than --batch_length {c.batch_length}",
-        ),
-        (c.video_pred_log and not decodes, "--video_pred_log: there is no decoder; --probe_decoder True trains one"),
-        (
-            c.probe_decoder and "decoder" in c.grad_heads,
-            "--probe_decoder: --grad_heads has a decoder already, which trains the features",
-        ),
-        (
-            c.batch_length <= 5 and (c.probe_decoder or c.video_pred_log),
-            f"--batch_length is {c.batch_length}: a decoder's videos need more than 5 steps",
-        ),
-        (
-            c.from_checkpoint and not os.path.isfile(c.from_checkpoint),
-            f"--from_checkpoint {c.from_checkpoint}: there is no such file",
-        ),
-    ]
-    for wrong, message in problems:
-        if wrong:
-            raise ConfigError(message)
+
+    def require(true: Any, problem: str) -> None:
+        if not true:
+            raise ConfigError(problem)
+
+    size, minres = " ".join(map(str, c.size)), c.encoder.minres
+    require(len(c.size) == 2, f"--size {size}: expected height and width, such as 64 64")
+    if sees_images(c):
+        sides = [minres * 2**stages for stages in range(1, 13)]
+        require(c.size[0] == c.size[1], f"--size {size}: the encoder takes square images")
+        require(c.size[0] in sides, f"--size {size}: expected --encoder.minres {minres} times 2, 4, 8 or so on")
+    if sees_images(c) and c.mask_ratio:
+        whole = c.batch_length % c.block_size == 0
+        require(whole, f"--batch_length {c.batch_length} is not a multiple of --block_size {c.block_size}, of the mask")
+        require(c.patch_size <= c.size[0], f"--patch_size {c.patch_size} is larger than the image, --size {size}")
+    for name in ("batch_size", "envs", "imag_starts"):
+        require(c[name] % ranks == 0, f"--{name} is {c[name]}: expected a multiple of {ranks}, for {ranks} processes")
+    repeat, low, high = c.action_repeat, c.actor_min_std, c.actor_max_std
+    require(repeat <= c.time_limit, f"--time_limit {c.time_limit} is shorter than --action_repeat {repeat}")
+    require(low <= high, f"--actor_min_std {low} is above --actor_max_std {high}")
+    offset, length, decoder = c.disag_offset, c.batch_length, "decoder" in c.grad_heads
+    require(offset < length, f"--disag_offset {offset}: expected less than --batch_length {length}")
+    require(not (c.probe_decoder and decoder), "--probe_decoder: --grad_heads has a decoder, so there is one already")
+    if c.video_pred_log or c.probe_decoder:
+        require(decoder or c.probe_decoder, "--video_pred_log: there is no decoder; --probe_decoder True trains one")
+        require(length > 5, f"--batch_length is {length}: a decoder's videos need more than 5 steps")
+    exists = not c.from_checkpoint or os.path.isfile(c.from_checkpoint)
+    require(exists, f"--from_checkpoint {c.from_checkpoint}: there is no such file")
 
 
 def check_resume(config: Config, logdir: Path) -> None:
