@@ -1,23 +1,21 @@
-"""Config, logging, checkpoints, random states, signals: what a run needs besides the agent and its data.
+"""Logging, checkpoints, random states, signals: what a run needs besides the agent and its data.
 
-Torch and TensorBoard are imported where they are used: the config is read in a moment, and dreamer.py can set up the
-process before torch comes in.
+Torch and TensorBoard are imported where they are used: config.py, which imports this file, is quick, and dreamer.py can
+set up the process before torch is imported.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import math
 import os
 import random
-import re
 import signal
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -25,418 +23,12 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 import distributed
+import video
 
 if TYPE_CHECKING:
     import torch
 
-CONFIGS = Path(__file__).with_name("configs.yaml")
-
-
-# Config
-
-
-class ConfigError(ValueError):
-    """A setting that the user has to correct; the message is one line."""
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """`; did you mean a, b?`, or nothing if no name is close."""
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-class Config(Mapping):
-    """Settings, read only: `config.encoder.cnn_depth` or `config["encoder"]["cnn_depth"]`. Lists are tuples in it."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, Any]):
-        frozen = {key: _freeze(value) for key, value in values.items()}
-        object.__setattr__(self, "_values", frozen)
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getattr__(self, key: str) -> Any:
-        if key.startswith("__"):
-            raise AttributeError(key)
-        try:
-            return self._values[key]
-        except KeyError:
-            raise AttributeError(f"no setting {key}{nearest(key, self._values)}") from None
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        raise AttributeError(f"settings are read only: use replace({key}=...)")
-
-    __delattr__ = __setattr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and self.to_dict() == Config(other).to_dict()
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        return f"Config({self.to_dict()})"
-
-    def __reduce__(self):
-        return Config, (self.to_dict(),)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists, as YAML and JSON know them."""
-        return {key: _thaw(value) for key, value in self._values.items()}
-
-    def flat(self) -> dict[str, Any]:
-        """One entry a setting, nested ones under dotted names, as flags spell them."""
-        return dict(_flatten(self.to_dict()))
-
-    def replace(self, **changes: Any) -> Config:
-        """A copy with other values: `replace(batch_size=8, encoder={"cnn_depth": 16})`; dotted names work too.
-
-        Raises ConfigError for an unknown name or a value of another type.
-        """
-        values = self.to_dict()
-        known = self.flat()
-        for name, value in _flatten(changes):
-            if name not in known:
-                raise ConfigError(f"unknown setting {name}{nearest(name, list(known))}")
-            _assign(values, name, _convert(name, _thaw(value), known[name]))
-        return Config(values)
-
-
-def _freeze(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Config(value)
-    return tuple(_freeze(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _thaw(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _thaw(item) for key, item in value.items()}
-    return [_thaw(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _assign(values: dict, name: str, value: Any) -> None:
-    *groups, key = name.split(".")
-    for group in groups:
-        values = values[group]
-    values[key] = value
-
-
-def _kind(default: Any) -> str:
-    if isinstance(default, list):
-        return f"a list, each {_kind(default[0] if default else '')}"
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
-    return names[type(default)]
-
-
-def _convert(name: str, value: Any, default: Any) -> Any:
-    """The value in the type of the default: a whole number may be written 1e4, a number 1; ConfigError otherwise."""
-    if isinstance(default, list):
-        if isinstance(value, list):
-            example = default[0] if default else ""
-            return [_convert(name, item, example) for item in value]
-    elif isinstance(default, bool) or isinstance(value, bool):
-        if isinstance(default, bool) and isinstance(value, bool):
-            return value
-    elif isinstance(default, int | float) and isinstance(value, int | float):
-        if isinstance(default, float) and math.isfinite(value):
-            return float(value)
-        if math.isfinite(value) and value == int(value):
-            return int(value)
-    elif isinstance(default, str) and isinstance(value, str):
-        return value
-    shown = " ".join(map(str, value)) if isinstance(value, list) else value
-    raise ConfigError(f"{name} is {shown!s}: expected {_kind(default)}")
-
-
-def _parse_scalar(text: str, default: Any) -> Any:
-    """A word of the command line as the type that it looks like, where the default is not a string."""
-    if isinstance(default, str):
-        return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-class ConfigFile:
-    """A configs.yaml, with the lines and comments that errors and --help need.
-
-    Raises ConfigError, naming file and line, for anything that is not groups of known settings of the right types.
-    """
-
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self.comments: dict[str, str] = {}  # of each setting of defaults, and of each group
-        self.titles: list[tuple[int, str]] = []  # line and text of `# == Title ==`
-        self.lines: dict[str, int] = {}  # of each setting of defaults
-        groups = self._read()
-        if "defaults" not in groups:
-            raise ConfigError(f"{self.path}: no group named defaults")
-        self.defaults: dict[str, Any] = groups.pop("defaults")
-        self.groups: dict[str, dict[str, Any]] = groups
-
-    def _read(self) -> dict[str, dict[str, Any]]:
-        from ruamel.yaml import YAML, YAMLError
-
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-        self._text = text.splitlines()
-        self.titles = [
-            (number, match.group(1))
-            for number, line in enumerate(self._text)
-            if (match := re.fullmatch(r"\s*# == (.*) ==\s*", line))
-        ]
-        try:
-            root = YAML(typ="safe", pure=True).compose(text)
-        except YAMLError as error:
-            mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-            line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
-            problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
-            raise ConfigError(f"{self.path}:{line + 1}: no valid YAML: {problem}") from None
-        if root is None or root.id != "mapping":
-            raise ConfigError(f"{self.path}:1: expected groups of settings, `defaults:` first")
-        groups: dict[str, dict[str, Any]] = {}
-        default_values: dict[str, Any] = {}
-        for key_node, node in root.value:
-            group = key_node.value
-            where = f"{self.path}:{key_node.start_mark.line + 1}"
-            if key_node.id != "scalar":
-                raise ConfigError(f"{where}: expected the name of a group")
-            if group in groups:
-                raise ConfigError(f"{where}: group {group} stands there twice")
-            if node.id != "mapping":
-                raise ConfigError(f"{where}: group {group} holds no settings")
-            if not groups and group != "defaults":
-                raise ConfigError(f"{where}: the first group has to be defaults, this one is {group}")
-            groups[group] = self._settings(node, "", default_values if group != "defaults" else None)
-            if group == "defaults":
-                default_values = groups[group]
-            self.comments[f":{group}"] = self._comment(key_node)
-        return groups
-
-    def _settings(self, node, prefix: str, known: dict[str, Any] | None) -> dict[str, Any]:
-        """Values of a mapping node; `known` are the defaults to check against, None for the defaults themselves."""
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key, where = key_node.value, f"{self.path}:{key_node.start_mark.line + 1}"
-            name = f"{prefix}{key}"
-            if key_node.id != "scalar" or not re.fullmatch(r"[A-Za-z]\w*", key):
-                raise ConfigError(f"{where}: {key if key_node.id == 'scalar' else 'this'} is no name of a setting")
-            if key in values:
-                raise ConfigError(f"{where}: {name} stands there twice")
-            if known is not None and key not in known:
-                raise ConfigError(f"{where}: unknown setting {name}{nearest(key, list(known))}")
-            nested = known is not None and isinstance(known[key], dict)
-            if known is not None and nested != (value_node.id == "mapping"):
-                raise ConfigError(f"{where}: {name} {'is a group of settings' if nested else 'holds no settings'}")
-            if value_node.id == "mapping":
-                if prefix:
-                    raise ConfigError(f"{where}: {name} is a group within a group")
-                values[key] = self._settings(value_node, f"{name}.", known[key] if nested else None)
-                continue
-            try:
-                values[key] = self._value(name, value_node)
-                if known is not None:
-                    values[key] = _convert(name, values[key], known[key])
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from None
-            if known is None:
-                self.lines[name] = key_node.start_mark.line
-                self.comments[name] = self._comment(value_node)
-        return values
-
-    def _value(self, name: str, node) -> Any:
-        if node.id == "sequence":
-            if any(item.id != "scalar" for item in node.value):
-                raise ConfigError(f"{name} holds a list or settings within its list")
-            return [self._value(name, item) for item in node.value]
-        kind, text = node.tag.rsplit(":", 1)[-1], node.value
-        if kind == "bool":
-            return text.lower() == "true"
-        if kind == "null":
-            raise ConfigError(f"{name} has no value")
-        if kind not in ("int", "float"):
-            return text
-        try:
-            if kind == "int":
-                return int(text)
-            # 1e6 counts steps and 1e-4 is a rate: without a point and with a positive exponent it is a whole number
-            return int(float(text)) if re.fullmatch(r"[-+]?\d+[eE]\+?\d+", text) else float(text)
-        except (ValueError, OverflowError):
-            raise ConfigError(f"{name} is {text}: expected a finite number in decimal digits") from None
-
-    def _comment(self, node) -> str:
-        end = node.end_mark
-        match = re.search(r"#\s*(.*)", self._text[end.line][end.column :]) if end.line < len(self._text) else None
-        return match.group(1).strip() if match else ""
-
-
-def load_config(
-    argv: Sequence[str],
-    path: Path | str = CONFIGS,
-    extra: Mapping[str, tuple[Any, str]] | None = None,
-    base: Mapping[str, Any] | None = None,
-) -> Any:
-    """The settings of a command line.
-
-    `--configs A B` merges these groups of the file over its defaults, in order, nested settings one by one; then each
-    flag has its word. A whole number may be written 1e4; a lone `--flag` sets a True; a list takes any number of words.
-
-    Args:
-        argv: the command line without the program.
-        path: the file of settings.
-        extra: flags that are no settings, name -> (default, what --help says).
-        base: settings of an earlier run that replace the defaults.
-
-    Returns the config, its `configs` naming the groups; with `extra`, a pair: the config, the values of these flags.
-    Prints --help and exits, or one line about what is wrong and exits with status 2.
-    """
-    try:
-        file = ConfigFile(path)
-        if any(word in ("-h", "--help") for word in argv):
-            sys.stdout.write(_help(file, extra or {}))
-            raise SystemExit(0)
-        config, extras = _load_config(argv, file, extra or {}, base)
-    except ConfigError as error:
-        if distributed.rank() == 0:  # the others found the same
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    return config if extra is None else (config, extras)
-
-
-def _load_config(
-    argv: Sequence[str], file: ConfigFile, extra: Mapping[str, tuple[Any, str]], base: Mapping[str, Any] | None
-) -> tuple[Config, Config]:
-    flags: list[tuple[str, list[str]]] = []
-    for word in argv:
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            flags.append((name, [value] if equals else []))
-        elif flags:
-            flags[-1][1].append(word)
-        else:
-            raise ConfigError(f"{word!r} is no flag: settings are given as --name value")
-
-    values = Config(file.defaults).to_dict()
-    defaults = Config(file.defaults).flat()
-    names = list(base["configs"]) if base and "configs" in base else []
-    if base:
-        for name, value in _flatten({key: value for key, value in base.items() if key != "configs"}):
-            if name in defaults:
-                _assign(values, name, _convert(name, _thaw(value), defaults[name]))
-    for flag, words in flags:
-        if flag == "configs":
-            names += words
-            if not words:
-                raise ConfigError(f"--configs needs names: {', '.join(file.groups)}")
-            for group in words:
-                if group not in file.groups:
-                    hint = nearest(group, list(file.groups)) or f"; there are {', '.join(file.groups)}"
-                    raise ConfigError(f"unknown config {group}{hint}")
-                for name, value in _flatten(file.groups[group]):
-                    _assign(values, name, value)
-
-    extras = {name: default for name, (default, _) in extra.items()}
-    for flag, words in flags:
-        if flag == "configs":
-            continue
-        if flag in extra:
-            extras[flag] = _convert("--" + flag, _words(flag, words, extra[flag][0]), _thaw(extra[flag][0]))
-        elif flag in defaults:
-            _assign(values, flag, _convert("--" + flag, _words(flag, words, defaults[flag]), defaults[flag]))
-        else:
-            inside = [name for name in defaults if name.startswith(flag + ".")]
-            if inside:
-                raise ConfigError(f"--{flag} is a group: set {', '.join('--' + name for name in inside)}")
-            flag_names = [*defaults, *extra, "configs"]
-            by_last_part = [name for name in flag_names if name.rsplit(".", 1)[-1] == flag]
-            hint = f"; did you mean {', '.join(by_last_part)}?" if by_last_part else nearest(flag, flag_names)
-            raise ConfigError(f"unknown flag --{flag}{hint}")
-    return Config({**values, "configs": names}), Config(extras)
-
-
-def _words(flag: str, words: list[str], default: Any) -> Any:
-    if isinstance(default, list | tuple):
-        return [_parse_scalar(word, default[0] if default else "") for word in words]
-    if isinstance(default, bool) and not words:
-        return True
-    if len(words) != 1:
-        got = f"got {len(words)}: {' '.join(words)}" if words else "got none"
-        raise ConfigError(f"--{flag} takes one value ({_kind(default)}), {got}")
-    return _parse_scalar(words[0], default)
-
-
-def _help(file: ConfigFile, extra: Mapping[str, tuple[Any, str]]) -> str:
-    def line(name: str, default: Any, comment: str) -> str:
-        shown = " ".join(map(str, default)) or "(none)" if isinstance(default, list | tuple) else default
-        shown = "''" if shown == "" else shown
-        start = f"  --{name} {shown}"
-        return f"{start:<42}  {comment}\n" if comment else start + "\n"
-
-    text = "usage: python dreamer.py [--configs NAME ...] [--setting value ...]\n\n"
-    text += "Every setting, with its default. Step counts are environment steps, action repeat included.\n"
-    titles = list(file.titles)
-    for name, default in _flatten(file.defaults):
-        while titles and titles[0][0] < file.lines[name]:
-            text += f"\n{titles.pop(0)[1]}\n"
-        text += line(name, default, file.comments[name])
-    if extra:
-        text += "\nActions\n"
-        text += "".join(line(name, default, comment) for name, (default, comment) in extra.items())
-    text += "\nNamed configs, merged in the order in which --configs names them\n"
-    for group, settings in file.groups.items():
-        comment = file.comments[f":{group}"]
-        if not comment:
-            comment = ", ".join(f"{name} {value}" for name, value in _flatten(settings))
-        text += f"  {group:<20}  {comment}\n"
-    return text
-
-
-def save_config(config: Config, path: Path | str) -> None:
-    """Writes a config as YAML, whole or not at all."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = None
-    yaml.sort_base_mapping_type_on_output = False
-    with replacing(path, "w") as file:
-        yaml.dump(config.to_dict(), file)
-
-
-def read_config(path: Path | str) -> Config:
-    """Reads what `save_config` wrote; ConfigError if the file is missing or damaged."""
-    from ruamel.yaml import YAML, YAMLError
-
-    try:
-        values = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings")
-    return Config(values)
+    from config import Config
 
 
 # Files that appear whole or not at all
@@ -780,7 +372,7 @@ class Logger:
             values = {name: value if math.isfinite(value) else None for name, value in self._scalars.items()}
             line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
             self._file.write(line.encode())
-            say(f"[{step}] " + " / ".join(f"{name} {value:.4g}" for name, value in self._scalars.items()))
+            log_line(f"[{step}] " + " / ".join(f"{name} {value:.4g}" for name, value in self._scalars.items()))
         for name, value in self._scalars.items():
             self._writer.add_scalar(name, value, step)
         for name, frames in self._videos.items():
@@ -794,7 +386,7 @@ class Logger:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         image = Summary.Image(
-            height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=encode_gif(frames)
+            height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=video.encode_gif(frames)
         )
         self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
@@ -805,18 +397,6 @@ class Logger:
 
 def _cell(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def encode_gif(frames: np.ndarray, fps: int = 20) -> bytes:
-    """An endless animated GIF of uint8 frames (T, H, W, 3), which TensorBoard and browsers show moving."""
-    import io
-
-    from PIL import Image
-
-    images = [Image.fromarray(frame) for frame in frames]
-    buffer = io.BytesIO()
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
-    return buffer.getvalue()
 
 
 class Progress:
@@ -881,7 +461,7 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """A line of our own on the console, around a progress bar."""
     from tqdm import tqdm
 
@@ -934,7 +514,7 @@ def tune_matmul(device: torch.device) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of `--device`, `auto` being a GPU if there is one. Raises ConfigError if it is not there.
+    """The torch device of `--device`, `auto` being a GPU if there is one. Raises ValueError if it is not there.
 
     Of several ranks each takes a GPU of its own.
     """
@@ -943,20 +523,20 @@ def pick_device(name: str) -> torch.device:
     if distributed.size() > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         number, count = distributed.local_rank(), torch.cuda.device_count()
         if number >= count:
-            raise ConfigError(f"--device {name}: one GPU for each process, and this machine has {count}; start {count}")
+            raise ValueError(f"--device {name}: one GPU for each process, and this machine has {count}; start {count}")
         return torch.device("cuda", number)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and distributed.size() > 1:
-        raise ConfigError(f"--device {name}: each process takes a GPU of its own; use auto, cuda or cpu")
+        raise ValueError(f"--device {name}: each process takes a GPU of its own; use auto, cuda or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use auto or cpu")
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device
 
 
