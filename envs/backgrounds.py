@@ -96,8 +96,7 @@ class Clouds:
     def __init__(self, size: tuple[int, int]):
         self.size = size
         fy, fx = np.fft.fftfreq(size[0], 1 / size[0])[:, None], np.fft.rfftfreq(size[1], 1 / size[1])[None]
-        f = np.maximum(np.hypot(fy, fx), 1)
-        # (H, W // 2 + 1)
+        f = np.maximum(np.hypot(fy, fx), 1)  # (H, W // 2 + 1)
         self._frequency = fy, fx
         amplitude = 1 / f
         amplitude[0, 0] = 0

@@ -161,6 +161,60 @@ def test_noise_and_color_need_no_files(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def clouds(size, seed=0) -> backgrounds.Clouds:
+    source = backgrounds.make_source("clouds", size, cache="none")
+    source.reset(np.random.default_rng(seed))
+    return source
+
+
+def rings(size) -> np.ndarray:
+    """Whole cycles per image of each frequency that np.fft.rfft2 returns, (H, W // 2 + 1)."""
+    vertical, horizontal = np.fft.fftfreq(size[0], 1 / size[0])[:, None], np.fft.rfftfreq(size[1], 1 / size[1])
+    return np.hypot(vertical, horizontal).astype(int)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 64), (33, 47)])
+def test_clouds_look_like_natural_images(size):
+    """Amplitudes fall as 1/f, in frames that fill the range of gray levels."""
+    frames = np.stack([clouds(size, seed).next() for seed in range(100)])
+    assert frames.shape == (100, *size, 3) and frames.dtype == np.uint8 and (frames == frames[..., :1]).all()
+    gray = frames[..., 0].astype(float)
+    brightness = gray.mean((1, 2))
+    assert brightness.mean() == pytest.approx(128, abs=5)
+    assert brightness.std() == pytest.approx(48 / np.sqrt(12), rel=0.2)  # uniform in 48 levels
+    assert gray.std((1, 2)).mean() == pytest.approx(52, abs=3)  # 56 before clipping to 0 ... 255
+    power = (np.abs(np.fft.rfft2(gray)) ** 2).mean(0)
+    f = np.arange(1, min(size) // 2)
+    amplitude = np.sqrt([power[rings(size) == ring].mean() for ring in f])
+    slope, _ = np.polyfit(np.log(f + 0.5), np.log(amplitude), 1)
+    assert slope == pytest.approx(-1, abs=0.1)
+
+
+def test_small_clouds_live_shorter_than_large_ones():
+    """A frequency f decorrelates as exp(-f t / 80), apart from the drift, which turns its phase alone."""
+    source = clouds((64, 64), 1)
+    spectra = np.stack([np.fft.rfft2(source.next()[..., 0].astype(float)) for _ in range(500)])
+    lag, ring = 5, rings((64, 64))
+    correlation = np.abs((spectra[lag:] * spectra[:-lag].conj()).mean(0)) / (np.abs(spectra) ** 2).mean(0)
+    for f in (2, 4, 8, 16):
+        assert correlation[ring == f].mean() == pytest.approx(np.exp(-(f + 0.5) * lag / 80), abs=0.08)
+
+
+def test_an_episode_has_clouds_of_its_own():
+    def play(seed):
+        source = clouds(SIZE, seed)
+        return np.stack([source.next() for _ in range(4)]).astype(int)
+
+    np.testing.assert_array_equal(play([3, 5]), play([3, 5]))
+    frames = play([3, 5])
+    step, other = np.abs(np.diff(frames, axis=0)).mean(), np.abs(frames - play([3, 6])).mean()
+    assert 0 < step < 0.5 * other  # moves, and slowly
+    source = clouds(SIZE, [3, 6])
+    source.next()
+    source.reset(np.random.default_rng([3, 5]))
+    np.testing.assert_array_equal(source.next(), frames[0])  # whatever was shown before
+
+
 def ffmpeg_av1(path: Path) -> bool:
     """Writes 5 frames that OpenCV's own ffmpeg cannot decode and the system's can."""
     command = ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", "testsrc=d=1:s=64x48:r=5"]

@@ -89,6 +89,19 @@ def test_pixels_do_not_depend_on_the_buffer():
             obs = env.step(action)[0]
 
 
+def test_a_small_shadow_map_changes_next_to_nothing():
+    stock, small = DMC("walker", "walk", seed=1), DMC("walker", "walk", seed=1, shadow_size=512)
+    assert stock.physics.model.vis.quality.shadowsize == 2048 and small.physics.model.vis.quality.shadowsize == 512
+    ours, theirs = small.reset(), stock.reset()
+    for action in actions_of(stock, 10):
+        difference = np.abs(ours["image"].astype(int) - theirs["image"])
+        assert difference.mean() < 0.1 and (difference.max(-1) > 0).mean() < 0.02  # the edges of shadows
+        (ours, reward, *_), (theirs, their_reward, *_) = small.step(action), stock.step(action)
+        assert reward == their_reward
+        np.testing.assert_array_equal(small.physics.get_state(), stock.physics.get_state())
+    assert (ours["image"] != theirs["image"]).any()
+
+
 def test_frames_are_the_callers_to_keep():
     env = DMC("cheetah", "run")
     first = env.reset()["image"]

@@ -67,6 +67,8 @@ def test_an_unknown_name_is_one_line_with_the_nearest(task, words):
         {"action_repeat": float("nan")},
         {"time_limit": 1},
         {"time_limit": "long"},
+        {"shadow_size": -1},
+        {"shadow_size": 1e5},
     ],
 )
 def test_a_setting_that_cannot_be_names_its_flag(settings):

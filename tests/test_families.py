@@ -61,7 +61,7 @@ def train(task: str, assets: Path, logdir: Path, *flags: str, config: str = "dmc
     assert frames.std() > 5 and (frames[0] != frames[-1]).any()
 
 
-@pytest.mark.parametrize("source", ["video", "images", "noise", "color"])
+@pytest.mark.parametrize("source", ["video", "images", "clouds", "noise", "color"])
 def test_distracted_dmc_trains(source, assets, tmp_path):
     files = {"video": assets / "own" / "*.mp4", "images": assets / "davis" / "JPEGImages" / "480p" / "bear" / "*.jpg"}
     flags = ["--img_source", source, "--resource_files", str(files.get(source, ""))]
