@@ -3,8 +3,8 @@
 Each rank has its share of the envs, of the replay and of every batch. Gradients are averaged, so that all ranks make
 the same step. Without torchrun there is one rank, and every function here gives back what it was given.
 
-Values and flags go over the CPU (gloo), tensors over the GPUs (NCCL) once `use` named one. All ranks have to call these
-functions in the same order.
+Values and flags go over the CPU (gloo), tensors over the GPUs (NCCL) once `set_device` named one. All ranks have to
+call these functions in the same order.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ def start() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def use(device: "torch.device") -> None:
-    """Says on which device the tensors of `average`, `rows` and `broadcast` are."""
+def set_device(device: "torch.device") -> None:
+    """Sets on which device the tensors of `average`, `all_gather_rows` and `broadcast` are."""
     global _tensors
     if _size > 1 and device.type == "cuda":
         import torch
@@ -56,7 +56,7 @@ def stop() -> None:
     if _size > 1:
         import torch.distributed as dist
 
-        gather(None)
+        all_gather(None)
         dist.destroy_process_group()
         _rank, _size, _tensors = 0, 1, None
 
@@ -64,6 +64,11 @@ def stop() -> None:
 def rank() -> int:
     """Number of this process; 0 is the one that logs, evaluates and saves."""
     return _rank
+
+
+def is_main() -> bool:
+    """Whether this is rank 0."""
+    return _rank == 0
 
 
 def size() -> int:
@@ -79,7 +84,7 @@ def local_rank() -> int:
 # Values
 
 
-def gather(value: Any) -> list:
+def all_gather(value: Any) -> list:
     """The values of all ranks, in their order. Raises the RankError that a rank left `together` with."""
     if _size == 1:
         return [value]
@@ -93,7 +98,7 @@ def gather(value: Any) -> list:
     return values
 
 
-def agree(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is set in any rank."""
     if _size == 1:
         return flag
@@ -108,15 +113,15 @@ def agree(flag: bool) -> bool:
 def together(*errors: type[Exception]) -> Iterator[None]:
     """Ranks leave it all well or with an error: what one raises of `errors`, the others raise as RankError.
 
-    Within it, ranks may exchange values by `gather` alone.
+    Within it, ranks may exchange values by `all_gather` alone.
     """
     try:
         yield
-        gather(None)
+        all_gather(None)
     except RankError:
         raise
     except errors as error:
-        gather(RankError(str(error)))  # where the others wait: there or at their next exchange
+        all_gather(RankError(str(error)))  # where the others wait: there or at their next exchange
         raise
 
 
@@ -137,7 +142,7 @@ def average(tensors: "Iterable[torch.Tensor]") -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def rows(tensor: "torch.Tensor") -> "torch.Tensor":
+def all_gather_rows(tensor: "torch.Tensor") -> "torch.Tensor":
     """The rows of all ranks, in their order and without gradient: (N, ...) → (ranks·N, ...)."""
     if _size == 1:
         return tensor

@@ -66,7 +66,7 @@ def updates(flags: tuple[str, ...]) -> tuple[list[dict[str, float]], dict[str, t
         batch["reward"] = batch["reward"] * torch.tensor([0.1, 0.4, 0.7, 1.0])[:, None]
         with draws.in_place_of_torchs():
             found = agent.update({key: value[mine] for key, value in batch.items()})
-        found = distributed.gather({key: value.item() for key, value in found.items()})
+        found = distributed.all_gather({key: value.item() for key, value in found.items()})
         metrics.append({key: float(np.mean([one[key] for one in found])) for key in found[0]})
     return metrics, before, agent.state_dict()
 
@@ -79,7 +79,7 @@ def errors() -> list[str]:
             with distributed.together(ValueError):
                 if distributed.rank() in failing:
                     raise ValueError(f"of rank {distributed.rank()}")
-                distributed.gather("something else")
+                distributed.all_gather("something else")
         except ValueError as error:
             seen.append(str(error))
     return seen
@@ -91,7 +91,7 @@ if __name__ == "__main__":
     found = {
         "updates": {name: updates(flags) for name, flags in SETTINGS.items()},
         "errors": errors(),
-        "agreed": [distributed.agree(distributed.rank() == rank) for rank in range(3)],
+        "agreed": [distributed.any_rank(distributed.rank() == rank) for rank in range(3)],
     }
     torch.save(found, Path(sys.argv[1]) / f"{distributed.rank()}of{distributed.size()}.pt")
     distributed.stop()

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 import dreamer
-import tools
+from config import Config, load_config
+from setup.import_checkpoint import import_checkpoint
 
 FOLDER = Path(os.environ.get("PARITY_DIR", Path(__file__).parent / "parity"))
 TOLERANCE = 1e-5  # of an array's largest entry
@@ -23,7 +24,7 @@ def load(name: str) -> dict[str, np.ndarray]:
         return {k: data[k] for k in data.files}
 
 
-def config() -> tools.Config:
+def config() -> Config:
     s = sizes()
     flags = {
         "device": "cpu",
@@ -45,13 +46,13 @@ def config() -> tools.Config:
     argv = ["--configs", "dmc_vision"]
     for key, value in flags.items():
         argv += [f"--{key}", str(value)]
-    return tools.load_config(argv)
+    return load_config(argv)
 
 
 def agent() -> "dreamer.Dreamer":
     """An agent with the checkpoint's weights. Every tensor of the checkpoint fits and every parameter is in it."""
     made = dreamer.Dreamer(config(), shapes={"image": load("batch")["image"].shape[2:]}, actions=sizes()["A"])
-    report = dreamer.import_checkpoint(made, FOLDER / "reference_checkpoint.pt")
+    report = import_checkpoint(made, FOLDER / "reference_checkpoint.pt")
     assert not report, report
     return made
 

@@ -19,6 +19,7 @@ import dreamer
 import models
 import replay
 import tools
+from config import check_config
 
 TORCHRUN = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SHORT = [*VECTORS, "--train_ratio", "2", "--eval_episode_num", "1", "--parallel", "False", "--steps", "480"]
@@ -77,7 +78,7 @@ def test_bisimulation_loss_of_shares_is_that_of_the_batch(monkeypatch):
         def rows(x):
             return next(whole for whole in (*states, reward) if torch.equal(whole[mine], x))
 
-        monkeypatch.setattr(distributed, "rows", rows)
+        monkeypatch.setattr(distributed, "all_gather_rows", rows)
         online = states[0, mine].clone().requires_grad_()
         value = models.bisimulation_loss(online, *states[1:, mine], reward[mine], 0.9)
         return value.detach(), torch.autograd.grad(value, online)[0]
@@ -97,8 +98,8 @@ def test_errors_and_interrupts_reach_all_ranks(computed):
 
 def test_one_process_exchanges_nothing():
     tensor = torch.ones(2)
-    assert distributed.rows(tensor) is tensor and distributed.gather(3) == [3]
-    assert distributed.agree(True) is True and distributed.agree(False) is False
+    assert distributed.all_gather_rows(tensor) is tensor and distributed.all_gather(3) == [3]
+    assert distributed.any_rank(True) is True and distributed.any_rank(False) is False
     distributed.start(), distributed.average([tensor]), distributed.broadcast([tensor]), distributed.stop()
     assert torch.equal(tensor, torch.ones(2)) and not torch.distributed.is_initialized()
 
@@ -143,11 +144,11 @@ def test_stopped_ranks_go_on_to_the_same_numbers(whole_run, tmp_path):
     wait_for(logdir, 4, process)
     process.send_signal(signal.SIGTERM)  # which torchrun passes on
     out, err = process.communicate(timeout=600)
-    assert "the same command goes on" in out, err
+    assert "the same command resumes" in out, err
     stopped = entries(logdir)
     assert len(stopped) < len(entries(whole_run[0]))
     code, out, err = run_ranks(*SHORT, "--logdir", logdir)
-    assert code == 0 and "going on at step" in out, err
+    assert code == 0 and "resumed at step" in out, err
     assert entries(logdir) == entries(whole_run[0])
 
 
@@ -159,13 +160,13 @@ def test_a_killed_rank_ends_all_and_other_numbers_of_ranks_go_on(tmp_path):
     kill_rank(process, 1)
     out, err = process.communicate(timeout=600)
     assert process.returncode not in (0, None), err
-    assert "2 in place of 1" in out and "going on at step 204 with" in out
+    assert "2 in place of 1" in out and "resumed at step 204 with" in out
     kept = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
     steps = 60 * len(kept) + 200
     code, out, err = run(*SHORT, "--steps", steps, "--logdir", logdir)
     assert code == 0, err
     assert "1 in place of 2" in out
-    found = re.search(r"going on at step (\d+) with (\d+) episodes", out)
+    found = re.search(r"resumed at step (\d+) with (\d+) episodes", out)
     assert int(found[1]) >= 60 * len(kept) and int(found[2]) == len(kept) + 2
 
     files = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
@@ -191,16 +192,16 @@ def test_bad_settings_of_ranks_are_one_line(tmp_path, monkeypatch, capfd):
     # the rest of the errors, without the processes
     monkeypatch.setattr(distributed, "_size", 2)
     with pytest.raises(ValueError, match="--batch_size is 3"):
-        dreamer.check_config(agents.config("--envs", "2"))
-    with pytest.raises(tools.ConfigError, match="auto, cuda or cpu"):
+        check_config(agents.config("--envs", "2"))
+    with pytest.raises(ValueError, match="auto, cuda or cpu"):
         tools.pick_device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(tools.ConfigError, match="this machine has 1"):
+    with pytest.raises(ValueError, match="this machine has 1"):
         tools.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert tools.pick_device("cuda") == torch.device("cuda", 1)
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, value])
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [value, value])
     monkeypatch.setattr(distributed, "stop", lambda: None)
     for flags in (["--eval_only", "--logdir", str(tmp_path)], ["--batch_sise", "3"]):
         capfd.readouterr()

@@ -1,0 +1,323 @@
+"""Experience: what lies between the environments and the replay.
+
+`Collector` steps the training envs, stores their transitions, and brings unfinished episodes back when a run resumes.
+`evaluate` plays whole episodes. Both need of the agent only that it acts (`Dreamer.act`).
+"""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import distributed
+import envs
+from config import Config, sees_images
+from envs.parallel import EnvGroup, Transition
+from replay import Replay
+
+# First word of the seeds of everything random that is not torch's; the second is the setting `seed`.
+STREAMS = {
+    "train": 0, "eval": 1, "prefill": 2, "batches": 3, "eval_only": 4, "eval_tasks": 5, "video_pred": 6, "torch": 7
+}  # fmt: skip
+
+
+def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0) -> EnvGroup:
+    """`count` envs of the task, numbered from `first`; each number has a seed in each mode (train, eval, eval_only)."""
+    constructors = [
+        functools.partial(
+            envs.make,
+            config.task,
+            seed=int(np.random.SeedSequence([config.seed, STREAMS[mode], index]).generate_state(1)[0]),
+            size=tuple(config.size),
+            action_repeat=config.action_repeat,
+            time_limit=config.time_limit,
+            image=image,
+            evaluation=mode != "train",
+            **{key: config[key] for key in envs.SETTINGS},
+        )
+        for index in range(first, first + count)
+    ]
+    return EnvGroup(constructors, parallel=config.parallel and count * distributed.size() > 1)
+
+
+def make_train_envs(config: Config) -> EnvGroup:
+    """This rank's share of the training envs."""
+    count = config.envs // distributed.size()
+    return make_envs(config, "train", count, sees_images(config), distributed.rank() * count)
+
+
+def count_eval_envs(config: Config, episodes: int) -> int:
+    """Number of envs that play an evaluation of so many episodes together."""
+    return min(config.eval_envs or config.envs, episodes)
+
+
+def check_eval_task(config: Config, task: str, trained: EnvGroup, keys: list[str]) -> None:
+    """Raises an error that names `eval_tasks` if `task` cannot be made, or acted on by an agent of other envs."""
+    try:
+        with make_envs(config.replace(task=task), "eval", 1, sees_images(config)) as group:
+            action_space, spaces = group.action_space, group.observation_space.spaces
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise type(error)(f"--eval_tasks {task}: {error}") from None
+    if action_space != trained.action_space:
+        raise ValueError(
+            f"--eval_tasks {task}: its actions are {action_space}, those of --task {config.task} {trained.action_space}"
+        )
+    for key in keys:
+        ours, theirs = trained.observation_space[key].shape, spaces[key].shape if key in spaces else "absent"
+        if ours != theirs:
+            raise ValueError(f"--eval_tasks {task}: its {key} is {theirs}, that of --task {config.task} {ours}")
+
+
+def stack_obs(obs: list[dict], keys: list[str], device: torch.device) -> dict[str, Tensor]:
+    """Observations of N envs as tensors (N, ...) on the device, `is_first` among them."""
+    return {k: torch.from_numpy(np.stack([o[k] for o in obs])).to(device) for k in (*keys, "is_first")}
+
+
+class Collector:
+    """The training envs of this rank, the actions under way in them, and the replay.
+
+    The envs step while the learner learns: `act` sends actions, `receive` waits for the answers. A checkpoint is made
+    in between, with a step under way. It holds the actions of the unfinished episodes; a run that resumes steps them
+    again from the episodes' seeds.
+
+    Args:
+        envs: this rank's envs.
+        keys: the observations that the agent reads.
+        directory: folder of the episode files.
+    """
+
+    def __init__(self, config: Config, envs: EnvGroup, keys: list[str], directory: Path):
+        ranks, count = distributed.size(), len(envs)
+        self.config, self.envs, self.keys = config, envs, keys
+        self.numbers = range(distributed.rank() * count, (distributed.rank() + 1) * count)  # among those of all ranks
+        self.discrete = hasattr(envs.action_space, "n")
+        self.actions = envs.action_space.n if self.discrete else envs.action_space.shape[0]
+        self.replay = Replay(
+            directory,
+            -(-config.dataset_size // ranks),
+            -(-config.replay_dir_limit // ranks),
+            self.numbers if ranks > 1 else None,
+        )
+        self.step = 0  # agent steps, over all envs of all ranks
+        self.rng = self.random_stream("prefill")
+        self.can_sample = False  # the replay of every rank holds a step
+        self.under_way = False  # actions were sent, and their answers not received yet
+        self.answers: list[Transition] | None = None  # those that a resumed run has received already
+        self.policy_state: dict[str, Tensor] | None = None
+        # of each env
+        self.obs: list[dict] = [{} for _ in range(count)]
+        self.episode = [0] * count  # index of the unfinished episode
+        self.sent: list[list[np.ndarray]] = [[] for _ in range(count)]  # its actions so far
+        self.returns, self.lengths = np.zeros(count), np.zeros(count, int)
+
+    def random_stream(self, name: str) -> np.random.Generator:
+        """A stream of random numbers of this rank, from this step on."""
+        return np.random.default_rng([self.config.seed, STREAMS[name], distributed.rank(), self.step])
+
+    @property
+    def env_step(self) -> int:
+        return self.step * self.config.action_repeat
+
+    # Stepping
+
+    def act(self, agent: Any) -> None:
+        """Sends each env an action for its newest observation: random during prefill, then the agent's."""
+        c = self.config
+        if self.step < c.prefill:
+            action = self.random_action()
+        else:
+            explore = c.expl_behavior != "greedy" and (not c.expl_until or self.env_step < c.expl_until)
+            obs = stack_obs(self.obs, self.keys, agent.device)
+            action, self.policy_state = agent.act(obs, self.policy_state, training=True, explore=explore)
+            action = action.cpu().numpy()
+        for sent, one in zip(self.sent, action, strict=True):
+            sent.append(one)
+        self.under_way = True
+        self.envs.send([self.to_env(one) for one in action])
+
+    def random_action(self) -> np.ndarray:
+        shape = (len(self.envs), self.actions)
+        if self.discrete:
+            return np.eye(self.actions, dtype=np.float32)[self.rng.integers(self.actions, size=shape[0])]
+        return self.rng.uniform(-1, 1, shape).astype(np.float32)
+
+    def to_env(self, action: np.ndarray) -> dict[str, np.ndarray]:
+        """An action of the policy as the env takes it."""
+        return {"action": action if self.discrete else np.clip(action, -1, 1)}
+
+    def receive(self) -> list[dict[str, float]]:
+        """Waits for the answers to the actions that were sent, and stores them.
+
+        Returns a summary of each episode that ended with them, over all ranks, in the order of their numbers.
+        """
+        transitions = self.answers or self.envs.receive()
+        self.answers, self.under_way = None, False
+        self.step += self.config.envs
+        self.can_sample = True
+        ended = []
+        with self.numbered(sum(transition.done for transition in transitions)) as finishing:
+            for env, transition in enumerate(transitions):
+                summary = self.record(env, transition, self.sent[env][-1])
+                if summary is not None:
+                    ended.append(summary)
+        return [*itertools.chain(*distributed.all_gather(ended))] if finishing else []
+
+    def record(self, env: int, transition: Transition, action: np.ndarray) -> dict[str, float] | None:
+        """Stores an env's answer to an action. Returns a summary of the episode if it ended."""
+        self.add_row(env, transition, action)
+        self.returns[env] += transition.reward
+        self.lengths[env] += 1
+        if not transition.done:
+            return None
+        summary = {"train_return": self.returns[env], "train_length": self.lengths[env]}
+        if "success" in transition.info:
+            summary["train_success"] = float(transition.info["success"])
+        summary["train_episodes"] = self.replay.total_episodes
+        self.begin_episode(env, self.episode[env] + 1, transition.first)
+        return summary
+
+    def begin_episode(self, env: int, episode: int, obs: dict) -> None:
+        self.episode[env], self.sent[env] = episode, []
+        self.returns[env], self.lengths[env] = 0, 0
+        self.add_row(env, Transition(obs, 0.0, False, {}, None), np.zeros(self.actions, np.float32))
+
+    def add_row(self, env: int, transition: Transition, action: np.ndarray) -> None:
+        obs = transition.obs
+        row = {k: obs[k] for k in self.keys}
+        row["action"], row["reward"] = action, np.float32(transition.reward)
+        row["is_first"], row["is_terminal"] = bool(obs["is_first"]), bool(obs["is_terminal"])
+        self.replay.add(self.numbers[env], row, self.episode[env], last=transition.done)
+        self.obs[env] = obs
+
+    @contextlib.contextmanager
+    def numbered(self, finishing: int) -> Iterator[int]:
+        """Within it, so many episodes of this rank finish, numbered after those of lower ranks; yields that of all."""
+        of_ranks = distributed.all_gather(finishing)
+        self.replay.skip(sum(of_ranks[: distributed.rank()]))
+        yield sum(of_ranks)
+        self.replay.skip(sum(of_ranks[distributed.rank() + 1 :]))
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the envs of all ranks, and the counters; all ranks have to call it together."""
+        empty = np.zeros((0, self.actions), np.float32)
+        sent = [torch.from_numpy(np.array(actions) if actions else empty) for actions in self.sent]
+        policy = {k: v.cpu() for k, v in self.policy_state.items()} if self.policy_state else None
+        replay = self.replay.state_dict()
+        found = distributed.all_gather((self.episode, sent, policy, replay["total_finished_steps"]))
+        episodes, sents, policies, finished_steps = zip(*found, strict=True)
+        return {
+            "step": self.step,
+            "episode": [*itertools.chain(*episodes)],
+            "sent": [*itertools.chain(*sents)],
+            "policy": {k: torch.cat([one[k] for one in policies]) for k in policy} if policy else None,
+            "replay": {**replay, "total_finished_steps": sum(finished_steps)},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Takes this rank's share of a state; `restore` has to follow."""
+        mine = slice(self.numbers.start, self.numbers.stop)
+        self.step = state["step"]
+        self.episode = list(state["episode"][mine])
+        self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
+        if state["policy"]:
+            self.policy_state = {k: v[mine].to(device) for k, v in state["policy"].items()}
+        # a sum over ranks is carried on by one of them
+        finished = state["replay"]["total_finished_steps"] if distributed.is_main() else 0
+        self.replay.load_state_dict({**state["replay"], "total_finished_steps": finished})
+
+    def restore(self, exact: bool) -> bool:
+        """Loads the episodes that finished, and steps the unfinished ones again.
+
+        Args:
+            exact: this rank's random states are those of the checkpoint.
+
+        Returns whether all is as it was at the checkpoint, with a step under way. Otherwise episodes have finished
+        since: their envs begin the next ones, and `step` counts all steps that were taken.
+        """
+        self.replay.load()
+        for env, number in enumerate(self.numbers):
+            last, _ = self.replay.finished.get(number, (-1, 0))
+            if last >= self.episode[env]:
+                exact = False
+                self.episode[env], self.sent[env] = last + 1, []
+        exact = all(distributed.all_gather(exact))
+        self.replay.skip(max(distributed.all_gather(self.replay.total_episodes)) - self.replay.total_episodes)
+        sent = list(self.sent)
+        histories = self.envs.restore(self.episode, [[self.to_env(action) for action in actions] for actions in sent])
+        if exact:
+            self.answers, self.under_way = [history.pop() for history in histories], True
+        with self.numbered(sum(transition.done for history in histories for transition in history)):
+            for env, (first, *history) in enumerate(histories):
+                self.begin_episode(env, self.episode[env], first.obs)
+                self.sent[env] = sent[env]
+                for transition, action in zip(history, sent[env], strict=not exact):
+                    self.record(env, transition, action)
+        if not exact:
+            self.step = sum(distributed.all_gather(self.replay.total_steps))
+        self.can_sample = all(distributed.all_gather(self.replay.steps))
+        return exact
+
+
+# Evaluation
+
+
+def evaluate(
+    agent: Any, group: EnvGroup, episodes: int, first_episode: int, record_all: bool = False
+) -> tuple[dict[str, list[float]], list[np.ndarray]]:
+    """Plays whole episodes with the mean action.
+
+    Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
+    on which env is faster.
+
+    Returns:
+        return, length and, if there is one, success of each episode, in the order in which they ended; and the images
+        (T, H, W, 3) of the first env's first episode, or with `record_all` of all episodes, in that order.
+    """
+    n = len(group)
+    quota = [episodes // n + (i < episodes % n) for i in range(n)]
+    obs, state = group.reset([first_episode] * n), None
+    # images so far of the episodes that are recorded
+    frames = [[o["image"]] if (record_all or i == 0) and "image" in o else None for i, o in enumerate(obs)]
+    videos: list[np.ndarray] = []
+    returns, lengths = np.zeros(n), np.zeros(n, int)
+    scores: dict[str, list[float]] = {"return": [], "length": []}
+    while any(quota):
+        action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
+        action = action.cpu().numpy()
+        if hasattr(group.action_space, "low"):
+            action = action.clip(-1, 1)
+        group.send([{"action": one} if quota[i] else None for i, one in enumerate(action)])
+        for i, transition in enumerate(group.receive()):
+            if transition is None:
+                continue
+            obs[i] = transition.obs
+            returns[i] += transition.reward
+            lengths[i] += 1
+            if frames[i] is not None:
+                frames[i].append(transition.obs["image"])
+            if transition.done:
+                scores["return"].append(float(returns[i]))
+                scores["length"].append(float(lengths[i]))
+                if "success" in transition.info:
+                    scores.setdefault("success", []).append(float(transition.info["success"]))
+                if frames[i] is not None:
+                    videos.append(np.stack(frames[i]))
+                    frames[i] = [transition.first["image"]] if record_all else None
+                returns[i], lengths[i] = 0, 0
+                obs[i] = transition.first
+                quota[i] -= 1
+    return scores, videos
+
+
+def summary(scores: dict[str, list[float]]) -> dict[str, float]:
+    """Means over the episodes, the std of their returns, and their number."""
+    means = {k: float(np.mean(v)) for k, v in scores.items()}
+    return {**means, "return_std": float(np.std(scores["return"])), "episodes": len(scores["return"])}
