@@ -12,7 +12,7 @@ import networks
 
 if TYPE_CHECKING:
     import models
-    import tools
+    from config import Config
 
 
 class Baseline(nn.Module):
@@ -29,7 +29,7 @@ class Baseline(nn.Module):
 
     scales: dict[str, float]  # weight of each loss in the world model's total
 
-    def __init__(self, config: tools.Config, encoder: networks.Encoder, dynamics: networks.RSSM):
+    def __init__(self, config: Config, encoder: networks.Encoder, dynamics: networks.RSSM):
         super().__init__()
 
     def loss(

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tools  # noqa: E402
+from config import ConfigError, check_config, load_config, nearest, read_config  # noqa: E402
 
 SLURM_DEFAULTS = {"job_name": "hrssm", "time": 24 * 60, "gpus_per_node": 1, "cpus_per_task": 8, "signal_delay_s": 300}
 STATES = ("waiting", "running", "finished", "failed")
@@ -238,8 +239,8 @@ def find_runs(logdir: Path) -> list[Run]:
     for folder in logdir.glob("*/*/seed*"):
         if re.fullmatch(r"seed\d+", folder.name) and folder.is_dir():
             steps = None
-            with contextlib.suppress(tools.ConfigError):
-                steps = tools.read_config(folder / "config.yaml").get("steps")
+            with contextlib.suppress(ConfigError):
+                steps = read_config(folder / "config.yaml").get("steps")
             runs.append(Run(folder.parts[-3], folder.parts[-2], int(folder.name[4:]), folder, steps))
     if not runs:
         raise SweepError(f"--logdir {logdir}: no run there; expected {{task}}/{{method}}/seed{{N}} folders")
@@ -304,7 +305,12 @@ def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
             raise SweepError(f"--methods {method}: expected a named config, or several joined by +, or hrssm")
         groups = [*args.configs, *(name for name in method.split("+") if name != "hrssm")]
         methods[method] = ["--configs", *groups] if groups else []
-        steps[method] = tools.load_config([*methods[method], *flags]).steps
+        config = load_config([*methods[method], *flags])
+        try:
+            check_config(config)
+        except ConfigError as error:
+            raise SweepError(str(error)) from None
+        steps[method] = config.steps
 
     import envs  # brings dm_control along, which takes seconds
 
@@ -444,7 +450,7 @@ def run_slurm(todo: list[Run], logdir: Path, max_parallel: int | None, words: li
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in known:
-            hint = tools.nearest(key, sorted(known)) or f"; there are {', '.join(sorted(known))}"
+            hint = nearest(key, known, or_all=True)
             raise SweepError(f"--slurm {word}: expected KEY=VALUE of submitit's SlurmExecutor{hint}")
         parameters[key] = int(value) if re.fullmatch(r"-?\d+", value) else value
     if max_parallel:

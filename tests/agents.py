@@ -3,7 +3,7 @@
 import torch
 
 import dreamer
-import tools
+from config import Config, load_config
 
 SMALL = (
     "--device cpu --compile False --dyn_hidden 16 --dyn_deter 24 --dyn_stoch 4 --dyn_discrete 5 "
@@ -15,8 +15,8 @@ IMAGE = {"image": (64, 64, 3)}
 VECTORS = {"position": (3,), "height": ()}
 
 
-def config(*flags: str, base: tuple[str, ...] = ("dmc_vision",)) -> tools.Config:
-    return tools.load_config(["--configs", *base, *SMALL, *flags])
+def config(*flags: str, base: tuple[str, ...] = ("dmc_vision",)) -> Config:
+    return load_config(["--configs", *base, *SMALL, *flags])
 
 
 def agent(*flags: str, shapes=IMAGE, actions: int = 3, base=("dmc_vision",), seed: int = 0) -> dreamer.Dreamer:

@@ -7,11 +7,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import tools
+from config import load_config
 
 
 @pytest.fixture
 def config():
-    return tools.load_config(["--configs", "dmc_vision", "--kl_free", "2.5", "--eval_tasks", "a", "b"])
+    return load_config(["--configs", "dmc_vision", "--kl_free", "2.5", "--eval_tasks", "a", "b"])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import dreamer
 import models
 import networks
 import tools
+from config import check_config, load_config
 
 SHAPES = {**agents.IMAGE, **agents.VECTORS}
 DEFAULT_LOSSES = {"reward_loss", "cont_loss", "mbr_loss", "simsr_loss", "dyn_loss", "rep_loss"}
@@ -272,11 +273,10 @@ def test_a_probe_in_a_run_logs_videos_and_changes_no_number(tmp_path):
     [
         (["--video_pred_log", "True"], ["--video_pred_log", "--probe_decoder"]),
         (["--probe_decoder", "True", "--configs", "dreamerv3"], ["--probe_decoder", "--grad_heads"]),
-        (["--grad_heads", "image"], ["image", "decoder, reward, cont"]),
         (["--probe_decoder", "True", "--batch_length", "4"], ["--batch_length"]),
     ],
 )
 def test_settings_of_a_decoder_that_cannot_be(flags, words):
     with pytest.raises(ValueError) as error:
-        dreamer.check_config(tools.load_config(["--configs", "dmc_vision", *flags]))
+        check_config(load_config(["--configs", "dmc_vision", *flags]))
     assert all(word in str(error.value) for word in words)

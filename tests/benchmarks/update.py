@@ -24,6 +24,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import tools
+from config import Config, load_config
 
 tools.tune_allocator()
 
@@ -44,7 +45,7 @@ from replay import Replay
 TASK = "dmc_walker_walk"
 
 
-def walker_batch(config: tools.Config, device: torch.device) -> dict[str, torch.Tensor]:
+def walker_batch(config: Config, device: torch.device) -> dict[str, torch.Tensor]:
     """Sequences of a random policy on the walker, through the replay."""
     env = envs.make(TASK, seed=0, size=tuple(config.size), time_limit=2 * config.batch_length * config.action_repeat)
     rng = np.random.default_rng(0)
@@ -120,7 +121,7 @@ def main() -> None:
     for precision in args.precision:
         name = "bfloat16" if precision == 16 else "float32"
         flags = ["--configs", "dmc_vision", "--task", TASK, "--device", str(device), "--precision", str(precision)]
-        config = tools.load_config([*flags, *settings])
+        config = load_config([*flags, *settings])
         tools.seed_everything(0, config.deterministic_run)
         batch = walker_batch(config, device)
         make_agent = functools.partial(

@@ -21,7 +21,7 @@ import torch
 
 import dreamer
 import fast
-import tools
+from config import load_config
 
 MODES = {
     "plain": fast.Execution(),
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=0, help="how many of the most frequent kernels to name")
     args, settings = parser.parse_known_args()
     library = ctypes.CDLL("libnogpu.so")
-    config = tools.load_config(["--configs", "dmc_vision", "--device", "cuda", "--precision", "16", *settings])
+    config = load_config(["--configs", "dmc_vision", "--device", "cuda", "--precision", "16", *settings])
     batch, length = config.batch_size, config.batch_length
     data = {
         "image": torch.zeros(batch, length, *config.size, 3, dtype=torch.uint8),
