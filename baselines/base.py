@@ -12,6 +12,7 @@ import networks
 
 if TYPE_CHECKING:
     import models
+    import tools
     from config import Config
 
 
