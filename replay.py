@@ -6,18 +6,21 @@ reaching it (0 at t = 0), with `is_first` and whatever else the agent reads. An 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import math
 import mmap
 import os
 import re
+import stat
 import struct
 import sys
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Container, Sequence
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -28,7 +31,21 @@ Segment = tuple[str, int, int]  # key of the episode, its first row, number of r
 View = tuple[dict[str, np.ndarray], int, int]  # arrays of the episode, first row, number of rows
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of each key of a row
 
+FileEntry = tuple[int, int, int, int, Path]  # order of finishing, env, episode, rows, file
+
 FILE_NAME = re.compile(r"(\d+)-env(\d+)-(\d+)-(\d+)\.npz")  # order of finishing, env, episode, rows
+# As numpy writes it. It is matched, not evaluated: there is no telling what a damaged one evaluates to.
+ARRAY_HEADER = re.compile(
+    rb"\{'descr': '([<>|][biufc]\d+)', 'fortran_order': False, 'shape': \((\d+,(?: \d+,)*(?: \d+)?)\), \} *\n"
+)
+WRITE_HINTS = {
+    errno.ENOSPC: "free some space or inodes, or set --replay_dir_limit",
+    errno.EDQUOT: "free some of your quota, or set --replay_dir_limit",
+    errno.EROFS: "the file system is read-only; choose a --logdir that can be written",
+    errno.EACCES: "choose a --logdir that you may write to",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine's limit of open files is reached (fs.file-max)",
+}
 MAPPED_BYTES = 1 << 17  # a buffer of this size or more is a mapping of its own
 FIRST_ROWS = 128  # room of the first episode of a run
 
@@ -58,12 +75,34 @@ def allocate(spec: Spec, rows: int) -> dict[str, np.ndarray]:
 
 
 def spec_of(row: dict[str, np.ndarray]) -> Spec:
-    """Shapes and types as they are kept: float64 becomes float32."""
+    """Shapes and types of a row as they are kept: float64 becomes float32."""
     arrays = {key: np.asarray(value) for key, value in row.items()}
     return {
         key: (value.shape, np.dtype(np.float32) if value.dtype == np.float64 else value.dtype)
         for key, value in arrays.items()
     }
+
+
+def spec_of_episode(arrays: dict[str, np.ndarray]) -> Spec:
+    return {key: (array.shape[1:], array.dtype) for key, array in arrays.items()}
+
+
+def most_common_spec(episodes: Iterable[dict[str, np.ndarray]]) -> Spec:
+    """Spec of the rows of most of the episodes; the first one's at a tie."""
+    specs = [spec_of_episode(arrays) for arrays in episodes]
+    most = Counter(frozenset(spec.items()) for spec in specs).most_common(1)[0][0]
+    return next(spec for spec in specs if spec.items() == most)
+
+
+def spec_difference(found: Spec, expected: Spec) -> str:
+    """The first difference between two specs in words, "" if there is none."""
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
+            theirs, ours = (
+                "{1} of shape {0}".format(*spec[key]) if key in spec else "absent" for spec in (found, expected)
+            )
+            return f"{key} is {theirs}, expected {ours}"
+    return ""
 
 
 class Episode:
@@ -97,11 +136,13 @@ class Replay:
 
     Args:
         directory: folder of the episode files; None keeps them in memory only.
-        capacity: most agent steps held in memory. Whole episodes go, oldest first; unfinished ones and the newest
-            finished one stay.
-        directory_limit: most agent steps kept as files, 0 for no limit. Oldest files go first, the newest stays. Below
-            `capacity`, a restarted run finds less than it had.
+        capacity: maximum number of agent steps held in memory. Whole episodes are evicted, oldest first; unfinished
+            ones and the newest finished one stay.
+        directory_limit: maximum number of agent steps kept as files, 0 for no limit. The oldest files are removed
+            first, the newest stays. Below `capacity`, a resumed run finds less than it had.
         envs: whose episodes it holds, where several replays share a directory; None for all.
+        spec: keys, shapes and types of a row, by which files are judged. None takes those of the first row, or of most
+            of the files.
 
     Files are uncompressed `.npz` archives named `{order}-env{env}-{episode}-{rows}.npz`, `order` counting the episodes
     in the order in which they finished. They appear whole or not at all under that name (written aside, then renamed),
@@ -115,6 +156,7 @@ class Replay:
         capacity: int,
         directory_limit: int = 0,
         envs: Container[int] | None = None,
+        spec: Spec | None = None,
     ):
         if capacity < 1:
             raise ValueError(f"dataset_size is {capacity}: expected at least one agent step")
@@ -123,7 +165,7 @@ class Replay:
         self.directory_limit = directory_limit
         self.envs = envs
         self.finished: dict[int, tuple[int, int]] = {}  # env -> index and rows of its last finished episode
-        self._spec: Spec | None = None
+        self._spec = spec
         self._unfinished: dict[int, Episode] = {}  # env -> episode
         self._by_key: dict[str, Episode] = {}  # all that are held, finished or not
         self._held: list[Episode] = []  # finished, in order; those before _head are gone
@@ -274,13 +316,16 @@ class Replay:
         path = self.directory / f"{self._order:08d}-{episode.key}-{episode.rows}.npz"
         aside = self.directory / f".{path.name}.tmp"
         try:
-            with open(aside, "wb") as file:
-                np.savez(file, **episode.arrays)
+            with zipfile.ZipFile(aside, "w") as archive:  # as np.savez, which does not close it where a write fails
+                for key, array in episode.arrays.items():
+                    with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
             os.replace(aside, path)
         except OSError as error:
-            aside.unlink(missing_ok=True)
-            hint = ": free some space or set --replay_dir_limit" if error.errno == errno.ENOSPC else ""
-            raise OSError(error.errno, f"cannot write {path} ({error.strerror}){hint}") from error
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            hint = f": {WRITE_HINTS[error.errno]}" if error.errno in WRITE_HINTS else ""
+            raise OSError(error.errno, f"cannot write {path} ({error.strerror or error}){hint}") from error
         self._list_file(episode.key, path, episode.steps)
 
     def _list_file(self, key: str, path: Path, steps: int) -> None:
@@ -295,73 +340,117 @@ class Replay:
     def load(self) -> int:
         """Reads the newest files of the directory, as many as `capacity` allows, and returns their agent steps.
 
-        They take the places that they had before: the order of the files is the order of finishing. A damaged file, or
-        one whose arrays are not like those of the newest, is reported on stderr, renamed to `*.damaged` and left out; a
-        file that cannot be read for another reason is reported and left alone.
+        They take their former places: the order of the files is the order of finishing. A damaged file is
+        reported on stderr, renamed to `*.damaged` and left out. One that cannot be read, or that is whole and holds
+        other arrays than the rows of this run, is reported and left out.
+
+        Raises ValueError if there are whole files but none with the rows of this run.
         """
         if self.directory is None:
             return 0
-        entries: dict[str, tuple[int, int, int, int, Path]] = {}  # order, env, episode, rows, file
+        known_order = self._order
+        entries = self._scan()
+        read = self._read_newest(entries)
+        for order, env, index, rows, path in entries:
+            if path in read and read[path] is None:
+                continue
+            self._list_file(episode_key(env, index), path, rows - 1)
+            self.finished[env] = (index, rows)
+            if path in read:
+                self._hold(Episode(env, index, read[path], rows))
+                self._longest = max(self._longest, rows)
+            if order >= known_order:
+                self._total_finished_steps += rows - 1
+        self._evict()
+        return self._finished_steps
+
+    def _scan(self) -> list[FileEntry]:
+        """The episode files, oldest first; of two with the same episode, the newer. New ones are numbered after all."""
+        entries: dict[str, FileEntry] = {}
         for path in self.directory.glob("*.npz"):
             match = FILE_NAME.fullmatch(path.name)
             if not match:
                 print(f"replay: {path} is not named like an episode: ignored", file=sys.stderr)
                 continue
-            entry = (*map(int, match.groups()), path)
-            if self.envs is not None and entry[1] not in self.envs:
+            order, env, index, rows = map(int, match.groups())
+            if self.envs is not None and env not in self.envs:
                 continue
-            key = episode_key(entry[1], entry[2])
+            self._order = max(self._order, order + 1)
+            try:
+                status = path.stat()
+            except OSError as error:
+                print(f"replay: {path} cannot be read ({error.strerror}): left out", file=sys.stderr)
+                continue
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait, a device might never end
+                print(f"replay: {path} is not a regular file: left out", file=sys.stderr)
+                continue
+            if not 2 <= rows <= status.st_size:
+                self._set_aside(path, f"{rows} rows in {status.st_size} bytes")
+                continue
+            key, entry = episode_key(env, index), (order, env, index, rows, path)
             if key in entries:
                 print(f"replay: {path.name} and {entries[key][-1].name}: the newer is taken", file=sys.stderr)
                 entry = max(entry, entries[key])
             entries[key] = entry
-        names = sorted(entries.values())
-        known_order = self._order
-        wanted, steps = set(), 0
-        for *_, rows, path in reversed(names):
-            steps += rows - 1
-            if wanted and steps > self.capacity:
-                break
-            wanted.add(path)
-        # In threads, as checksums cost about as much as the copies; newest first, as it decides what the rest is like
-        loaded: dict[Path, dict[str, np.ndarray] | None] = {}
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            reads = [(entry, pool.submit(read_episode, entry[-1])) for entry in reversed(names) if entry[-1] in wanted]
-            for (*_, rows, path), read in reads:
-                loaded[path] = self._accept(path, rows, read)
-        for order, env, index, rows, path in names:
-            if path in loaded and loaded[path] is None:
-                continue
-            self._list_file(episode_key(env, index), path, rows - 1)
-            self.finished[env] = (index, rows)
-            if path in loaded:
-                self._hold(Episode(env, index, loaded[path], rows))
-                self._longest = max(self._longest, rows)
-            if order >= known_order:
-                self._total_finished_steps += rows - 1
-        if names:
-            self._order = max(known_order, names[-1][0] + 1)
-        self._evict()
-        return self._finished_steps
+        return sorted(entries.values())
 
-    def _accept(self, path: Path, rows: int, read: Future) -> dict[str, np.ndarray] | None:
+    def _read_newest(self, entries: list[FileEntry]) -> dict[Path, dict[str, np.ndarray] | None]:
+        """Arrays of the newest files that fit into `capacity`; None for one that is left out."""
+        read: dict[Path, dict[str, np.ndarray] | None] = {}
+        misfits: dict[Path, str] = {}
+        rest, steps = list(entries), 0
+        # In threads, as checksums cost about as much as the copies; each round replaces what the one before left out
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            while True:
+                chosen, planned = [], steps
+                while rest and (not planned or planned + rest[-1][3] - 1 <= self.capacity):
+                    chosen.append(rest.pop())
+                    planned += chosen[-1][3] - 1
+                if not chosen:
+                    break
+                futures = [pool.submit(read_episode, path, rows) for *_, rows, path in chosen]
+                whole = {
+                    path: arrays
+                    for (*_, path), future in zip(chosen, futures, strict=True)
+                    if (arrays := self._take(path, future)) is not None
+                }
+                if self._spec is None and whole:
+                    self._spec = most_common_spec(whole.values())
+                for *_, rows, path in chosen:
+                    read[path] = whole.get(path)
+                    if path in whole and (difference := spec_difference(spec_of_episode(whole[path]), self._spec)):
+                        read[path], misfits[path] = None, difference
+                    steps += 0 if read[path] is None else rows - 1
+        if misfits and not steps:
+            path, difference = next(iter(misfits.items()))
+            raise ValueError(
+                f"none of the episodes in {self.directory} has the rows of this run ({path.name}: {difference}): "
+                "use the settings that they were collected with, or another --logdir"
+            )
+        for path, difference in misfits.items():
+            print(f"replay: {path} has other rows than this run ({difference}): left out", file=sys.stderr)
+        return read
+
+    def _take(self, path: Path, future: Future) -> dict[str, np.ndarray] | None:
+        """The arrays of a file that was read; None for one that is damaged or unreadable, which it reports."""
         try:
-            arrays = read.result()
-            spec = {key: (array.shape[1:], array.dtype) for key, array in arrays.items()}
-            if any(len(array) != rows for array in arrays.values()):
-                raise ValueError(f"not all of its arrays have {rows} rows")
-            if "is_first" not in spec or (self._spec is not None and spec != self._spec):
-                raise ValueError("its arrays are not like those of the newest episode")
-            self._spec = spec
-            return arrays
+            return future.result()
         except OSError as error:
             if error.errno == errno.ENOMEM:
                 raise
-            print(f"replay: {path} cannot be read ({error}): left out", file=sys.stderr)
-        except (ValueError, KeyError, SyntaxError, EOFError, NotImplementedError, struct.error, zipfile.error) as error:
-            print(f"replay: {path} is damaged ({error}): renamed to {path.name}.damaged", file=sys.stderr)
-            path.rename(path.with_name(path.name + ".damaged"))
+            print(f"replay: {path} cannot be read ({error.strerror or error}): left out", file=sys.stderr)
+        except ValueError as error:
+            self._set_aside(path, str(error))
         return None
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        aside = path.with_name(path.name + ".damaged")
+        try:
+            path.rename(aside)
+            done = f"renamed to {aside.name}"
+        except OSError as error:
+            done = f"left out, as renaming it failed ({error.strerror})"
+        print(f"replay: {path} is damaged ({reason}): {done}", file=sys.stderr)
 
     # Sampling
 
@@ -369,7 +458,7 @@ class Replay:
         """Draws a batch of sequences, each a list of segments that add up to `length` rows.
 
         A sequence starts in an episode drawn with probability proportional to its rows, at a uniform row that is not
-        its last; where the episode ends, it goes on with the first row of another one drawn the same way. Unfinished
+        its last; where the episode ends, it continues with the first row of another one drawn the same way. Unfinished
         episodes of two rows or more take part.
         """
         running = [self._unfinished[env] for env in sorted(self._unfinished) if self._unfinished[env].rows >= 2]
@@ -416,7 +505,11 @@ class Replay:
         if key in self._by_key:
             return self._by_key[key].arrays
         if key in self._files:
-            return read_episode(self._files[key][0])
+            path, steps = self._files[key]
+            arrays = read_episode(path, steps + 1)
+            if difference := spec_difference(spec_of_episode(arrays), self._spec):
+                raise ValueError(f"{path} has other rows than this run ({difference})")
+            return arrays
         raise KeyError(f"episode {key} is no longer in the replay")
 
     def gather(
@@ -426,50 +519,73 @@ class Replay:
         return collate(self.views(segments), out)
 
 
-def read_episode(path: Path) -> dict[str, np.ndarray]:
+def read_episode(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
     """Reads the arrays of an uncompressed .npz file straight into one buffer, and checks their checksums.
 
-    Raises ValueError, zipfile.BadZipFile or what numpy raises for a bad header if the file is damaged.
+    Raises ValueError if the file is damaged or does not hold `rows` rows, OSError if it cannot be read.
     """
-    with open(path, "rb", buffering=0) as file, zipfile.ZipFile(file) as archive:
-        members, spec, rows = [], {}, None
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{info.filename} is compressed")
-            file.seek(info.header_offset + 26)
-            start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-            file.seek(start)
-            version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-            if read_header is None:
-                raise ValueError(f"{info.filename} has array format {version}")
-            shape, fortran_order, dtype = read_header(file)
-            if not shape or fortran_order or dtype.hasobject or shape[0] != (rows or shape[0]):
-                raise ValueError(f"{info.filename} holds {shape} of {dtype}")
-            rows = shape[0]
-            key = info.filename.removesuffix(".npy")
-            spec[key] = (shape[1:], dtype)
-            members.append((key, start, file.tell() - start, info))
-        if not rows:
-            raise ValueError("it holds no rows")
-        for key, _, header, info in members:
-            shape, dtype = spec[key]
-            if header + rows * math.prod(shape) * dtype.itemsize != info.file_size:
-                raise ValueError(f"{key} has another size than its header says")
-        arrays = allocate(spec, rows)
-        for key, start, header, info in members:
-            file.seek(start)
-            checksum = zlib.crc32(file.read(header))
+    with open(path, "rb", buffering=0) as file:
+        try:
+            members = list_members(file)
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # zipfile raises nearly anything where bytes are damaged
+            raise ValueError(str(error) or type(error).__name__) from error
+        spec = {key: (shape[1:], dtype) for key, shape, dtype, *_ in members}
+        counts = {shape[0] for _, shape, *_ in members}
+        if len(spec) < len(members) or len(counts) != 1 or 0 in counts:
+            raise ValueError("its arrays are not those of an episode")
+        (count,) = counts
+        if rows is not None and count != rows:
+            raise ValueError(f"its arrays have {count} rows, expected {rows}")
+        arrays = allocate(spec, count)
+        for key, _, _, start, header, checksum in members:
+            file.seek(start + len(header))
             data = memoryview(arrays[key].reshape(-1).view(np.uint8))
             done = 0
             while done < len(data):
-                count = file.readinto(data[done:])
-                if not count:
+                read = file.readinto(data[done:])
+                if not read:
                     raise ValueError(f"{key} is cut short")
-                done += count
-            if zlib.crc32(data, checksum) != info.CRC:
+                done += read
+            if zlib.crc32(data, zlib.crc32(header)) != checksum:
                 raise ValueError(f"{key} has a wrong checksum")
     return arrays
+
+
+def list_members(file: io.FileIO) -> list[tuple[str, tuple[int, ...], np.dtype, int, bytes, int]]:
+    """Key, shape, type, place, header and checksum of each array in a .npz file, which fill the file."""
+    members, end = [], 0
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            name = info.filename
+            file.seek(info.header_offset)
+            local = file.read(30)
+            name_length, extra_length = struct.unpack("<HH", local[26:])
+            if info.compress_type != zipfile.ZIP_STORED or not name.endswith(".npy"):
+                raise ValueError(f"{name} is not an uncompressed array")
+            if file.read(name_length) != name.encode():
+                raise ValueError(f"{name} has another name in its own header")
+            start = info.header_offset + 30 + name_length + extra_length
+            file.seek(start)
+            header = file.read(10)
+            if header[:8] != b"\x93NUMPY\x01\x00":
+                raise ValueError(f"{name} is not an array of format 1.0")
+            header += file.read(int.from_bytes(header[8:], "little"))
+            match = ARRAY_HEADER.fullmatch(header, 10)
+            if not match:
+                raise ValueError(f"{name} has no header of a plain array")
+            dtype = np.dtype(match[1].decode())
+            shape = tuple(int(number) for number in match[2].split(b",") if number)
+            if len(header) + math.prod(shape) * dtype.itemsize != info.file_size:
+                raise ValueError(f"{name} has another size than its header says")
+            if info.header_offset != end:
+                raise ValueError(f"an array is missing before {name}")
+            end = start + info.file_size
+            members.append((name.removesuffix(".npy"), shape, dtype, start, header, info.CRC))
+        if end != archive.start_dir:
+            raise ValueError("its arrays do not fill it")
+    return members
 
 
 def collate(views: list[list[View]], out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
@@ -558,7 +674,7 @@ class Prefetcher:
     def load_state_dict(self, state: dict) -> None:
         """Gathers the batches that were under way again. Call it when the replay holds what it held then.
 
-        A batch with an episode that is nowhere to be found any more is drawn anew.
+        A batch with an episode that is no longer to be found is drawn again.
         """
         self.wait()
         self._pending.clear()
@@ -566,8 +682,8 @@ class Prefetcher:
         for segments in state["pending"]:
             try:
                 self._start([[tuple(segment) for segment in sequence] for sequence in segments])
-            except (KeyError, OSError) as error:
-                print(f"replay: a batch under way is drawn anew ({error})", file=sys.stderr)
+            except (KeyError, OSError, ValueError) as error:
+                print(f"replay: a prefetched batch is drawn again ({error})", file=sys.stderr)
                 self._start(self.replay.draw(self.rng, self.batch, self.length))
 
     def _start(self, segments: list[list[Segment]]) -> None:

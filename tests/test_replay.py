@@ -1,8 +1,10 @@
 """Replay at its edges: capacity, several environments, seams, restarts, damage, kills."""
 
 import ctypes
+import io
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import replay as replay_module
-from replay import Prefetcher, Replay, episode_key, read_episode
+from replay import Prefetcher, Replay, episode_key, read_episode, spec_of
 
 
 def make_row(env, episode, t, size=4):
@@ -362,21 +364,15 @@ def test_damaged_file_is_reported_and_skipped(tmp_path, capsys, how, which):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("case", ["keys", "shape", "type", "rows", "name", "compressed", "object", "scalar"])
-def test_file_that_does_not_fit_is_reported_and_skipped(tmp_path, capsys, case):
+@pytest.mark.parametrize("case", ["rows", "name", "compressed", "object", "scalar", "twice", "short episode"])
+def test_file_that_is_not_an_episode_is_set_aside(tmp_path, capsys, case):
     replay = Replay(tmp_path, 1000)
     for episode in range(3):
         fill(replay, 0, episode, 6)
     path = sorted(tmp_path.iterdir())[0]
     arrays = read_episode(path)
     save = np.savez
-    if case == "keys":
-        del arrays["action"]
-    elif case == "shape":
-        arrays["image"] = arrays["image"][:, :2]
-    elif case == "type":
-        arrays["reward"] = arrays["reward"].astype(np.float64)
-    elif case == "rows":
+    if case == "rows":
         arrays["reward"] = arrays["reward"][:-1]
     elif case == "name":
         arrays = {key: array[:-1] for key, array in arrays.items()}
@@ -387,9 +383,162 @@ def test_file_that_does_not_fit_is_reported_and_skipped(tmp_path, capsys, case):
     elif case == "scalar":
         arrays["reward"] = np.float32(3)
     path.unlink()
+    if case == "short episode":
+        path = path.with_name("00000000-env000-000000-1.npz")
+        arrays = {key: array[:1] for key, array in arrays.items()}
     save(path, **arrays)
+    if case == "twice":
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("reward.npy", archive.read("reward.npy"))
     assert Replay(tmp_path, 1000).load() == 10
     assert f"{path} is damaged (" in capsys.readouterr().err
+    assert path.with_name(path.name + ".damaged").exists()
+
+
+SPEC = spec_of(make_row(0, 0, 0))
+
+
+def rewrite(path: Path, case: str) -> None:
+    """Writes a whole file with other rows."""
+    arrays = read_episode(path)
+    if case == "keys":
+        del arrays["action"]
+    elif case == "shape":
+        arrays["image"] = arrays["image"][:, :2]
+    elif case == "type":
+        arrays["reward"] = arrays["reward"].astype(np.float64)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("case", ["keys", "shape", "type"])
+@pytest.mark.parametrize("spec", [None, SPEC], ids=["by most files", "by the envs"])
+def test_whole_file_with_other_rows_is_left_out_and_left_alone(tmp_path, capsys, case, spec):
+    """Whichever it is: the newest has no more say than another."""
+    replay = Replay(tmp_path, 1000)
+    for episode in range(3):
+        fill(replay, 0, episode, 6)
+    path = sorted(tmp_path.iterdir())[2]
+    rewrite(path, case)
+    again = Replay(tmp_path, 1000, spec=spec)
+    assert again.load() == 10
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"{path} has other rows than this run (" in err and "expected" in err
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+    fill(again, 0, 2, 6)
+    assert (tmp_path / "00000003-env000-000002-6.npz").exists()  # beside it, not over it
+    assert Replay(tmp_path, 1000, spec=spec).load() == 15
+
+
+def test_spec_of_the_envs_outvotes_the_files(tmp_path, capsys):
+    replay = Replay(tmp_path, 1000)
+    for episode in range(3):
+        fill(replay, 0, episode, 6)
+    paths = sorted(tmp_path.iterdir())
+    for path in paths[1:]:
+        rewrite(path, "shape")
+    assert Replay(tmp_path, 1000, spec=SPEC).load() == 5
+    assert capsys.readouterr().err.count("image is uint8 of shape (2, 4, 3), expected uint8 of shape (4, 4, 3)") == 2
+    rewrite(paths[0], "shape")
+    with pytest.raises(ValueError, match=r"none of the episodes in .* has the rows of this run .*another --logdir"):
+        Replay(tmp_path, 1000, spec=SPEC).load()
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_what_is_left_out_makes_room_for_older_files(tmp_path):
+    replay = Replay(tmp_path, 1000)
+    for episode in range(6):
+        fill(replay, 0, episode, 11)
+    paths = sorted(tmp_path.iterdir())
+    damage(paths[5], "zeros inside")
+    rewrite(paths[3], "keys")
+    assert Replay(tmp_path, 20, spec=SPEC).load() == 20
+    paths[4].rename(tmp_path / "00000004-env000-000004-99999999999.npz")  # steps that no run has taken
+    again = Replay(tmp_path, 30, spec=SPEC)
+    assert again.load() == again.total_steps == 30
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_flipped_bit_in_a_key_of_the_newest_file_costs_that_file_alone(tmp_path, capsys, bit):
+    """Both places of the name: before the array, and in the archive's directory at its end."""
+    for place in ("find", "rfind"):
+        directory = tmp_path / place
+        replay = Replay(directory, 1000)
+        for episode in range(4):
+            fill(replay, 0, episode, 6)
+        newest = sorted(directory.iterdir())[-1]
+        data = bytearray(newest.read_bytes())
+        data[getattr(data, place)(b"reward.npy") + 2] ^= 1 << bit
+        newest.write_bytes(data)
+        assert Replay(directory, 1000).load() == 15
+        assert [path.name for path in directory.glob("*.damaged")] == [newest.name + ".damaged"]
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_random_damage_stops_a_start_or_changes_a_row(tmp_path, capsys):
+    """Flipped bits, overwritten and lost bytes, anywhere or in the headers: the file is left out, or unharmed."""
+    generator = random.Random(0)
+    fill(Replay(tmp_path, 1000), 0, 0, 6)
+    path = next(tmp_path.glob("*.npz"))
+    good, rows = path.read_bytes(), read_episode(path)
+    headers = [
+        i
+        for match in re.finditer(rb"PK..|\x93NUMPY", good, re.DOTALL)
+        for i in range(match.start(), match.start() + 90)
+    ]
+    left_out = 0
+    for _ in range(400):
+        data = bytearray(good)
+        for _ in range(generator.choice((1, 1, 1, 2, 5))):
+            where = generator.choice(headers) if generator.random() < 0.7 else generator.randrange(len(good))
+            where = min(where, len(data) - 1)
+            match generator.randrange(6):
+                case 0:
+                    data[where] = generator.randrange(256)
+                case 1:
+                    del data[where : where + generator.choice((1, 7, 1000))]
+                    data = data or bytearray(1)
+                case 2:
+                    data[where:where] = generator.randbytes(generator.choice((1, 4, 300)))
+                case _:
+                    data[where] ^= 1 << generator.randrange(8)
+        path.write_bytes(data)
+        replay = Replay(tmp_path, 1000, spec=SPEC)
+        if replay.load():
+            for key, array in replay.gather([[(episode_key(0, 0), 0, 6)]]).items():
+                np.testing.assert_array_equal(array[0], rows[key])
+        else:
+            left_out += 1
+            assert capsys.readouterr().err.count("\n") == 1
+    assert left_out > 200
+
+
+def test_what_is_no_regular_file_is_left_out(tmp_path, capsys):
+    fill(Replay(tmp_path, 1000), 0, 0, 6)
+    fill(Replay(tmp_path / "elsewhere", 1000), 0, 5, 6)
+    os.mkfifo(tmp_path / "00000001-env000-000001-6.npz")
+    (tmp_path / "00000002-env000-000002-6.npz").symlink_to("/dev/zero")
+    (tmp_path / "00000003-env000-000003-6.npz").mkdir()
+    (tmp_path / "00000004-env000-000004-6.npz").symlink_to("nowhere")
+    linked = tmp_path / "00000005-env000-000005-6.npz"
+    linked.symlink_to(next((tmp_path / "elsewhere").iterdir()))  # an episode that is kept elsewhere is one
+    again = Replay(tmp_path, 1000)
+    assert again.load() == 10
+    assert again.finished == {0: (5, 6)}
+    err = capsys.readouterr().err
+    assert err.count("is not a regular file: left out") == 3 and err.count("cannot be read (No such file") == 1
+    fill(again, 0, 6, 6)
+    assert (tmp_path / "00000006-env000-000006-6.npz").exists()
+
+
+def test_header_with_a_size_that_no_machine_has(tmp_path, capsys):
+    fill(Replay(tmp_path, 1000), 0, 0, 6)
+    path = tmp_path / "00000001-env000-000001-6.npz"
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (6, 34 * 10**12)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image.npy", buffer.getvalue())
+    assert Replay(tmp_path, 1000).load() == 5
+    assert "is damaged (" in capsys.readouterr().err
 
 
 def test_foreign_files_are_left_alone(tmp_path, capsys):
@@ -446,6 +595,22 @@ def test_full_disk_ends_with_one_line_and_no_half_file(tmp_path):
     os.waitpid(pid, 0)
     assert f"cannot write {tmp_path}/00000001-env000-000001-200.npz (File too large)" in message
     assert [path.name for path in tmp_path.iterdir()] == ["00000000-env000-000000-10.npz"]
+
+
+def test_no_more_open_files_is_said_with_what_to_do(tmp_path):
+    replay = Replay(tmp_path, 1000)
+    fill(replay, 0, 0, 5, finish=False)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*-6.npz \(Too many open files\): raise .* \(ulimit -n\)"):
+            replay.add(0, make_row(0, 0, 5), 0, True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    replay.add(0, make_row(0, 0, 6), 0, True)
+    assert Replay(tmp_path, 1000).load() == 6
 
 
 def test_kill_at_any_moment_leaves_whole_files(tmp_path, capsys):
@@ -595,14 +760,14 @@ def test_state_goes_through_a_checkpoint(tmp_path):
     resumed.close()
 
 
-def test_batch_whose_episodes_are_lost_is_drawn_anew(capsys):
+def test_batch_whose_episodes_are_lost_is_drawn_again(capsys):
     replay = Replay(None, 1000)
     fill(replay, 0, 0, 8)
     prefetcher = Prefetcher(replay, rng(1), 2, 4)
     state = prefetcher.state_dict()
     state["pending"] = [[[(episode_key(5, 5), 0, 4)]] * 2]
     prefetcher.load_state_dict(state)
-    assert "drawn anew" in capsys.readouterr().err
+    assert "drawn again" in capsys.readouterr().err
     check_batch({key: tensor.numpy() for key, tensor in prefetcher.next().items()}, {(0, 0): 8})
     prefetcher.close()
 
