@@ -15,74 +15,201 @@ import torch._dynamo.exc
 import torch._functorch.config
 import torch._inductor.config
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import native
 import tools
 
-# Layers that many steps share
+# Layers of a rollout
+#
+# A rollout calls the same layers at every step. Plain PyTorch would cast their weights each time, and compute and add
+# up a weight gradient for each call. The modules below compute what nn.Linear and nn.LayerNorm compute; within a
+# `rollout`, weights are cast once and their gradient is one product over the rows of all calls: faster, and in bfloat16
+# free of a sum of rounded numbers.
 
 
-class _Calls:
+class _Scope:
+    """What the layers of one rollout share, by module and whether they are trained."""
+
+    def __init__(self):
+        self.layers: dict[tuple, Any] = {}
+        self.frozen = False
+
+
+_scope: _Scope | None = None
+
+
+def rollout(function: Callable) -> Callable:
+    """Marks a function that calls layers many times while their parameters stay the same."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        global _scope
+        if _scope is not None:
+            return function(*args, **kwargs)
+        _scope = _Scope()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _scope = None
+
+    return call
+
+
+def _shared(module: nn.Module, part: str, make: Callable) -> Any:
+    """`make(trained)`, called once in a rollout for each part of a module, or each time outside of one."""
+    if _scope is None:
+        return make(torch.is_grad_enabled())
+    trained = torch.is_grad_enabled() and not _scope.frozen
+    key = id(module), part, trained
+    if key not in _scope.layers:
+        _scope.layers[key] = make(trained)
+    return _scope.layers[key]
+
+
+class Linear(nn.Linear):
+    """nn.Linear that computes in `dtype`: (..., inputs) → (..., outputs).
+
+    Args:
+        one_hot: how many of the first inputs are one-hot variables, and so mostly 0, which the C++ layers make use of.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype=torch.float32, one_hot: int = 0):
+        super().__init__(inputs, outputs, bias)
+        self.dtype, self.one_hot = dtype, one_hot
+        self.calls: dict[str, _Call] = {}  # in a compiled step, by part
+
+    def shared(self, part: str = "") -> "_Matrix":
+        return _shared(self, part, lambda trained: _Matrix(self.weight, self.bias, self.dtype, self.one_hot, trained))
+
+    def parts(self) -> tuple[str, ...]:
+        return ("",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_part("", x)
+
+    def apply_part(self, part: str, x: Tensor) -> Tensor:
+        return self.calls[part].linear(x) if self.calls else self.shared(part)(x)
+
+
+class SplitLinear(Linear):
+    """nn.Linear without bias of two concatenated inputs, as the sum of `first(x)` and `second(y)`.
+
+    So the part of an input that is known for all steps of a rollout can be computed for all of them at once.
+
+    Args:
+        sizes: of the two inputs.
+    """
+
+    def __init__(self, sizes: tuple[int, int], outputs: int, dtype=torch.float32, one_hot: int = 0):
+        super().__init__(sum(sizes), outputs, bias=False, dtype=dtype, one_hot=one_hot)
+        self.sizes = sizes
+
+    def shared(self, part: str = "") -> "_Matrix":
+        weights = _shared(self, "weights", lambda trained: self.weight.tensor_split([self.sizes[0]], 1))
+        weight, one_hot = (weights[0], self.one_hot) if part == "first" else (weights[1], 0)
+        return _shared(self, part, lambda trained: _Matrix(weight, None, self.dtype, one_hot, trained))
+
+    def parts(self) -> tuple[str, ...]:
+        return "first", "second"
+
+    def first(self, x: Tensor) -> Tensor:
+        return self.apply_part("first", x)
+
+    def second(self, y: Tensor) -> Tensor:
+        return self.apply_part("second", y)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.first(x) + self.second(y)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last dimension in float32, and what a subclass lets follow it.
+
+    A subclass defines `after` the normalization, and `fused`, the same in one function.
+    """
+
+    def __init__(self, size: int, eps: float):
+        super().__init__(size, eps=eps)
+        self.calls: dict[str, _Call] = {}
+
+    def after(self, x: Tensor, *args) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def fused(x: Tensor, *args) -> Tensor:
+        """x, other inputs, weight, bias and eps → output."""
+        raise NotImplementedError
+
+    def shared(self, part: str = "") -> "_Norm":
+        return _shared(self, part, lambda trained: _Norm(self, trained))
+
+    def parts(self) -> tuple[str, ...]:
+        return ("",)
+
+    def forward(self, x: Tensor, *args) -> Tensor:
+        if self.calls:
+            return self.after(self.calls[""].norm(x), *args).to(args[0].dtype if args else x.dtype)
+        shared = self.shared()
+        return self.fused(x, *args, shared.weight, shared.bias, self.eps)
+
+
+class _Gradients:
     """Inputs of a layer's calls and the gradients at their outputs, of one backward pass.
 
     Args:
-        gradients: such inputs (rows, in) and gradients (rows, out) → the gradients of weight and bias, None where
-            there is no bias.
+        function: inputs (rows, in) and gradients (rows, out) → the gradients of weight and bias, None for no bias.
     """
 
-    def __init__(self, gradients: Callable):
-        self.task, self.inputs, self.grads, self.gradients = -1, [], [], gradients
+    def __init__(self, function: Callable):
+        self.task, self.inputs, self.grads, self.function = -1, [], [], function
 
     def add(self, x: Tensor, grad: Tensor) -> None:
         task = torch._C._current_graph_task_id()
-        if task != self.task:  # what another backward pass left, which did not ask for this weight
+        if task != self.task:  # what is left of another backward pass, which did not ask for this weight
             self.task, self.inputs, self.grads = task, [], []
         self.inputs.append(x.flatten(0, -2))
         self.grads.append(grad.flatten(0, -2))
 
-    def take(self) -> tuple[list[Tensor], list[Tensor]]:
+    def compute(self) -> tuple[Tensor, Tensor | None] | None:
+        """Over the rows of all calls; None where this backward pass met none."""
         found = (self.inputs, self.grads) if self.task == torch._C._current_graph_task_id() else ([], [])
         self.inputs, self.grads = [], []
-        return found
+        if not found[0]:
+            return None
+        return self.function(*(rows[0] if len(rows) == 1 else torch.cat(rows) for rows in found))
 
 
-class _Shared(torch.autograd.Function):
-    """A layer's weight and bias in the type of its work, and at the end of the backward pass the gradients of them."""
+class _Parameters(torch.autograd.Function):
+    """Weight and bias in the type of a layer's work; the gradients of all calls at the end of the backward pass."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, calls: _Calls):
-        ctx.calls, ctx.dtype = calls, weight.dtype
+    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gradients: _Gradients):
+        ctx.gradients, ctx.dtype = gradients, weight.dtype
         ctx.set_materialize_grads(False)
         # a tensor of its own in either case: autograd takes no input for an output
         return weight.to(dtype, copy=True), bias.to(dtype, copy=True) if bias is not None else None
 
     @staticmethod
     def backward(ctx, *_):
-        inputs, grads = ctx.calls.take()
-        if not inputs:
-            return None, None, None, None
-        # all rows of all calls
-        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-        grad = grads[0] if len(grads) == 1 else torch.cat(grads)
-        weight, bias = ctx.calls.gradients(x, grad)
-        return weight.to(ctx.dtype), bias, None, None
+        found = ctx.gradients.compute()
+        return (None, None, None, None) if found is None else (found[0].to(ctx.dtype), found[1], None, None)
 
 
 class _Product(torch.autograd.Function):
-    """x @ weight.T + bias; its backward pass leaves the weight's gradient to `_Shared`."""
+    """x @ weight.T + bias; its backward pass leaves the weight's gradient to `_Parameters`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, matrix: "Matrix"):
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, matrix: "_Matrix"):
         ctx.save_for_backward(x, weight)
-        ctx.calls = matrix.calls
+        ctx.gradients = matrix.gradients
         return matrix.product(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        if ctx.calls is not None:
-            ctx.calls.add(x, grad)
+        if ctx.gradients is not None:
+            ctx.gradients.add(x, grad)
         wanted = ctx.needs_input_grad[0] and _is_wanted(ctx.next_functions[0][0])
         return (grad @ weight if wanted else None), None, None, None
 
@@ -93,84 +220,64 @@ def _is_wanted(node) -> bool:
     return leaf or torch._C._will_engine_execute_node(node)
 
 
-class Layer:
-    """Parameters for the many calls of a rollout.
-
-    Within a compiled `step` their gradients are computed once, over the rows of all calls, and not at every call.
+class _Layer:
+    """Parameters of a module for the calls of a rollout.
 
     Args:
-        weight: (out, ...).
-        bias: (out,) or None.
-        dtype: of the layer's work.
-        gradients: see `_Calls`.
-        trained: let gradients reach them.
+        gradients: see `_Gradients`.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gradients: Callable, trained: bool = True
-    ):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gradients: Callable, trained: bool):
         trained = trained and weight.requires_grad and torch.is_grad_enabled()
         self.weight, self.bias, self.dtype = weight, bias, dtype
-        self.calls = _Calls(gradients) if trained else None
+        self.gradients = _Gradients(gradients) if trained else None
         if not trained:
             self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype) if bias is not None else None
 
     @functools.cached_property
-    def shared(self) -> tuple[Tensor, Tensor | None]:
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias in `dtype`, whose gradients are those of all calls."""
-        return _Shared.apply(self.weight, self.bias, self.dtype, self.calls)
-
-    def __call__(self, *args) -> Tensor:
-        raise NotImplementedError
-
-    def at(self, call: "_Call", *args) -> Tensor:
-        """Within a compiled step: hands `call` the input (N, in), and lets it add to the output (N, out)."""
-        raise NotImplementedError
+        return _Parameters.apply(self.weight, self.bias, self.dtype, self.gradients)
 
 
-class Matrix(Layer):
-    """The linear map of a weight and a bias: (..., in) → (..., out).
+class _Matrix(_Layer):
+    """A linear map."""
 
-    The gradient of its weight is one product over the rows of all calls, in place of one product, and one sum, at every
-    step: faster, and in bfloat16 free of a sum of rounded numbers.
-
-    Args:
-        weight: (out, in).
-        bias: (out,) or None.
-        dtype: of the products.
-        sparse: how many of the first inputs are mostly 0, as one-hot variables are; native code makes use of it in
-            float32.
-        trained: let gradients reach the weight and the bias.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sparse: int = 0, trained: bool = True):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, one_hot: int, trained: bool):
         def gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
             return grad.to(dtype).T @ x, grad.sum(0, dtype=torch.float32) if biased else None
 
         biased = bias is not None
         super().__init__(weight, bias, dtype, gradients, trained)
-        if self.calls is not None:
-            self.weight, self.bias = self.shared
-        self.sparse = sparse if _fusing == "native" and native.supports(weight) and dtype == torch.float32 else 0
-        if self.sparse:
-            self.columns = self.weight.detach()[:, :sparse].T.contiguous()
+        if self.gradients is not None:
+            self.weight, self.bias = self.parameters
+        self.one_hot = one_hot if _fusing == "native" and native.supports(weight) and dtype == torch.float32 else 0
+        if self.one_hot:
+            self.columns = self.weight.detach()[:, :one_hot].T.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.calls is None and not self.sparse:
+        if self.gradients is None and not self.one_hot:
             return self.product(x)
         return _Product.apply(x, self.weight, self.bias, self)
 
     def product(self, x: Tensor) -> Tensor:
-        if not self.sparse:
+        if not self.one_hot:
             return F.linear(x, self.weight, self.bias)
-        y = F.linear(x[..., self.sparse :], self.weight[:, self.sparse :], self.bias)
+        y = F.linear(x[..., self.one_hot :], self.weight[:, self.one_hot :], self.bias)
         native.add_sparse_product(y, x, self.columns)
         return y
 
-    def at(self, call: "_Call", x: Tensor) -> Tensor:
-        call.x = x = x.to(self.weight.dtype)
-        return call.add(F.linear(x, self.weight.detach(), None if self.bias is None else self.bias.detach()))
+
+class _Norm(_Layer):
+    """The parameters of a LayerNorm."""
+
+    def __init__(self, norm: LayerNorm, trained: bool):
+        def gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+            return norm_gradients(x, grad, eps)
+
+        self.eps = eps = norm.eps
+        super().__init__(norm.weight, norm.bias, norm.weight.dtype, gradients, trained)
 
 
 # Steps that are compiled whole
@@ -180,13 +287,13 @@ class _Tap(torch.autograd.Function):
     """Zeros (N, out), the gradient at which is that at the output of a layer to which they are added."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, rows: int, calls: _Calls, seen: list):
-        ctx.calls, ctx.seen = calls, seen
+    def forward(ctx, weight: Tensor, rows: int, gradients: _Gradients, seen: list):
+        ctx.gradients, ctx.seen = gradients, seen
         return _zero(weight.device).expand(rows, weight.shape[0])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        ctx.calls.add(*ctx.seen, grad)
+        ctx.gradients.add(*ctx.seen, grad)
         return None, None, None, None
 
 
@@ -196,17 +303,24 @@ def _zero(device: torch.device) -> Tensor:
 
 
 class _Call:
-    """A layer at one step: called as the layer itself."""
+    """A part of a module at one step: its parameters are constants, `tap` sees the gradient at its output."""
 
-    def __init__(self, layer: Layer, tap: Tensor | None):
+    def __init__(self, layer: _Layer, tap: Tensor | None):
         self.layer, self.tap, self.x = layer, tap, None
 
-    def __call__(self, *args) -> Tensor:
-        return self.layer.at(self, *args)
-
-    def add(self, y: Tensor) -> Tensor:
-        """The output with the tap, in float32: a product would take it as what to add to, and copy it first."""
+    def linear(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        x = x.to(weight.dtype)
+        self.x = x.detach()
+        y = F.linear(x, weight.detach(), None if bias is None else bias.detach())
+        # in float32: a product would take the tap as what to add to, and copy it first
         return y if self.tap is None else (y.float() + self.tap).to(y.dtype)
+
+    def norm(self, x: Tensor) -> Tensor:
+        self.x = x.detach()
+        weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
+        y = F.layer_norm(x.float(), weight.shape, weight, bias, self.layer.eps)
+        return y if self.tap is None else y + self.tap
 
 
 class _Stack(torch.autograd.Function):
@@ -224,35 +338,49 @@ def stack_steps(steps: list[Tensor]) -> Tensor:
     return _Stack.apply(*steps)
 
 
-def step(function: Callable) -> Callable:
-    """Marks a rollout's step, a method of `layers` and tensors (N, ...), to be compiled whole where PyTorch compiles.
+def step(frozen: bool = False) -> Callable[[Callable], Callable]:
+    """Marks a step of a rollout, a method of a module, to be compiled whole where PyTorch compiles.
 
-    PyTorch sees the parameters of the layers, each called once at most, as constants; their gradients come from what
-    went in and from the gradients at their outputs, as for `Matrix`. Random numbers are those of the plain function.
+    PyTorch sees the module's parameters as constants; their gradients come from what went into each layer and from the
+    gradient at its output, as elsewhere in a rollout. Tensors among the arguments are (N, ...); a layer is called once
+    at most. Random numbers are those of the plain function.
+
+    Args:
+        frozen: no gradient reaches the module's parameters.
     """
 
-    def tapped(owner, layers: list[Layer], taps: list[Tensor | None], *args):
-        calls = [_Call(layer, tap) for layer, tap in zip(layers, taps, strict=True)]
-        out = function(owner, calls, *args)
-        return out, [None if call.x is None or call.tap is None else call.x.detach() for call in calls]
+    def mark(function: Callable) -> Callable:
+        def compiled(owner: nn.Module, *args):
+            rows = next(len(arg) for arg in args if isinstance(arg, Tensor))
+            modules = [module for module in owner.modules() if isinstance(module, Linear | LayerNorm)]
+            taken = []
+            for module in modules:
+                for part in module.parts():
+                    layer, seen = module.shared(part), []
+                    wanted = layer.gradients is not None
+                    tap = _Tap.apply(layer.parameters[0], rows, layer.gradients, seen) if wanted else None
+                    module.calls[part] = _Call(layer, tap)
+                    taken.append((module.calls[part], seen))
+            try:
+                with fusing("traced"):
+                    return _compiled(function)(owner, *args)
+            finally:
+                for called, seen in taken:
+                    seen.append(called.x)
+                for module in modules:
+                    module.calls = {}
 
-    @functools.wraps(function)
-    def call(owner, layers: list[Layer], *args):
-        if _fusing != "compiled":
-            return function(owner, layers, *args)
-        rows = next(len(arg) for arg in args if isinstance(arg, Tensor))
-        seen = [[] for _ in layers]
-        taps = [
-            _Tap.apply(layer.shared[0], rows, layer.calls, x) if layer.calls else None
-            for layer, x in zip(layers, seen, strict=True)
-        ]
-        with fusing("traced"):
-            out, inputs = _compiled(tapped)(owner, layers, taps, *args)
-        for kept, x in zip(seen, inputs, strict=True):
-            kept.append(x)
-        return out
+        @functools.wraps(function)
+        def call(owner: nn.Module, *args):
+            before, _scope.frozen = _scope.frozen, frozen or _scope.frozen
+            try:
+                return compiled(owner, *args) if _fusing == "compiled" else function(owner, *args)
+            finally:
+                _scope.frozen = before
 
-    return call
+        return rollout(call)
+
+    return mark
 
 
 # Convolutions
@@ -351,6 +479,13 @@ def fusable(replacement: Callable | None = None) -> Callable[[Callable], Callabl
         return call
 
     return mark
+
+
+@fusable()
+def norm_gradients(x: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Input and gradient at the output of a LayerNorm, (N, C) → the gradients of its parameters, (C,)."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+    return (grad * normed).sum(0), grad.sum(0)
 
 
 # Execution

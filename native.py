@@ -132,8 +132,8 @@ class _Mix(torch.autograd.Function):
         return dlogits, None
 
 
-def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return _NormSiLU.apply(x if share is None else x + share, weight, bias, eps)
+def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return _NormSiLU.apply(x, weight, bias, eps)
 
 
 def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

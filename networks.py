@@ -8,7 +8,6 @@ products and convolutions in its `dtype` (float32 or bfloat16), and norms, gates
 import itertools
 import math
 import re
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 import distributions as dists
 import native
-from fast import Layer, Matrix, fusable, halve, stack_steps, step
+from fast import LayerNorm, Linear, SplitLinear, fusable, halve, rollout, stack_steps, step
 
 NORM_EPS = 1e-3
 TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
@@ -48,84 +47,59 @@ def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
 
 
 @fusable(native.norm_silu)
-def norm_silu(x: Tensor, share: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension of x, or of x + share, then SiLU; in float32 within, the output as `x`."""
-    x = x if share is None else x + share
-    return F.silu(layer_norm(x, weight, bias, eps)).to(x.dtype)
+def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension, in float32, then SiLU; the output has the type of the input."""
+    return F.silu(F.layer_norm(x.float(), weight.shape, weight, bias, eps)).to(x.dtype)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension, in float32."""
-    return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
-
-
-@fusable()
-def norm_gradients(x: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Input and gradient at the output of a LayerNorm, (N, C) → the gradients of its parameters, (C,)."""
-    normed = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
-    return (grad * normed).sum(0), grad.sum(0)
-
-
-class _Norm(Layer):
-    """LayerNorm and what follows it, for the calls of a rollout."""
-
-    def __init__(self, norm: nn.LayerNorm, trained: bool = True):
-        self.eps = eps = norm.eps
-        super().__init__(
-            norm.weight, norm.bias, norm.weight.dtype, lambda x, grad: norm_gradients(x, grad, eps), trained
-        )
-
-    def norm(self, call, x: Tensor) -> Tensor:
-        call.x = x
-        return call.add(layer_norm(x, self.weight.detach(), self.bias.detach(), self.eps))
-
-
-class _Activation(_Norm):
-    """Norm and SiLU of x (..., C), or of x + share where a layer's product was made in two parts."""
-
-    def __call__(self, x: Tensor, share: Tensor | None = None) -> Tensor:
-        return norm_silu(x, share, self.weight, self.bias, self.eps)
-
-    def at(self, call, x: Tensor, share: Tensor | None = None) -> Tensor:
-        x = x if share is None else x + share
-        return F.silu(self.norm(call, x)).to(x.dtype)
-
-
-class _Gates(_Norm):
-    """Norm and gates of the GRU: (N, 3D), (N, D) → (N, D)."""
-
-    def __call__(self, parts: Tensor, deter: Tensor) -> Tensor:
-        return gru_gates(parts, deter, self.weight, self.bias, self.eps)
-
-    def at(self, call, parts: Tensor, deter: Tensor) -> Tensor:
-        return move(self.norm(call, parts), deter)
-
-
-class NormSiLU(nn.LayerNorm):
+class NormSiLU(LayerNorm):
     """LayerNorm over the last dimension, then SiLU; the output has the type of the input."""
+
+    fused = staticmethod(norm_silu)
 
     def __init__(self, size: int):
         super().__init__(size, eps=NORM_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return norm_silu(x, None, self.weight, self.bias, self.eps)
+    def after(self, x: Tensor) -> Tensor:
+        return F.silu(x)
 
 
 class Dense(nn.Module):
-    """The parameters of a layer: a linear map without bias, LayerNorm and SiLU. (..., inputs) → (..., units)"""
+    """Linear map without bias, LayerNorm, SiLU: (..., inputs) → (..., units)."""
 
-    def __init__(self, inputs: int, units: int):
+    def __init__(self, inputs: int, units: int, dtype=torch.float32, one_hot: int = 0):
         super().__init__()
-        self.linear = nn.Linear(inputs, units, bias=False)
+        self.linear = Linear(inputs, units, bias=False, dtype=dtype, one_hot=one_hot)
         self.norm = NormSiLU(units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x))
+
+
+class JointDense(nn.Module):
+    """A Dense layer of two concatenated inputs: (..., sizes[0]), (..., sizes[1]) → (..., units).
+
+    The product with the second input, `second(y)`, is computed apart: a rollout does so for all steps at once.
+    """
+
+    def __init__(self, sizes: tuple[int, int], units: int, dtype=torch.float32, one_hot: int = 0):
+        super().__init__()
+        self.linear = SplitLinear(sizes, units, dtype, one_hot)
+        self.norm = NormSiLU(units)
+
+    def second(self, y: Tensor) -> Tensor:
+        return self.linear.second(y)
+
+    def forward(self, x: Tensor, second: Tensor) -> Tensor:
+        return self.norm(self.linear.first(x) + second)
 
 
 class MLP(nn.Module):
     """`layers` Dense layers and, given `outputs`, a linear output layer: (..., inputs) → (..., outputs or units).
 
     Args:
-        outscale: scale of the uniform initialisation of the output layer.
-        sparse: how many of the first inputs are one-hot variables (see `fast.Matrix`).
+        outscale: scale of the uniform initialization of the output layer.
+        one_hot: how many of the first inputs are one-hot variables (see `fast.Linear`).
     """
 
     def __init__(
@@ -136,41 +110,34 @@ class MLP(nn.Module):
         outputs: int = 0,
         outscale: float = 1.0,
         dtype=torch.float32,
-        sparse: int = 0,
+        one_hot: int = 0,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(Dense(units if i else inputs, units) for i in range(layers))
-        self.out = nn.Linear(units, outputs) if outputs else None
-        self.dtype, self.sparse = dtype, sparse
+        self.layers = nn.ModuleList(
+            Dense(units if i else inputs, units, dtype, 0 if i else one_hot) for i in range(layers)
+        )
+        self.out = Linear(units, outputs, dtype=dtype) if outputs else None
         self.apply(init_weights)
         if self.out is not None:
             init_output(self.out, outscale)
 
-    def shared(self) -> list[Layer]:
-        """The layers in their order, to be handed to the many calls of one rollout."""
-        found = []
-        for i, layer in enumerate(self.layers):
-            found.append(Matrix(layer.linear.weight, None, self.dtype, 0 if i else self.sparse))
-            found.append(_Activation(layer.norm))
-        return found + ([Matrix(self.out.weight, self.out.bias, self.dtype)] if self.out is not None else [])
-
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.shared():
+        for layer in self.layers:
             x = layer(x)
-        return x
+        return x if self.out is None else self.out(x)
 
 
 class ScalarHead(MLP):
     """A head that predicts a scalar from features: `symlog_disc` is two-hot over symlog, `normal` a unit Normal."""
 
     def __init__(
-        self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32, sparse: int = 0
+        self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32, one_hot: int = 0
     ):
         if dist not in ("symlog_disc", "normal"):
             raise ValueError(f"a reward_head or value_head is symlog_disc or normal, not {dist!r}")
         discrete = dist == "symlog_disc"
         outputs = dists.BUCKETS if discrete else 1
-        super().__init__(inputs, units, layers, outputs, outscale=0.0, dtype=dtype, sparse=sparse)
+        super().__init__(inputs, units, layers, outputs, outscale=0.0, dtype=dtype, one_hot=one_hot)
         self.dist = dists.TwoHotSymlog if discrete else dists.UnitNormal
 
     def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal:
@@ -180,8 +147,8 @@ class ScalarHead(MLP):
 class BinaryHead(MLP):
     """A head that predicts a probability from features, of the episode going on."""
 
-    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32, sparse: int = 0):
-        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype, sparse=sparse)
+    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32, one_hot: int = 0):
+        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype, one_hot=one_hot)
 
     def forward(self, feat: Tensor) -> dists.Bernoulli:
         return dists.Bernoulli(super().forward(feat))
@@ -215,17 +182,23 @@ class Actor(MLP):
         init_std: float = 1.0,
         unimix: float = 0.01,
         dtype=torch.float32,
-        sparse: int = 0,
+        one_hot: int = 0,
     ):
         if dist not in self.DISTS:
             raise ValueError(f"an actor_dist is one of {', '.join(self.DISTS)}, not {dist!r}")
         outputs = actions if dist == "onehot" else 2 * actions
-        super().__init__(inputs, units, layers, outputs, dtype=dtype, sparse=sparse)
+        super().__init__(inputs, units, layers, outputs, dtype=dtype, one_hot=one_hot)
         self.dist, self.unimix = dist, unimix
         self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
 
     def forward(self, feat: Tensor) -> dists.Normal | dists.OneHot:
         return self.policy(super().forward(feat))
+
+    @step()
+    def act(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, F) → sampled actions (N, A), and the output layer's values, which `policy` takes."""
+        out = MLP.forward(self, feat)
+        return self.policy(out).sample(), out
 
     def policy(self, out: Tensor) -> dists.Normal | dists.OneHot:
         """The distribution that the output layer's (..., A) or (..., 2A) stand for."""
@@ -411,41 +384,27 @@ def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) 
     return cnn, mlp
 
 
-class _Weights(NamedTuple):
-    """The dynamics' linear maps, the input halves of its split layers apart, and norms."""
-
-    input_stoch: Layer  # S·K → hidden
-    input_action: Layer  # A → hidden
-    input_norm: Layer
-    cell: Layer  # hidden + D → 3D
-    cell_norm: Layer  # with the gates: 3D, D → D
-    prior: Layer  # D → hidden
-    prior_norm: Layer
-    prior_out: Layer  # hidden → the latent's statistics
-    post_deter: Layer  # D → hidden
-    post_embed: Layer  # E → hidden
-    post_norm: Layer
-    post_out: Layer  # hidden → the latent's statistics
-
-
 @fusable(native.gru_gates)
 def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """DreamerV2's GRU, after its matrix product: LayerNorm of the three parts (N, 3D), and the move of deter (N, D)."""
-    return move(layer_norm(parts, weight, bias, eps), deter)
+    """DreamerV2's GRU after its matrix product: LayerNorm of the three parts (N, 3D), gates, new deter (N, D)."""
+    return update_deter(F.layer_norm(parts.float(), weight.shape, weight, bias, eps), deter)
 
 
-def move(parts: Tensor, deter: Tensor) -> Tensor:
-    """The GRU's move of deter (N, D) by its normed reset, candidate and update parts (N, 3D)."""
+def update_deter(parts: Tensor, deter: Tensor) -> Tensor:
+    """h' = update·cand + (1 - update)·h, by the normalized reset, candidate and update parts (N, 3D)."""
     reset, cand, update = parts.chunk(3, -1)
     cand = torch.tanh(torch.sigmoid(reset) * cand)
     update = torch.sigmoid(update - 1)
     return update * cand + (1 - update) * deter
 
 
-@fusable()
-def restart(first: Tensor, first_stoch: Tensor, first_deter: Tensor, stoch: Tensor, deter: Tensor):
-    """Stoch (N, S·K) and deter (N, D), the initial ones where `first` (N, 1)."""
-    return torch.where(first, first_stoch, stoch), torch.where(first, first_deter, deter)
+class GRUGates(LayerNorm):
+    """LayerNorm and gates of the GRU: (N, 3D), (N, D) → (N, D)."""
+
+    fused = staticmethod(gru_gates)
+
+    def after(self, parts: Tensor, deter: Tensor) -> Tensor:
+        return update_deter(parts, deter)
 
 
 class RSSM(nn.Module):
@@ -489,15 +448,15 @@ class RSSM(nn.Module):
         self.dtype = dtype
         self.stoch_size = stoch * discrete if discrete else stoch
         self.feat_size = self.stoch_size + deter
-        self.sparse = self.stoch_size if discrete else 0  # features that are one-hot variables, before all others
+        self.one_hot = self.stoch_size if discrete else 0  # features that are one-hot variables, before all others
         stats = stoch * discrete if discrete else 2 * stoch
-        self.input = Dense(self.stoch_size + actions, hidden)
-        self.cell = nn.Linear(hidden + deter, 3 * deter, bias=False)
-        self.cell_norm = nn.LayerNorm(3 * deter, eps=NORM_EPS)
-        self.prior_layer = Dense(deter, hidden)
-        self.prior_out = nn.Linear(hidden, stats)
-        self.post_layer = Dense(deter + embed, hidden)
-        self.post_out = nn.Linear(hidden, stats)
+        self.input = JointDense((self.stoch_size, actions), hidden, dtype, self.one_hot)
+        self.cell = Linear(hidden + deter, 3 * deter, bias=False, dtype=dtype)
+        self.cell_norm = GRUGates(3 * deter, eps=NORM_EPS)
+        self.prior_layer = Dense(deter, hidden, dtype)
+        self.prior_out = Linear(hidden, stats, dtype=dtype)
+        self.post_layer = JointDense((deter, embed), hidden, dtype)
+        self.post_out = Linear(hidden, stats, dtype=dtype)
         self.projection = nn.Linear(self.feat_size, projection, bias=False)
         self.apply(init_weights)
         if initial == "learned":
@@ -528,8 +487,8 @@ class RSSM(nn.Module):
             return dists.OneHot(state["logit"], self.unimix)
         return dists.Normal(state["mean"], state["std"])
 
-    def complete(self, latent: State, deter: Tensor, sample: bool = True) -> State:
-        """State from a latent and a deter, with stoch drawn from the latent or its mode."""
+    def sample_state(self, latent: State, deter: Tensor, sample: bool = True) -> State:
+        """State of a latent and a deter, with stoch drawn from the latent, or its mode."""
         dist = self.dist(latent)
         return {"stoch": dist.sample() if sample else dist.mode(), "deter": deter, **latent}
 
@@ -544,76 +503,69 @@ class RSSM(nn.Module):
 
     # Steps
 
-    def weights(self, trained: bool = True) -> _Weights:
-        """The layers of the steps, cast and cut once for all steps of a rollout.
-
-        Args:
-            trained: let gradients reach their parameters.
-        """
-        post_deter, post_embed = self.post_layer.linear.weight.tensor_split([self.deter], 1)
-        input_stoch, input_action = self.input.linear.weight.tensor_split([self.stoch_size], 1)
-
-        def matrix(weight: Tensor, bias: Tensor | None = None, sparse: int = 0) -> Matrix:
-            return Matrix(weight, bias, self.dtype, sparse, trained)
-
-        return _Weights(
-            input_stoch=matrix(input_stoch, sparse=self.sparse),
-            input_action=matrix(input_action),
-            input_norm=_Activation(self.input.norm, trained),
-            cell=matrix(self.cell.weight),
-            cell_norm=_Gates(self.cell_norm, trained),
-            prior=matrix(self.prior_layer.linear.weight),
-            prior_norm=_Activation(self.prior_layer.norm, trained),
-            prior_out=matrix(self.prior_out.weight, self.prior_out.bias),
-            post_deter=matrix(post_deter),
-            post_embed=matrix(post_embed),
-            post_norm=_Activation(self.post_layer.norm, trained),
-            post_out=matrix(self.post_out.weight, self.post_out.bias),
-        )
-
-    def initial(self, like: Tensor, w: _Weights | None = None) -> State:
-        """The state before an episode, (1, ...), on the device of `like`."""
+    def initial(self, device: torch.device | None = None) -> State:
+        """The state before an episode, (1, ...)."""
         if self.initial_state == "learned":
             deter = torch.tanh(self.initial_deter)
-            return self.complete(self.prior(deter, w or self.weights()), deter, sample=False)
-        deter = torch.zeros(1, self.deter, device=like.device)
+            return self.sample_state(self.prior(deter), deter, sample=False)
+        deter = torch.zeros(1, self.deter, device=device)
         shape = (1, self.stoch, self.discrete) if self.discrete else (1, self.stoch)
-        stoch = torch.zeros(shape, device=like.device)
+        stoch = torch.zeros(shape, device=device)
         latent = {"logit": stoch} if self.discrete else {"mean": stoch, "std": torch.ones_like(stoch)}
         return {"stoch": stoch, "deter": deter, **latent}
 
-    def recur(self, stoch: Tensor, deter: Tensor, action_share: Tensor, w: _Weights) -> Tensor:
-        """One step of the GRU.
+    def action_input(self, action: Tensor) -> Tensor:
+        """The action's part of the input layer: (..., A) → (..., hidden)."""
+        return self.input.second(action / action.detach().abs().clamp_min(1))
+
+    def embed_input(self, embed: Tensor) -> Tensor:
+        """The embedding's part of the posterior layer: (..., E) → (..., hidden)."""
+        return self.post_layer.second(embed)
+
+    def gru(self, stoch: Tensor, action_input: Tensor, deter: Tensor) -> Tensor:
+        """The recurrent state after a step: (N, S·K), (N, hidden), (N, D) → (N, D)."""
+        x = self.input(stoch, action_input)
+        return self.cell_norm(self.cell(torch.cat([x, deter.to(self.dtype)], -1)), deter)
+
+    def prior(self, deter: Tensor) -> State:
+        """Latent predicted from the recurrent state (..., D)."""
+        return self.latent(self.prior_out(self.prior_layer(deter)))
+
+    def posterior(self, deter: Tensor, embed_input: Tensor) -> State:
+        """Latent given the recurrent state (..., D) and the image, by `embed_input` (..., hidden)."""
+        return self.latent(self.post_out(self.post_layer(deter, embed_input)))
+
+    @step()
+    def obs_step(self, stoch, deter, action_input, embed_input, is_first, initial_stoch, initial_deter, sample=True):
+        """One step with an observation: the posterior state.
 
         Args:
-            stoch (N, S·K), deter (N, D): the state before the step.
-            action_share (N, hidden): the action's part of the input layer.
-
-        Returns:
-            (N, D) deter after it.
+            stoch (N, S·K), deter (N, D): the state before.
+            action_input, embed_input: (N, hidden) each.
+            is_first: (N, 1) bool; there the initial stoch and deter take the place of the state before.
+            sample: draw the latent; False takes its mode.
         """
-        x = w.input_norm(w.input_stoch(stoch), action_share)
-        return w.cell_norm(w.cell(torch.cat([x, deter.to(self.dtype)], -1)), deter)
+        stoch = torch.where(is_first, initial_stoch, stoch)
+        deter = torch.where(is_first, initial_deter, deter)
+        deter = self.gru(stoch, action_input, deter)
+        return self.sample_state(self.posterior(deter, embed_input), deter, sample)
 
-    def prior(self, deter: Tensor, w: _Weights) -> State:
-        """Latent that is expected at a deter (..., D)."""
-        return self.latent(w.prior_out(w.prior_norm(w.prior(deter))))
+    @step(frozen=True)
+    def img_step(self, action: Tensor, state: State) -> State:
+        """One step without an observation: the prior state after `action` (N, A) in `state` (N, ...).
 
-    def posterior(self, deter: Tensor, embed_share: Tensor, w: _Weights) -> State:
-        """Latent at a deter (..., D), given the embedding's part of the posterior layer (..., hidden)."""
-        return self.latent(w.post_out(w.post_norm(w.post_deter(deter), embed_share)))
-
-    def action_share(self, action: Tensor, w: _Weights) -> Tensor:
-        """The action's part of the input layer: (..., A) → (..., hidden)."""
-        action = action / action.detach().abs().clamp_min(1)
-        return w.input_action(action)
+        No gradient reaches the parameters of the dynamics.
+        """
+        deter = self.gru(state["stoch"].reshape(-1, self.stoch_size), self.action_input(action), state["deter"])
+        return self.sample_state(self.prior(deter), deter)
 
     # Rollouts
 
+    @rollout
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None, sample: bool = True
     ) -> tuple[State, State]:
-        """Follows sequences of observations. Only GRU and posterior are sequential; all else is done for all T at once.
+        """Infers the states of sequences of observations.
 
         Args:
             embed: (B, T, E).
@@ -627,44 +579,23 @@ class RSSM(nn.Module):
         """
         batch, length = is_first.shape
         assert embed.shape[:2] == action.shape[:2] == (batch, length), (embed.shape, action.shape, is_first.shape)
-        w = self.weights()
-        action_shares = self.action_share(action * ~is_first[..., None], w).unbind(1)
-        embed_shares = w.post_embed(embed).unbind(1)
-        initial = self.initial(action, w)
-        first_stoch, first_deter = initial["stoch"].flatten(1).to(self.dtype), initial["deter"]
-        # one view for each step: their gradients are summed in one go
-        first_stochs, first_deters = (x.expand(length, batch, -1).unbind() for x in (first_stoch, first_deter))
-        stoch, deter = first_stochs[0], first_deters[0]
-        if state is not None:
-            before = state["stoch"].flatten(1).to(self.dtype), state["deter"]
-            stoch, deter = restart(is_first[:, :1], stoch, deter, *before)
-        ends = F.pad(is_first[:, 1:], (0, 1)).unsqueeze(-1).unbind(1)
+        # only GRU and posterior are sequential: all else is computed for all T at once
+        inputs = [self.action_input(action * ~is_first[..., None]), self.embed_input(embed), is_first[..., None]]
+        initial = self.initial(action.device)
+        # a view for each step, all of whose gradients are summed at once
+        views = [initial[k].flatten(1).expand(length, batch, -1).unbind() for k in ("stoch", "deter")]
+        before = (views[0][0], views[1][0]) if state is None else (state["stoch"].flatten(1), state["deter"])
         states = []
-        for inputs in zip(action_shares, embed_shares, ends, first_stochs, first_deters, strict=True):
-            state, stoch, deter = self._follow(w, stoch, deter, *inputs, sample)
+        for t, step_inputs in enumerate(zip(*(x.unbind(1) for x in inputs), strict=True)):
+            reset = (view[max(t - 1, 0)] for view in views)
+            state = self.obs_step(*before, *step_inputs, *reset, sample)
+            before = state["stoch"].flatten(1), state["deter"]
             states.append(state)
         post = {k: stack_steps([s[k] for s in states]) for k in states[0]}
-        prior = self.complete(self.prior(post["deter"], w), post["deter"], sample)
+        prior = self.sample_state(self.prior(post["deter"]), post["deter"], sample)
         return post, prior
 
-    @step
-    def _follow(self, layers, stoch, deter, action_share, embed_share, ends, first_stoch, first_deter, sample):
-        """One step of `observe`, on (N, ...): the state, and stoch (N, S·K) and deter before the next step."""
-        w = _Weights(*layers)
-        deter = self.recur(stoch, deter, action_share, w)
-        state = self.complete(self.posterior(deter, embed_share, w), deter, sample)
-        return state, *restart(ends, first_stoch, first_deter, state["stoch"].flatten(1).to(self.dtype), deter)
-
-    def predict(self, state: State, action: Tensor, w: _Weights | None = None) -> State:
-        """One step without an observation: the prior after `action` (..., A) in `state` (...)."""
-        w = w or self.weights()
-        lead = action.shape[:-1]
-        # the GRU sees (N, ...)
-        stoch, deter = state["stoch"].reshape(-1, self.stoch_size), state["deter"].reshape(-1, self.deter)
-        share = self.action_share(action.reshape(-1, self.actions), w)
-        deter = self.recur(stoch, deter, share, w).unflatten(0, lead)
-        return self.complete(self.prior(deter, w), deter)
-
+    @rollout
     def target_branch(self, deter: Tensor, embed: Tensor, action: Tensor, is_first: Tensor) -> tuple[State, State]:
         """Target posterior and target prior, all T in one pass, of the EMA copy of the dynamics.
 
@@ -677,17 +608,19 @@ class RSSM(nn.Module):
         Returns:
             The posterior at each step, and the prediction into each step from the posterior before it, (B, T, ...).
         """
-        w = self.weights()
-        post = self.complete(self.posterior(deter, w.post_embed(embed), w), deter)
-        initial = self.initial(action, w)
+        post = self.sample_state(self.posterior(deter, self.embed_input(embed)), deter)
+        initial = self.initial(action.device)
         before = {}
         for key in ("stoch", "deter"):
             first = initial[key].expand(deter.shape[0], 1, *initial[key].shape[1:])
             shifted = torch.cat([first, post[key][:, :-1]], 1)
             starts = is_first.reshape(*is_first.shape, *[1] * (shifted.ndim - 2))
-            before[key] = torch.where(starts, initial[key], shifted)
-        return post, self.predict(before, action * ~is_first[..., None], w)
+            before[key] = torch.where(starts, initial[key], shifted).flatten(0, 1)
+        action = action * ~is_first[..., None]
+        prior = self.img_step(action.flatten(0, 1), before)
+        return post, {k: v.unflatten(0, is_first.shape) for k, v in prior.items()}
 
+    @rollout
     def imagine(self, actor: Actor, start: State, horizon: int) -> tuple[Tensor, Tensor, dists.Normal | dists.OneHot]:
         """Rolls the prior out under an actor that acts from `sg(feat)`.
 
@@ -699,24 +632,12 @@ class RSSM(nn.Module):
             feats (H, N, F), actions (H, N, A) drawn at each, and the distribution of these. Their gradients reach the
             actor and the start, not the parameters of the dynamics.
         """
-        layers = [*self.weights(trained=False), *actor.shared()]
-        stoch, deter, steps = start["stoch"], start["deter"], []
+        state, steps = {k: start[k] for k in ("stoch", "deter")}, []
         for i in range(horizon):
-            *found, stoch, deter = self._dream(layers, stoch, deter, actor, i < horizon - 1)
-            steps.append(found)
+            feat = self.feat(state).to(self.dtype)  # once for all heads
+            action, out = actor.act(feat.detach())
+            steps.append((feat, action, out))
+            if i < horizon - 1:
+                state = self.img_step(action, state)
         feats, actions, outs = map(torch.stack, zip(*steps, strict=True))
         return feats, actions, actor.policy(outs)
-
-    @step
-    def _dream(self, layers, stoch: Tensor, deter: Tensor, actor: Actor, ahead: bool) -> tuple:
-        """One step of `imagine`: features, action, the actor's output, and the next stoch and deter."""
-        w, acting = _Weights(*layers[: len(_Weights._fields)]), layers[len(_Weights._fields) :]
-        state = {"stoch": stoch, "deter": deter}
-        feat = self.feat(state).to(self.dtype)  # once for all heads
-        out = feat.detach()
-        for layer in acting:
-            out = layer(out)
-        action = actor.policy(out).sample()
-        if ahead:
-            state = self.predict(state, action, w)
-        return feat, action, out, state["stoch"], state["deter"]

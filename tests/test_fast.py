@@ -19,72 +19,98 @@ import networks
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-# Matrices
+# Layers of a rollout
 
 
-def rollout(linear, x):
+def linear(weight, bias=None, dtype=torch.float32):
+    """A fast.Linear with these parameters."""
+    layer = fast.Linear(weight.shape[1], weight.shape[0], bias is not None, dtype)
+    layer.weight = torch.nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias)
+    return layer
+
+
+@fast.rollout
+def rollout(layer, x):
     """Four steps that use one linear map, and a loss of all their outputs."""
     loss = 0
     for _ in range(4):
-        y = linear(x)
+        y = layer(x)
         loss, x = loss + y.sin().sum(), y[..., : x.shape[-1]].tanh()
     return loss
 
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("lead", [(3,), (2, 3)])
-def test_a_shared_matrix_has_the_gradients_of_plain_products(biased, lead):
+def test_a_layer_of_a_rollout_has_the_gradients_of_plain_products(biased, lead):
     torch.manual_seed(0)
-    weight, bias = torch.randn(5, 4, requires_grad=True), torch.randn(5, requires_grad=True) if biased else None
+    layer = linear(torch.randn(5, 4), torch.randn(5) if biased else None)
     x = torch.randn(*lead, 4, requires_grad=True)
-    wanted = [p for p in (weight, bias, x) if p is not None]
-    ours = torch.autograd.grad(rollout(fast.Matrix(weight, bias, torch.float32), x), wanted)
-    plain = torch.autograd.grad(rollout(lambda x: F.linear(x, weight, bias), x), wanted)
+    wanted = [*layer.parameters(), x]
+    ours = torch.autograd.grad(rollout(layer, x), wanted)
+    plain = torch.autograd.grad(rollout(lambda x: F.linear(x, layer.weight, layer.bias), x), wanted)
     for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_split_layer_is_a_layer_of_both_inputs():
+    torch.manual_seed(0)
+    layer, x, y = fast.SplitLinear((4, 3), 5), torch.randn(2, 4), torch.randn(2, 3)
+
+    @fast.rollout
+    def both():
+        share = layer.second(y)
+        return torch.stack([layer.first(x) + share, layer(2 * x, y)])
+
+    expected = torch.stack([F.linear(torch.cat([k * x, y], -1), layer.weight) for k in (1, 2)])
+    torch.testing.assert_close(both(), expected)
+    for a, b in zip(*(torch.autograd.grad(z.sin().sum(), layer.weight) for z in (both(), expected)), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_a_backward_pass_that_did_not_ask_for_the_weight_leaves_nothing_to_the_next():
     torch.manual_seed(0)
-    weight, x = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    matrix = fast.Matrix(weight, None, torch.float32)
-    loss = rollout(matrix, x)
+    layer, x = linear(torch.randn(5, 4)), torch.randn(3, 4, requires_grad=True)
+    loss = rollout(layer, x)
     torch.autograd.grad(5 * loss, x, retain_graph=True)
-    (once,) = torch.autograd.grad(loss, weight, retain_graph=True)
-    (again,) = torch.autograd.grad(loss, weight)
-    (plain,) = torch.autograd.grad(rollout(lambda x: F.linear(x, weight), x), weight)
+    (once,) = torch.autograd.grad(loss, layer.weight, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, layer.weight)
+    (plain,) = torch.autograd.grad(rollout(lambda x: F.linear(x, layer.weight), x), layer.weight)
     torch.testing.assert_close(once, plain)
     torch.testing.assert_close(again, plain)
 
 
-def test_an_unused_matrix_gives_its_weight_no_gradient():
-    weight, x = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    fast.Matrix(weight, None, torch.float32)
-    assert torch.autograd.grad(x.sum(), [weight], allow_unused=True) == (None,)
+def test_a_rollout_sees_the_parameters_as_they_are_when_it_begins():
+    layer, x = linear(torch.ones(1, 1), dtype=torch.bfloat16), torch.ones(1, 1)
+    assert fast.rollout(lambda: layer(x))() == 1
+    with torch.no_grad():
+        layer.weight.fill_(2)
+    assert fast.rollout(lambda: layer(x))() == 2
 
 
 def test_in_bfloat16_the_steps_gradients_are_summed_without_rounding():
     torch.manual_seed(0)
-    weight = torch.randn(16, 16, requires_grad=True)
+    layer = linear(torch.randn(16, 16), dtype=torch.bfloat16)
     steps = [torch.randn(4, 16) for _ in range(256)]
 
-    def error(linear):
-        loss = sum((linear(x.bfloat16()).float() * x).sum() for x in steps)
-        (grad,) = torch.autograd.grad(loss, weight)
+    @fast.rollout
+    def error(function):
+        loss = sum((function(x.bfloat16()).float() * x).sum() for x in steps)
+        (grad,) = torch.autograd.grad(loss, layer.weight)
         exact = sum(x.double().T @ x.bfloat16().double() for x in steps)
         return ((grad - exact).norm() / exact.norm()).item()
 
-    shared = error(fast.Matrix(weight, None, torch.bfloat16))
-    cast = weight.to(torch.bfloat16)
-    assert shared < 0.005 < error(lambda x: F.linear(x, cast))
+    cast = layer.weight.to(torch.bfloat16)
+    assert error(layer) < 0.005 < error(lambda x: F.linear(x, cast))
 
 
 def test_no_product_is_made_for_an_input_that_no_one_asked_about():
-    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    x, layer = torch.randn(3, 4, requires_grad=True), linear(torch.randn(5, 4))
     inner = 2 * x
-    loss = fast.Matrix(weight, None, torch.float32)(inner).sum()
+    loss = layer(inner).sum()
     counts = []
-    for wanted in ([weight], [x], [inner], [x, weight]):
+    for wanted in ([layer.weight], [x], [inner], [x, layer.weight]):
         with FlopCounterMode(display=False) as count:
             torch.autograd.grad(loss, wanted, retain_graph=True)
         counts.append(count.get_total_flops() / (2 * 3 * 4 * 5))
@@ -175,19 +201,23 @@ def test_a_compiled_step_draws_and_computes_the_same():
     leaves = [v for k, v in dynamics.named_parameters() if k.startswith(("cell", "input", "post_out"))]
     before = torch.randn(3, 20, requires_grad=True), torch.randn(3, 24, requires_grad=True)
     others = [torch.randn(2, 3, size) for size in (16, 16, 20, 24)]
-    ends = torch.tensor([[False], [True], [False]])
+    is_first = torch.tensor([[False], [True], [False]])
     weights = torch.randn(24)
+
+    @fast.rollout
+    def steps():
+        stoch, deter = before
+        for action, embed, *initial in zip(*others, strict=True):
+            state = dynamics.obs_step(stoch, deter, action, embed, is_first, *initial)
+            stoch, deter = state["stoch"].flatten(1), state["deter"]
+        return state
+
     for fuse in ("", "compiled"):
         torch.manual_seed(1)
-        stoch, deter = before
         with fast.fusing(fuse):
-            w = dynamics.weights()
-            for action, embed, first_stoch, first_deter in zip(*others, strict=True):
-                state, stoch, deter = dynamics._follow(
-                    w, stoch, deter, action, embed, ends, first_stoch, first_deter, True
-                )
-            loss = (deter * weights).sum() + state["logit"].square().sum()
-            found.append([stoch, *state.values(), *torch.autograd.grad(loss, [*leaves, *before], allow_unused=True)])
+            state = steps()
+            loss = (state["deter"] * weights).sum() + state["logit"].square().sum()
+            found.append([*state.values(), *torch.autograd.grad(loss, [*leaves, *before], allow_unused=True)])
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
@@ -210,19 +240,36 @@ def test_a_compiled_rollout_computes_each_weight_gradient_once(monkeypatch):
     assert len(products["compiled"]) == len(products[""])
 
 
-def test_a_layer_that_a_step_does_not_call_gets_no_gradient():
-    class Owner:
-        @fast.step
-        def move(self, layers, x):
-            return layers[0](x)
+class TwoLayers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = fast.Linear(4, 4), fast.Linear(4, 4)
 
-    weights = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+    @fast.step()
+    def train(self, x):
+        return self.used(x)
+
+    @fast.step(frozen=True)
+    def follow(self, x):
+        return self.used(x)
+
+
+def test_a_layer_that_a_step_does_not_call_gets_no_gradient():
+    owner, x = TwoLayers(), torch.randn(3, 4)
     with fast.fusing("compiled"):
-        layers, x = [fast.Matrix(w, None, torch.float32) for w in weights], torch.randn(3, 4)
-        for _ in range(2):
-            x = Owner().move(layers, x)
-    used, unused = torch.autograd.grad(x.sum(), weights, allow_unused=True)
+        y = fast.rollout(lambda: owner.train(owner.train(x)))()
+    parameters = [owner.used.weight, owner.unused.weight]
+    used, unused = torch.autograd.grad(y.sum(), parameters, allow_unused=True)
     assert used.abs().max() > 0 and unused is None
+
+
+@pytest.mark.parametrize("fuse", ["", "compiled"])
+def test_a_frozen_step_passes_gradients_to_its_inputs_alone(fuse):
+    owner, x = TwoLayers(), torch.randn(3, 4, requires_grad=True)
+    with fast.fusing(fuse):
+        y = fast.rollout(lambda: owner.follow(owner.follow(x)))()
+    grad, none = torch.autograd.grad(y.sum(), [x, owner.used.weight], allow_unused=True)
+    assert grad.abs().max() > 0 and none is None
 
 
 def test_fusing_ends_with_its_block():

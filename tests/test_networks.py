@@ -160,20 +160,19 @@ def test_a_sequence_that_starts_mid_episode_takes_the_given_state():
     state["stoch"][..., 2] = 1
     given, _ = dynamics.observe(embed, action, is_first, state)
     fresh, _ = dynamics.observe(embed, action, is_first)
-    expected = dynamics.predict(state, action[:, 0])["deter"]
+    expected = dynamics.img_step(action[:, 0], state)["deter"]
     torch.testing.assert_close(given["deter"][:, 0], expected)
     assert not torch.allclose(given["deter"], fresh["deter"])
 
 
 def test_large_actions_are_scaled_to_one_without_gradient():
     dynamics = rssm()
-    w = dynamics.weights()
     action = torch.tensor([[5.0, -0.5, -3.0]], requires_grad=True)
-    torch.testing.assert_close(
-        dynamics.action_share(action, w), dynamics.action_share(torch.tensor([[1.0, -0.5, -1.0]]), w)
-    )
-    (grad,) = torch.autograd.grad(dynamics.action_share(action, w).sum(), action)
-    torch.testing.assert_close(grad[0], w.input_action.weight.sum(0) / torch.tensor([5.0, 1.0, 3.0]))
+    scaled = torch.tensor([[1.0, -0.5, -1.0]])
+    torch.testing.assert_close(dynamics.action_input(action), dynamics.action_input(scaled))
+    (grad,) = torch.autograd.grad(dynamics.action_input(action).sum(), action)
+    weight = dynamics.input.linear.weight[:, dynamics.stoch_size :]
+    torch.testing.assert_close(grad[0], weight.sum(0) / torch.tensor([5.0, 1.0, 3.0]))
 
 
 def test_initial_state_learns_from_every_start():
@@ -197,7 +196,7 @@ def test_continuous_latents(act):
         "abs": (raw + 1).abs(),
     }[act]
     torch.testing.assert_close(latent["std"][0], expected + 0.1)
-    state = dynamics.complete(latent, torch.zeros(1, 24))
+    state = dynamics.sample_state(latent, torch.zeros(1, 24))
     assert state["stoch"].shape == (1, 4) and dynamics.feat(state).shape == (1, 28)
 
 
