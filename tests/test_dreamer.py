@@ -1,4 +1,4 @@
-"""The command line and the loop: real runs of a tiny agent, stopped, killed and taken up again."""
+"""The command line and the loop: real runs of a tiny agent, stopped, killed and resumed."""
 
 import json
 import os
@@ -18,6 +18,8 @@ import torch
 import dreamer
 import replay
 import tools
+from config import read_config
+from setup.import_checkpoint import public_name
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -86,9 +88,9 @@ def test_a_run_leaves_what_it_promises(whole_run):
     assert [line["eval_length"] for line in lines if "eval_length" in line] == [30] * 3
     # 40 agent steps of prefill, 3 updates, then a quarter of an update each step
     assert max(line.get("update_count", 0) for line in lines) == 3 + (600 - 40) // 4
-    assert (logdir / "latest.pt").exists() and tools.read_config(logdir / "config.yaml").steps == 1200
+    assert (logdir / "latest.pt").exists() and read_config(logdir / "config.yaml").steps == 1200
     assert len(list((logdir / "train_eps").glob("*.npz"))) == 20
-    ours = ("[", "step ", "allocator", "matrix products", "update: ", "going on")
+    ours = ("[", "step ", "allocator", "matrix products", "update: ", "resumed")
     for line in (out + err).splitlines():
         assert line.startswith(ours), f"not a line of ours: {line}"
 
@@ -133,27 +135,27 @@ def test_other_seeds_and_evaluation_see_other_episodes(whole_run, tmp_path):
     assert len(starts) == 2 and not np.array_equal(*starts)
 
 
-def test_a_stopped_run_goes_on_to_the_same_numbers(whole_run, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_numbers(whole_run, tmp_path):
     logdir = tmp_path / "stopped"
     for sign, lines in ((signal.SIGTERM, 4), (signal.SIGINT, 14)):
         process = start(*PIXELS, "--logdir", logdir)
         wait_for(logdir, lines, process)
         process.send_signal(sign)
         out, err = process.communicate(timeout=600)
-        assert process.returncode == 0 and "the same command goes on" in out, err
+        assert process.returncode == 0 and "the same command resumes" in out, err
     code, out, err = run(*PIXELS, "--logdir", logdir)
-    assert code == 0 and "going on at step" in out, err
+    assert code == 0 and "resumed at step" in out, err
     assert entries(logdir) == entries(whole_run[0])
 
 
-def test_a_finished_run_says_so_and_more_steps_go_on(tmp_path):
+def test_a_finished_run_reports_so_and_more_steps_resume_it(tmp_path):
     logdir = tmp_path / "run"
     assert run(*VECTORS, "--steps", "400", "--logdir", logdir)[0] == 0
     before = entries(logdir)
     code, out, _ = run(*VECTORS, "--steps", "400", "--logdir", logdir)
     assert code == 0 and "nothing is left to train" in out and entries(logdir) == before
     code, out, _ = run(*VECTORS, "--steps", "800", "--logdir", logdir)
-    assert code == 0 and "going on at step 400" in out
+    assert code == 0 and "resumed at step 400" in out
     assert entries(logdir)[: len(before)] == before and entries(logdir)[-1]["step"] == 800
 
 
@@ -190,7 +192,7 @@ def test_kill_at_ten_random_moments(tmp_path):
     code, out, err = run(*VECTORS, "--steps", str(reached + 300), "--logdir", logdir)
     assert code == 0, err
     assert not any("damaged" in line for line in err.splitlines())
-    found = re.search(r"going on at step (\d+) with (\d+) episodes", out)
+    found = re.search(r"resumed at step (\d+) with (\d+) episodes", out)
     assert int(found[1]) >= reached and int(found[2]) >= len(kept)
     steps = [line["step"] for line in entries(logdir)]
     assert steps == sorted(steps)
@@ -283,16 +285,12 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
     saved = tools.load_checkpoint(tmp_path / "run" / "latest.pt")["agent"]["agent"]
     theirs = torch.load(path, weights_only=True)
     for name in ("_wm.dynamics._cell._layer.weight", "_wm.encoder._cnn.layers.3.weight", "_wm.target_dynamics.W"):
-        assert torch.equal(saved[dreamer.public_name(name)], theirs[name])
+        assert torch.equal(saved[public_name(name)], theirs[name])
 
 
-def test_schedule_of_updates(tmp_path):
-    run = dreamer.Run.__new__(dreamer.Run)
-    run.config = agents.config("--prefill", "100", "--pretrain", "10", "--envs", "4", "--train_ratio", "12")
-    run.first_update, due = None, []
-    for step in range(0, 200, 4):
-        run.step = step
-        due.append(run.updates_due())
+def test_schedule_of_updates():
+    config = agents.config("--prefill", "98", "--pretrain", "10", "--envs", "4", "--train_ratio", "12")
+    due = [dreamer.updates_due(config, step) for step in range(0, 200, 4)]
     assert due[:25] == [0] * 25 and due[25] == 10
     # batch 3x8: half an update for each agent step
     assert due[25:] == [10 + 2 * i for i in range(25)]

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from test_dreamer import PIXELS, VECTORS, entries
 
+import collect
 import dreamer
 import tools
+from config import Config, read_config, save_config
 
 HERE = ["--parallel", "False", "--device", "cpu"]
 
@@ -71,8 +73,8 @@ def test_the_checkpoint_is_what_is_evaluated(run):
 
 @pytest.mark.parametrize("count, together", [(0, 2), (1, 1), (3, 3), (9, 3)])
 def test_so_many_envs_play_an_evaluation_together(count, together, run, monkeypatch):
-    made, make_envs = [], dreamer.make_envs
-    monkeypatch.setattr(dreamer, "make_envs", lambda c, mode, n, image: made.append(n) or make_envs(c, mode, n, image))
+    made, make_envs = [], collect.make_envs
+    monkeypatch.setattr(collect, "make_envs", lambda c, mode, n, image: made.append(n) or make_envs(c, mode, n, image))
     assert main("--eval_only", "--logdir", run, "--episodes", "3", "--eval_envs", count, *HERE) == 0
     assert made == [together] and len(lines(run)[0]["returns"]) == 3
 
@@ -80,8 +82,8 @@ def test_so_many_envs_play_an_evaluation_together(count, together, run, monkeypa
 def test_evaluation_needs_no_replay_and_no_training_env(run, monkeypatch):
     shutil.rmtree(run / "train_eps")
     made = []
-    make_envs = dreamer.make_envs
-    monkeypatch.setattr(dreamer, "make_envs", lambda c, mode, *rest: made.append(mode) or make_envs(c, mode, *rest))
+    make_envs = collect.make_envs
+    monkeypatch.setattr(collect, "make_envs", lambda c, mode, *rest: made.append(mode) or make_envs(c, mode, *rest))
     assert main("--eval_only", "--logdir", run, "--episodes", "1") == 0
     assert made == ["eval_only"] and not (run / "train_eps").exists()
 
@@ -94,21 +96,21 @@ def test_another_task_starts_from_the_same_poses(run):
     assert all(a != b for a, b in zip(ours["returns"], other["returns"], strict=True))
 
 
-def test_films_of_all_episodes(run):
+def test_videos_of_all_episodes(run):
     import imageio_ffmpeg
 
     assert main("--eval_only", "--logdir", run, "--episodes", "3", "--video") == 0
-    films = sorted((run / "videos").iterdir())
-    assert [p.name for p in films] == [f"dmc_cartpole_balance-step240-seed0-{i}.mp4" for i in range(3)]
+    videos = sorted((run / "videos").iterdir())
+    assert [p.name for p in videos] == [f"dmc_cartpole_balance-step240-seed0-{i}.mp4" for i in range(3)]
     contents = []
-    for path in films:
+    for path in videos:
         frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(path))
         assert frames == 31 and seconds == pytest.approx(31 / 20, abs=0.1)
         reader = imageio_ffmpeg.read_frames(str(path))
         assert next(reader)["size"] == (256, 256)
         contents.append(next(reader))
     assert len(set(contents)) == 3  # each episode is another one
-    # a film changes no number
+    # a video changes no number
     assert main("--eval_only", "--logdir", run, "--episodes", "3") == 0
     assert lines(run)[0] == lines(run)[1]
 
@@ -140,7 +142,7 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_one_line(run, capsys):
     path.write_bytes(path.read_bytes()[:1000])
     assert main("--eval_only", "--logdir", run) == 2 and "damaged" in capsys.readouterr().err
     shutil.copy(reference.FOLDER / "reference_checkpoint.pt", path)
-    assert main("--eval_only", "--logdir", run) == 2 and "no checkpoint of a run" in capsys.readouterr().err
+    assert main("--eval_only", "--logdir", run) == 2 and "not a checkpoint of a run" in capsys.readouterr().err
     path.unlink()
     assert main("--eval_only", "--logdir", run) == 2
     assert "latest.pt is missing" in capsys.readouterr().err
@@ -189,8 +191,8 @@ def test_a_task_that_does_not_fit_is_told_at_the_start(task, words, tmp_path, ca
     assert all(word in err for word in words), err
 
 
-def test_a_run_from_before_a_setting_came_goes_on(run):
-    config = tools.read_config(run / "config.yaml").to_dict()
+def test_a_run_from_before_a_setting_existed_resumes(run):
+    config = read_config(run / "config.yaml").to_dict()
     del config["eval_tasks"]
-    tools.save_config(tools.Config(config), run / "config.yaml")
+    save_config(Config(config), run / "config.yaml")
     assert main(*VECTORS, *HERE, "--steps", "300", "--logdir", run) == 0

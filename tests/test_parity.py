@@ -12,8 +12,9 @@ import torch
 from reference import close, load
 
 import distributions as dists
-import dreamer
 import models
+import tools
+from setup.import_checkpoint import import_checkpoint, public_name
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def test_parity_checkpoint_is_read_whole():
     theirs = torch.load(reference.FOLDER / "reference_checkpoint.pt", weights_only=True)
     ours = agent.state_dict()
     for name, value in theirs.items():
-        assert torch.equal(ours[dreamer.public_name(name)], value), name
+        assert torch.equal(ours[public_name(name)], value), name
 
 
 def test_parity_checkpoint_of_a_compiled_run(tmp_path):
@@ -51,7 +52,7 @@ def test_parity_checkpoint_of_a_compiled_run(tmp_path):
     agent = reference.agent()
     for param in agent.parameters():
         param.data.zero_()
-    assert dreamer.import_checkpoint(agent, tmp_path / "latest.pt") == []
+    assert import_checkpoint(agent, tmp_path / "latest.pt") == []
     expected = reference.agent().state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in agent.state_dict().items())
 
@@ -62,7 +63,7 @@ def test_parity_checkpoint_says_what_did_not_fit(tmp_path):
     theirs["_wm.something_else.weight"] = torch.zeros(3)
     del theirs["_wm.heads.cont.mean_layer.bias"]
     torch.save(theirs, tmp_path / "latest.pt")
-    report = "\n".join(dreamer.import_checkpoint(reference.agent(), tmp_path / "latest.pt"))
+    report = "\n".join(import_checkpoint(reference.agent(), tmp_path / "latest.pt"))
     actions = reference.sizes()["A"]
     assert f"_task_behavior.actor._dist_layer.bias (99,): behavior.actor.out.bias has shape ({2 * actions},)" in report
     assert "_wm.something_else.weight (3,): there is no such tensor here" in report
@@ -104,7 +105,7 @@ def test_parity_no_tensor_is_left_untested(world):
 
 def parameters_by_public_name(agent, names, prefix):
     ours = dict(agent.named_parameters())
-    return {name: ours[dreamer.public_name(prefix + name)] for name in names}
+    return {name: ours[public_name(prefix + name)] for name in names}
 
 
 def test_parity_world_model_gradients(world):
@@ -120,7 +121,7 @@ def test_parity_world_model_gradients(world):
 
 def named_tensors(agent, names, prefix):
     state = agent.state_dict()
-    return {name: state[dreamer.public_name(prefix + name)].clone() for name in names}
+    return {name: state[public_name(prefix + name)].clone() for name in names}
 
 
 def changes_match(before, after, theirs, grads):
@@ -169,7 +170,7 @@ def test_parity_actor_critic():
     world = load("world_model")
     for part in ("stoch", "deter", "logit"):
         assert np.array_equal(theirs[f"start_{part}"], world[f"target_post_{part}"])
-    dreamer.tools.ema(behavior.slow_value, behavior.value, agent.config.slow_target_fraction)
+    tools.ema(behavior.slow_value, behavior.value, agent.config.slow_target_fraction)
     assert any(not torch.equal(v, before_slow[k]) for k, v in behavior.slow_value.named_parameters())
     actor_loss, value_loss, trajectory, metrics = behavior.loss(agent.world_model, imagination_start())
     close(trajectory["feat"], theirs["imag_feat"], "imag_feat")

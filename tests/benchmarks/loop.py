@@ -3,17 +3,17 @@
     python tests/benchmarks/loop.py [--rows configured balanced] [--seconds 60] [--SETTING VALUE ...]
     python tests/benchmarks/loop.py --long [AGENT_STEPS]
 
-It drives the real `dreamer.Run`. The first row is dmc_vision as it is (other flags are settings of dreamer.py). In the
-second row the two sides are about equally busy, by the number of updates for each step, and on a CPU by a small model
+It drives the real `dreamer.Trainer`. The first row is dmc_vision as it is (other flags are settings of dreamer.py). In
+the second row the two sides are about equally busy, by the number of updates for each step, and on a CPU by a small model
 too: only there can one see an overlap or the lack of it. On a CPU learner and envs then have cores of their own, the
 same ones alone and together, as "the larger of the two" means nothing where the two sides compete for cores.
 
 learner   the updates of an iteration, the envs idle
 envs      an iteration without its updates: the policy acts, all envs step, their answers go into the replay
-both      an iteration, as `Run.loop` has it
+both      an iteration, as `Trainer.train` has it
 
---long trains a tiny model on vectors through `Run.loop`, with its logs, checkpoints and evaluations, and prints speed
-and what the process and the folder hold after each tenth. The CPU time of a step, that of the learner's process, tells
+--long trains a tiny model on vectors through `Trainer.train`, with its logs, checkpoints and evaluations, and prints
+speed and what the process and the folder hold after each tenth. The CPU time of a step, that of the learner's process, tells
 more than the speed where the machine has other work. The replay is full after three tenths: from there on nothing but
 the logs may grow.
 """
@@ -32,11 +32,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import tools
+from config import load_config
 
 tools.tune_allocator()
 
 import torch
 
+import collect
 import dreamer
 
 PREFILL = 256  # agent steps: batches need a few rows of each env
@@ -74,12 +76,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def workers(run: dreamer.Run) -> list[int]:
+def workers(run: dreamer.Trainer) -> list[int]:
     """Process ids of the env workers."""
-    return [host.process.pid for host in run.envs.hosts if hasattr(host, "process")]
+    return [host.process.pid for host in run.collector.envs.hosts if hasattr(host, "process")]
 
 
-def split_cores(run: dreamer.Run) -> str:
+def split_cores(run: dreamer.Trainer) -> str:
     """Gives one half of the cores to the learner and the other to the env workers; says so."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2 or not workers(run):
@@ -99,15 +101,19 @@ def split_cores(run: dreamer.Run) -> str:
 class Pieces:
     """A run past its prefill, and the parts of its iterations."""
 
-    def __init__(self, run: dreamer.Run):
+    def __init__(self, run: dreamer.Trainer):
         self.run, self.interrupt = run, tools.Interrupt()
-        run.start()
-        while run.updates_due() < 1:
+        run.resume()
+        run.collector.act(run.agent)
+        while not self.updates_due():
             self.step()
 
     def step(self) -> None:
-        self.run.receive()
-        self.run.act_and_send()
+        self.run.collector.receive()
+        self.run.collector.act(self.run.agent)
+
+    def updates_due(self) -> int:
+        return dreamer.updates_due(self.run.config, self.run.collector.step)
 
     @property
     def updates(self) -> float:
@@ -121,7 +127,7 @@ class Pieces:
         self.run.config = c.replace(train_ratio=count * c.batch_size * c.batch_length / c.envs)
 
     def learner(self, iterations: int) -> None:
-        self.run.updates = self.run.updates_due() - max(1, round(iterations * self.updates))
+        self.run.updates = self.updates_due() - max(1, round(iterations * self.updates))
         self.run.learn(self.interrupt)
 
     def envs(self, iterations: int) -> None:
@@ -134,19 +140,19 @@ class Pieces:
             self.step()
 
     def act(self, iterations: int) -> None:
-        run = self.run
+        agent, collector = self.run.agent, self.run.collector
         for _ in range(iterations):
-            obs = dreamer.stack_obs(run.obs, run.keys, run.device)
-            action, _ = run.agent.act(obs, run.policy_state, training=True)
+            obs = collect.stack_obs(collector.obs, collector.keys, agent.device)
+            action, _ = agent.act(obs, collector.policy_state, training=True)
             action.cpu()
 
     def seconds(self, part: str, iterations: int) -> float:
         """Of one iteration of `learner`, `envs`, `both` or `act`."""
         run = self.run
-        run.updates = run.updates_due()
+        run.updates = self.updates_due()
         self.step()  # a step has just begun, and its updates are due: as it is within the loop
         if part in ("learner", "act"):
-            for host in run.envs.hosts:
+            for host in run.collector.envs.hosts:
                 if hasattr(host, "pipe"):
                     host.pipe.poll(None)  # the envs are through
         return timed(getattr(self, part), run.device, iterations) / iterations
@@ -165,11 +171,11 @@ def timed(function: Callable, device: torch.device, *args) -> float:
 
 def measure(name: str, flags: list[str], balanced: bool, budget: float) -> str:
     """Measures a run with these settings for about `budget` seconds; prints a row of the table, returns remarks."""
-    config = tools.load_config(flags)
+    config = load_config(flags)
     remarks = []
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
-            run = dreamer.Run(config, Path(folder))
+            run = dreamer.Trainer(config, Path(folder))
         with contextlib.closing(run), quiet():
             if balanced and run.device.type == "cpu":
                 remarks.append(split_cores(run))
@@ -213,7 +219,7 @@ def measure(name: str, flags: list[str], balanced: bool, budget: float) -> str:
 def table(settings: list[str], rows: list[str], budget: float) -> None:
     flags = ["--configs", "dmc_vision", "--task", "dmc_walker_walk", *settings]
     flags += ["--prefill", str(PREFILL), "--pretrain", "0"]
-    config = tools.load_config(flags)
+    config = load_config(flags)
     device = tools.pick_device(config.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {device} ({where}), {len(os.sched_getaffinity(0))} cores, {config.envs} envs")
@@ -233,7 +239,7 @@ def table(settings: list[str], rows: list[str], budget: float) -> None:
 # A long run
 
 
-def held(run: dreamer.Run, folder: Path) -> tuple[float, float, int, int, float, float]:
+def held(run: dreamer.Trainer, folder: Path) -> tuple[float, float, int, int, float, float]:
     """MiB of this process and of the env workers, open files, files of the folder, their MiB, those of the logs."""
     page = resource.getpagesize() / 2**20
     memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for pid in (os.getpid(), *workers(run))]
@@ -245,7 +251,7 @@ def held(run: dreamer.Run, folder: Path) -> tuple[float, float, int, int, float,
 
 def long(agent_steps: int, settings: list[str]) -> None:
     flags = [*TINY, "--dataset_size", str(3 * agent_steps // 10), "--replay_dir_limit", str(3 * agent_steps // 10)]
-    config = tools.load_config([*flags, *settings])
+    config = load_config([*flags, *settings])
     tenth = agent_steps // 10 * config.action_repeat
     config = config.replace(eval_every=tenth, checkpoint_every=max(1, tenth // 2), log_every=max(1, tenth // 20))
     head = "agent steps | steps/s | CPU ms a step | updates/s | episodes | MiB | MiB of envs | open files | files"
@@ -255,25 +261,25 @@ def long(agent_steps: int, settings: list[str]) -> None:
     costs = []
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
-            run = dreamer.Run(config, Path(folder))
+            run = dreamer.Trainer(config, Path(folder))
         stop = tools.Interrupt()
         tools.Interrupt = lambda: contextlib.nullcontext(stop)  # one for all tenths: a signal ends the last of them
         with contextlib.closing(run), stop:
             with quiet():
-                run.start()
+                run.resume()
             for part in range(1, 11):
-                # going on with a larger --steps, in the same process
+                # resumed with a larger --steps, in the same process
                 run.config = config.replace(steps=part * tenth)
-                start, cpu, steps, updates = time.perf_counter(), time.process_time(), run.step, run.updates
+                start, cpu, steps, updates = time.perf_counter(), time.process_time(), run.collector.step, run.updates
                 with quiet():
-                    run.loop()
+                    run.train()
                 if stop.requested:
                     sys.exit("stopped")
                 took = time.perf_counter() - start
-                costs.append((time.process_time() - cpu) / (run.step - steps))
+                costs.append((time.process_time() - cpu) / (run.collector.step - steps))
                 memory, theirs, fds, files, size, logs = held(run, Path(folder))
-                row = [f"{run.step}", f"{(run.step - steps) / took:.0f}", f"{1e3 * costs[-1]:.1f}"]
-                row += [f"{(run.updates - updates) / took:.1f}", f"{run.replay.total_episodes}"]
+                row = [f"{run.collector.step}", f"{(run.collector.step - steps) / took:.0f}", f"{1e3 * costs[-1]:.1f}"]
+                row += [f"{(run.updates - updates) / took:.1f}", f"{run.collector.replay.total_episodes}"]
                 row += [f"{memory:.0f}", f"{theirs:.0f}", f"{fds}", f"{files}", f"{size:.2f}", f"{logs:.2f}"]
                 print(f"| {' | '.join(row)} |", flush=True)
     slower = sum(costs[-3:]) / sum(costs[-6:-3]) - 1
