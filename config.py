@@ -103,7 +103,7 @@ _ROWS = (
     ("dyn_discrete", between(0, 1024)),
     ("dyn_min_std", between(1e-6, 10)),
     ("encoder.cnn_depth", between(1, 1024)),
-    ("encoder.kernel_size", between(1, 32)),
+    ("encoder.kernel_size", between(2, 32)),
     ("encoder.minres", between(1, 2048)),
     ("encoder.mlp_keys encoder.cnn_keys", PATTERN),
     ("dyn_cell", one_of("gru_layer_norm")),
