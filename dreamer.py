@@ -52,17 +52,17 @@ class Dreamer(nn.Module):
         self.explorer = exploration.make(config, self.world_model, actions)
         self.behaviors = (self.behavior, *self.explorer.behaviors)
         self.to(tools.pick_device(config.device))
-        self.run_by(fast.Execution())
+        self.use_backend(fast.Backend())
 
     @property
     def device(self) -> torch.device:
         return self.behavior.return_ema.device
 
-    def run_by(self, execution: fast.Execution, say: Callable[[str], None] | None = None) -> None:
-        """Takes an execution for updates and acting from here on; `say` is told when they are ready."""
-        self.runner = functools.partial(fast.Runner, execution=execution, say=say)
-        self.learn = self.runner(self._learn, name="update")
-        self.actors: dict[tuple, fast.Runner] = {}  # by what decides about the computation
+    def use_backend(self, backend: fast.Backend, log: Callable[[str], None] | None = None) -> None:
+        """Sets how updates and acting run from here on; `log` takes a line when they are ready."""
+        self.graphed = functools.partial(fast.GraphedFunction, backend=backend, log=log)
+        self.learn = self.graphed(self._learn, name="update")
+        self.actors: dict[tuple, fast.GraphedFunction] = {}  # by what decides about the computation
 
     @torch.no_grad()
     def act(
@@ -87,7 +87,7 @@ class Dreamer(nn.Module):
         key = (n, training, explore)
         if key not in self.actors:
             function = functools.partial(self._act, training=training, explore=explore)
-            self.actors[key] = self.runner(function, name="acting")
+            self.actors[key] = self.graphed(function, name="acting")
         new = self.actors[key]({**obs, **{f"before_{k}": state[k] for k in ("stoch", "deter", "action")}})
         return new["action"], new
 
@@ -179,8 +179,8 @@ class Trainer:
         group = collect.make_train_envs(config)
         self.eval_envs: EnvGroup | None = None  # made at the first evaluation
         self.agent = make_agent(config, group)
-        self.execution = fast.choose(config.compile, self.device, distributed.size())
-        self.agent.run_by(self.execution, tools.log_line)
+        self.backend = fast.choose_backend(config.compile, self.device, distributed.size())
+        self.agent.use_backend(self.backend, tools.log_line)
         for task in config.eval_tasks:
             collect.check_eval_task(config, task, group, self.agent.keys)
         self.collector = Collector(config, group, self.agent.keys, logdir / "train_eps")
@@ -283,7 +283,7 @@ class Trainer:
         segments.sort(key=len)  # few seams of episodes
         batch = {k: torch.from_numpy(v).to(self.device) for k, v in replay.gather(segments[:sequences]).items()}
         with tools.own_randomness(self.device, *seed):
-            return self.agent.world_model.picture(batch).cpu().numpy()
+            return self.agent.world_model.video_pred(batch).cpu().numpy()
 
     # Logs
 
@@ -494,7 +494,7 @@ def run_command(argv: list[str]) -> int:
             return complain(error)
         if distributed.is_main():
             save_config(config, logdir / "config.yaml")
-        for line in filter(None, [*TUNED, tools.tune_matmul(trainer.device), trainer.execution.note]):
+        for line in filter(None, [*TUNED, tools.tune_matmul(trainer.device), trainer.backend.note]):
             tools.log_line(line)
         trainer.train()
     return 0

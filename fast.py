@@ -1,7 +1,7 @@
-"""How the same arithmetic runs faster: layers that many steps share, compiled steps and functions, CUDA graphs.
+"""How the same arithmetic runs faster: layers that share work between steps, compiled steps and functions, CUDA graphs.
 
-Nothing here changes what is computed. The networks and losses call a `Layer`, and functions marked `fusable` or `step`,
-wherever they are; how these are fused, and whether a whole update is captured, is decided for each agent by `choose`.
+Nothing here changes what is computed. The networks are built of the modules below and mark functions `fusable`, `step`
+or `rollout`; how these run, and whether a whole update is captured, is decided for each agent by `choose_backend`.
 """
 
 import contextlib
@@ -488,37 +488,37 @@ def norm_gradients(x: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return (grad * normed).sum(0), grad.sum(0)
 
 
-# Execution
+# Backends
 
 
-class Execution(NamedTuple):
+class Backend(NamedTuple):
     """How an agent's functions run."""
 
     fuse: str = ""  # how `fusable` functions run: see `fusing`
-    capture: bool = False  # replay CUDA graphs
-    note: str = ""  # a line for the log that says so, and why not more
+    capture: bool = False  # record and replay CUDA graphs
+    note: str = ""  # a line for the log: what was chosen, and why not more
 
 
-def choose(wanted: bool, device: torch.device, processes: int = 1) -> Execution:
-    """The fastest execution that works on a device.
+def choose_backend(wanted: bool, device: torch.device, processes: int = 1) -> Backend:
+    """The fastest backend that works on a device.
 
     Args:
         wanted: the setting `compile`.
         processes: of data-parallel training, whose exchanges are not captured.
     """
     if not wanted:
-        return Execution(note="update: plain PyTorch (compile is False)")
+        return Backend(note="update: plain PyTorch (compile is False)")
     if device.type != "cuda":
         try:
             native.library()
         except OSError as error:
-            return Execution(note=f"update: plain PyTorch, without the faster layers in C++ ({error})")
-        return Execution("native", note="update: PyTorch, with layers in C++")
+            return Backend(note=f"update: plain PyTorch, without the faster layers in C++ ({error})")
+        return Backend("native", note="update: PyTorch, with layers in C++")
     reason = try_compiler(device)
     fuse = "" if reason else "compiled"
     if processes > 1:
-        return Execution(fuse, False, "update: not captured as a CUDA graph (several processes)" + reason)
-    return Execution(fuse, True, "update: a CUDA graph" + (reason or " of compiled code"))
+        return Backend(fuse, False, "update: not captured as a CUDA graph (several processes)" + reason)
+    return Backend(fuse, True, "update: a CUDA graph" + (reason or " of compiled code"))
 
 
 def try_compiler(device: torch.device) -> str:
@@ -532,17 +532,17 @@ def try_compiler(device: torch.device) -> str:
     return ""
 
 
-class Runner:
-    """A function from a dict of tensors to a dict of tensors, run as an `Execution` says.
+class GraphedFunction:
+    """A function from a dict of tensors to a dict of tensors, run as a `Backend` says.
 
     Captured, it works on copies of its inputs: the first calls run as they are, on a stream of their own; then one call
     is recorded as a CUDA graph, and every later one replays it. The function must not decide anything in Python between
     calls, wait for the device, or keep its inputs, whose shapes stay the same. If compiling or recording fails, the
-    reason is said and it goes on without.
+    reason is logged and it runs without.
 
     Args:
         name: in what is said.
-        say: takes a line for the log; None for silence.
+        log: takes a line; None for silence.
     """
 
     WARM_UP = 3  # calls before the capture, as torch asks for
@@ -550,12 +550,12 @@ class Runner:
     def __init__(
         self,
         function: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-        execution: Execution,
+        backend: Backend,
         name: str,
-        say: Callable[[str], Any] | None = None,
+        log: Callable[[str], Any] | None = None,
     ):
-        self.function, self.fuse, self.capture, self.name = function, execution.fuse, execution.capture, name
-        self.say = say or (lambda line: None)
+        self.function, self.fuse, self.capture, self.name = function, backend.fuse, backend.capture, name
+        self.log = log or (lambda line: None)
         self.reset()
 
     def reset(self) -> None:
@@ -580,14 +580,14 @@ class Runner:
         if self.calls <= last and (self.fuse == "compiled" or self.capture):
             self.seconds += time.perf_counter() - start
             if self.calls == last:
-                self.say(f"{self.name}: ready after {self.seconds:.0f} s ({last} calls)")
+                self.log(f"{self.name}: ready after {self.seconds:.0f} s ({last} calls)")
         return out
 
     def compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         try:
             return self.function(inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            self.say(f"{self.name}: nothing is compiled ({tools.first_line(error)})")
+            self.log(f"{self.name}: nothing is compiled ({tools.first_line(error)})")
             self.fuse = ""
         with fusing(""):  # all of it anew, the part that was done before the error too
             return self.function(inputs)
@@ -620,7 +620,7 @@ class Runner:
                 self.packed = torch.stack([out[key].float() for key in self.scalars]) if self.scalars else None
                 self.outputs = {key: value for key, value in out.items() if value.ndim}
         except Exception as error:
-            self.say(f"{self.name}: not captured as a CUDA graph ({tools.first_line(error)})")
+            self.log(f"{self.name}: not captured as a CUDA graph ({tools.first_line(error)})")
             self.capture, inputs, self.inputs = False, self.inputs, {}
             return self.function(inputs)
         self.graph = graph

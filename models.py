@@ -1,4 +1,4 @@
-"""What HRSSM optimises: the world model with its two branches, and the actor-critic in imagination.
+"""What HRSSM optimizes: the world model with its two branches, and the actor-critic in imagination.
 
 The losses are plain functions of tensors. Letters in the shape comments as in networks.py; H is the imagination
 horizon.
@@ -182,13 +182,13 @@ def reconstruction_loss(predicted: dict[str, Tensor], data: dict[str, Tensor]) -
 @fusable()
 def latent_reconstruction_loss(online: Tensor, target: Tensor) -> Tensor:
     """Squared distance of unit vectors (`mbr`, section 3.2 of the paper): (..., P), (..., P) → (...)."""
-    online, target = unit(online, 1e-3), unit(target.detach(), 1e-3)
+    online, target = normalize(online, 1e-3), normalize(target.detach(), 1e-3)
     return ((online - target) ** 2).sum(-1)
 
 
-def unit(x: Tensor, least: float = 1e-12) -> Tensor:
-    """x over its norm, the norm being at least `least`."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(least)
+def normalize(x: Tensor, min_norm: float = 1e-12) -> Tensor:
+    """x over its norm, at least `min_norm`."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(min_norm)
 
 
 def bisimulation_loss(
@@ -206,12 +206,12 @@ def bisimulation_loss(
         ranks, so that the mean over ranks is the loss of the whole batch.
     """
     # M = ranks·N columns
-    target, next_target, target_reward = map(distributed.rows, (target, next_target, reward))
+    target, next_target, target_reward = map(distributed.all_gather_rows, (target, next_target, reward))
     # (N, M)
-    distance = 1 - unit(online) @ unit(target).T
+    distance = 1 - normalize(online) @ normalize(target).T
     with torch.no_grad():
-        ahead = 1 - unit(next_online) @ unit(next_target).T
-        bound = (reward[:, None] - target_reward[None, :]).abs() + discount * ahead
+        next_distance = 1 - normalize(next_online) @ normalize(next_target).T
+        bound = (reward[:, None] - target_reward[None, :]).abs() + discount * next_distance
     return F.smooth_l1_loss(distance, bound)
 
 
@@ -269,11 +269,11 @@ class WorldModel(nn.Module):
             min_std=config.dyn_min_std,
             dtype=dtype,
         )
-        feat, sparse, units = self.dynamics.feat_size, self.dynamics.sparse, config.units
+        feat, one_hot, units = self.dynamics.feat_size, self.dynamics.one_hot, config.units
         self.heads = nn.ModuleDict(
             {
-                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head, dtype, sparse),
-                "cont": networks.BinaryHead(feat, units, config.cont_layers, dtype, sparse),
+                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head, dtype, one_hot),
+                "cont": networks.BinaryHead(feat, units, config.cont_layers, dtype, one_hot),
             }
         )
         for name in config.grad_heads:
@@ -305,10 +305,9 @@ class WorldModel(nn.Module):
         return cube_mask(length, height, width, c.mask_ratio, c.patch_size, c.block_size, data[keys[0]].device)
 
     def loss(self, data: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, dict[str, networks.State], Metrics]:
-        """The world-model objective (ALGORITHM section 3).
+        """The world-model objective (docs/algorithm.md, section 3).
 
-        Without `hybrid` there is no target branch: the latent reconstruction, which compares the two, falls away, and
-        the bisimulation measures the branch's states against themselves, without gradient.
+        A loss named `x` is weighted by the setting `x_scale` and logged as `x_loss`.
 
         Args:
             data: a preprocessed batch, (B, T, ...).
@@ -320,56 +319,53 @@ class WorldModel(nn.Module):
         """
         c = self.config
         action, is_first = data["action"], data["is_first"]
+
         # Masked branch. (B, T, E)
-        embed = self.encoder(self.hide(data, mask))
+        embed = self.encoder(self.apply_mask(data, mask))
         post, prior = self.dynamics.observe(embed, action, is_first)
         # (B, T, F)
-        feat = self.dynamics.feat(post)
-        states = {"post": post, "prior": prior, "feat": feat}
-        if c.hybrid:
-            with torch.no_grad():
-                embed = self.target_encoder(data)
-                states["target_post"], states["target_prior"] = self.target_dynamics.target_branch(
-                    prior["deter"].detach(), embed, action, is_first
-                )
-        states["embed"] = embed
+        feat, prior_feat = self.dynamics.feat(post), self.dynamics.feat(prior)
+        states = {"post": post, "prior": prior, "feat": feat, "embed": embed}
 
-        losses = {}
-        for name, head in self.heads.items():
-            target = data[name].unsqueeze(-1)
-            seen = feat if name in c.grad_heads else feat.detach()
-            losses[name] = -head(seen).log_prob(target).mean()
         post_dist, prior_dist = self.dynamics.dist(post), self.dynamics.dist(prior)
         kl, dyn, rep, kl_value = kl_loss(post_dist, prior_dist, c.kl_free, c.dyn_scale, c.rep_scale)
-        total = kl.mean() + c.reward_scale * losses["reward"] + c.cont_scale * losses["cont"]
-        if c.hybrid and c.mbr_scale:
-            online = self.dynamics.project(feat)
+        losses = {}
+        for name, head in self.heads.items():
+            inputs = feat if name in c.grad_heads else feat.detach()
+            losses[name] = -head(inputs).log_prob(data[name].unsqueeze(-1)).mean()
+
+        # Target branch (the hybrid structure of section 3 of the paper): the EMA copies see the whole images, without
+        # gradient, and share the masked branch's recurrent state. Without it the bisimulation compares the masked
+        # branch with itself.
+        target_feat, target_prior_feat = feat.detach(), prior_feat
+        if c.hybrid:
             with torch.no_grad():
-                target = self.target_dynamics.project(self.target_dynamics.feat(states["target_post"]))
-            losses["mbr"] = latent_reconstruction_loss(online, target).mean()
-            total = total + c.mbr_scale * losses["mbr"]
+                states["embed"] = self.target_encoder(data)
+                target_post, target_prior = self.target_dynamics.target_branch(
+                    prior["deter"].detach(), states["embed"], action, is_first
+                )
+                target_feat, target_prior_feat = self.dynamics.feat(target_post), self.dynamics.feat(target_prior)
+                states.update(target_post=target_post, target_prior=target_prior)
+            if c.mbr_scale:  # section 3.2
+                target = self.target_dynamics.project(target_feat).detach()
+                losses["mbr"] = latent_reconstruction_loss(self.dynamics.project(feat), target).mean()
+
         if "decoder" in c.grad_heads:
             losses["decoder"] = reconstruction_loss(self.decoder(feat), data).mean()
-            total = total + c.decoder_scale * losses["decoder"]
+
         metrics = {}
-        if c.simsr_scale:
+        if c.simsr_scale:  # section 3.3; r at t with the states at t and at t + 1
             reward = data["reward"][:, :-1] * self.reward_to_simsr
-            ahead = self.dynamics.feat(prior)
-            if c.hybrid:
-                target, target_ahead = (self.dynamics.feat(states[k]) for k in ("target_post", "target_prior"))
-            else:
-                target, target_ahead = feat.detach(), ahead
             losses["simsr"] = bisimulation_loss(
-                feat[:, :-1].flatten(0, 1),
-                target[:, :-1].flatten(0, 1),
-                ahead[:, 1:].flatten(0, 1),
-                target_ahead[:, 1:].flatten(0, 1),
+                *(x[:, :-1].flatten(0, 1) for x in (feat, target_feat)),
+                *(x[:, 1:].flatten(0, 1) for x in (prior_feat, target_prior_feat)),
                 reward.flatten(),
                 c.simsr_discount,
             )
-            total = total + c.simsr_scale * losses["simsr"]
             metrics["simsr_reward_out_of_range"] = ((reward < 0) | (reward > 2)).any().float()
-        metrics.update({f"{k}_loss": v.detach() for k, v in losses.items()})
+
+        total = sum((c[f"{name}_scale"] * loss for name, loss in losses.items()), start=kl.mean())
+        metrics.update({f"{name}_loss": loss.detach() for name, loss in losses.items()})
         metrics.update(
             model_loss=total.detach(),
             dyn_loss=dyn.detach().mean(),
@@ -380,8 +376,8 @@ class WorldModel(nn.Module):
         )
         return total, states, metrics
 
-    def hide(self, data: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
-        """The observations of the masked branch: hidden pixels are 0 (mid-grey), then the augmentations."""
+    def apply_mask(self, data: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
+        """The observations of the masked branch: masked pixels are 0 (mid-gray), then the augmentations."""
         out = dict(data)
         for key in self.encoder.cnn_keys:
             if mask is not None:
@@ -391,11 +387,11 @@ class WorldModel(nn.Module):
         return out
 
     @torch.no_grad()
-    def picture(self, batch: dict[str, Tensor], context: int = 5) -> Tensor:
-        """What the decoder shows of replay rows (B, T, ...): truth, reconstruction, open-loop prediction as rows.
+    def video_pred(self, batch: dict[str, Tensor], context: int = 5) -> Tensor:
+        """Prediction video of replay rows (B, T, ...): truth, reconstruction, open-loop prediction.
 
-        The three rows of whole images come first, then, where there are masks, the three of masked ones. An open-loop
-        prediction sees `context` steps and goes on from there with the recorded actions alone.
+        Three rows of whole images, then, with masks, three of masked ones. The open-loop prediction sees `context`
+        steps, then the recorded actions alone.
 
         Returns:
             (T, rows·H, B·W, 3) uint8, the sequences side by side.
@@ -403,13 +399,13 @@ class WorldModel(nn.Module):
         data, key = preprocess(batch), self.encoder.cnn_keys[0]
         mask = self.draw_mask(data)
         rows = []
-        for seen in [data] if mask is None else [data, self.hide(data, mask)]:
+        for seen in [data] if mask is None else [data, self.apply_mask(data, mask)]:
             post, _ = self.dynamics.observe(self.encoder(seen), data["action"], data["is_first"])
             # (B, T, H, W, 3)
             reconstruction = self.decoder(self.dynamics.feat(post))[key]
             state, feats = {k: v[:, context - 1] for k, v in post.items()}, []
             for t in range(context, data["action"].shape[1]):
-                state = self.dynamics.predict(state, data["action"][:, t])
+                state = self.dynamics.img_step(data["action"][:, t], state)
                 feats.append(self.dynamics.feat(state))
             prediction = self.decoder(torch.stack(feats, 1))[key]
             rows += [seen[key], reconstruction, torch.cat([reconstruction[:, :context], prediction], 1)]
@@ -418,7 +414,7 @@ class WorldModel(nn.Module):
         return ((frames + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def update(self, batch: dict[str, Tensor]) -> tuple[networks.State, Tensor, Metrics]:
-        """One optimiser step on a batch of replay rows, (B, T, ...), and the moves of the EMA copies.
+        """One optimizer step on a batch of replay rows, (B, T, ...), and the moves of the EMA copies.
 
         Returns:
             Start states for imagination, (B·T, ...), and their embedding (B, T, E), both from before the step; metrics.
@@ -440,7 +436,7 @@ class WorldModel(nn.Module):
 
 
 class ImagBehavior(nn.Module):
-    """Actor and critic that learn in the world model's imagination (ALGORITHM section 4)."""
+    """Actor and critic that learn in the world model's imagination (docs/algorithm.md, section 4)."""
 
     GRADIENTS = ("dynamics", "reinforce", "both")
 
@@ -450,7 +446,7 @@ class ImagBehavior(nn.Module):
             raise ValueError(f"imag_gradient is one of {', '.join(self.GRADIENTS)}, not {config.imag_gradient!r}")
         self.config = config
         dtype = world_model.dynamics.dtype
-        feat, sparse = world_model.dynamics.feat_size, world_model.dynamics.sparse
+        feat, one_hot = world_model.dynamics.feat_size, world_model.dynamics.one_hot
         self.actor = networks.Actor(
             feat,
             config.units,
@@ -462,9 +458,9 @@ class ImagBehavior(nn.Module):
             init_std=config.actor_init_std,
             unimix=config.action_unimix_ratio,
             dtype=dtype,
-            sparse=sparse,
+            one_hot=one_hot,
         )
-        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype, sparse)
+        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype, one_hot)
         if config.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
@@ -515,7 +511,7 @@ class ImagBehavior(nn.Module):
                 gain = c.imag_gradient_mix * advantage + (1 - c.imag_gradient_mix) * gain
         actor_loss = -(weights[:-1] * (gain + c.actor_entropy * entropy[:-1])).mean()
 
-        # The critic's own gradient stops at the features because its optimiser asks for its parameters alone.
+        # The critic's own gradient stops at the features because its optimizer asks for its parameters alone.
         value_dist = value_dist[:-1]
         value_loss = -value_dist.log_prob(target.detach())
         if c.slow_value_target:
@@ -545,7 +541,7 @@ class ImagBehavior(nn.Module):
         """Moves the EMA of the 5th and 95th percentile of all ranks' returns; returns (offset, scale)."""
         if not self.config.reward_EMA:
             return 0.0, 1.0
-        quantiles = torch.quantile(distributed.rows(target.detach().flatten()), self.return_levels)
+        quantiles = torch.quantile(distributed.all_gather_rows(target.detach().flatten()), self.return_levels)
         self.return_ema.lerp_(quantiles, 0.01)
         return self.return_ema[0].clone(), (self.return_ema[1] - self.return_ema[0]).clamp_min(1)
 
@@ -561,7 +557,7 @@ class ImagBehavior(nn.Module):
         self.updates += 1
 
     def learn(self, world_model: WorldModel, start: networks.State, objective: Callable | None = None) -> Metrics:
-        """One optimiser step each of actor and critic from imagined rollouts.
+        """One optimizer step each of actor and critic from imagined rollouts.
 
         Args:
             start: states (N, ...) that they begin at: all of them, or `imag_starts` drawn at random.

@@ -170,7 +170,7 @@ def test_all_fused_functions_of_an_update_can_be_traced_and_compute_the_same(fla
     obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
     for fuse in ("", "compiled"):
         agent = agents.agent(*flags, shapes=shapes, base=base)
-        agent.run_by(fast.Execution(fuse))
+        agent.use_backend(fast.Backend(fuse))
         torch.manual_seed(1)
         found[fuse] = [agent.update(batch), agent.update(batch)]
         found[fuse].append({"action": agent.act(obs, None, training=True)[0]})
@@ -285,8 +285,8 @@ def test_fusing_ends_with_its_block():
 
 def test_what_is_chosen_on_a_cpu_is_said():
     for wanted, how, words in ((True, ("", "native"), "C++"), (False, ("",), "compile is False")):
-        execution = fast.choose(wanted, torch.device("cpu"))
-        assert execution.fuse in how and not execution.capture and words in execution.note
+        backend = fast.choose_backend(wanted, torch.device("cpu"))
+        assert backend.fuse in how and not backend.capture and words in backend.note
 
 
 def test_what_cannot_be_compiled_is_said_and_runs_plain():
@@ -296,14 +296,15 @@ def test_what_cannot_be_compiled_is_said_and_runs_plain():
         return 2 * x
 
     said = []
-    runner = fast.Runner(lambda inputs: {"y": double(inputs["x"])}, fast.Execution("compiled"), "update", said.append)
+    backend = fast.Backend("compiled")
+    runner = fast.GraphedFunction(lambda inputs: {"y": double(inputs["x"])}, backend, "update", said.append)
     for _ in range(2):
         assert runner({"x": torch.tensor(3.0)})["y"] == 6
     assert len(said) == 1 and said[0].startswith("update: nothing is compiled (") and "graph_break" in said[0]
 
 
 def test_what_is_captured_sees_its_inputs_in_the_same_memory():
-    runner = fast.Runner(lambda x: x, fast.Execution(capture=True), "update")
+    runner = fast.GraphedFunction(lambda x: x, fast.Backend(capture=True), "update")
     addresses = set()
     for x in (torch.randn(4, 6).T, torch.randn(6, 1).expand(6, 4), torch.randn(6, 4)):
         (copy,) = runner.copy({"x": x}).values()
@@ -316,7 +317,7 @@ def test_a_capture_that_fails_is_said_and_the_update_goes_on(monkeypatch):
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
     said = []
-    runner = fast.Runner(lambda x: {"y": x["x"] + 1}, fast.Execution(capture=True), "update", said.append)
+    runner = fast.GraphedFunction(lambda x: {"y": x["x"] + 1}, fast.Backend(capture=True), "update", said.append)
     runner.WARM_UP = 0
     for value in range(3):
         assert runner({"x": torch.tensor(value)})["y"] == value + 1
@@ -329,9 +330,9 @@ def test_captured_updates_compute_what_plain_ones_do(precision):
     device = ("--device", "cuda", "--precision", precision)
     batches = [{k: v.cuda() for k, v in agents.batch(seed=i).items()} for i in range(8)]
     found, said = [], []
-    for execution in (fast.Execution(), fast.choose(True, torch.device("cuda"))):
+    for backend in (fast.Backend(), fast.choose_backend(True, torch.device("cuda"))):
         agent = agents.agent(*device)
-        agent.run_by(execution, said.append)
+        agent.use_backend(backend, said.append)
         torch.manual_seed(1)
         found.append([{k: v.item() for k, v in agent.update(batch).items()} for batch in batches])
     assert agent.learn.graph is not None, said
@@ -345,9 +346,9 @@ def test_captured_updates_compute_what_plain_ones_do(precision):
 def test_captured_acting_is_plain_acting():
     found = []
     obs = {k: v[:, 0].cuda() for k, v in agents.batch().items() if k in ("image", "is_first")}
-    for execution in (fast.Execution(), fast.choose(True, torch.device("cuda"))):
+    for backend in (fast.Backend(), fast.choose_backend(True, torch.device("cuda"))):
         agent, state, actions = agents.agent("--device", "cuda"), None, []
-        agent.run_by(execution)
+        agent.use_backend(backend)
         torch.manual_seed(1)
         for _ in range(8):
             action, state = agent.act(obs, state, training=True)

@@ -52,7 +52,7 @@ def test_masked_pixels_are_mid_grey_and_the_target_sees_them():
     data = models.preprocess(agents.batch())
     assert data["image"].min() >= -0.5 and data["image"].max() <= 0.5
     mask = agent.world_model.draw_mask(data)
-    hidden = agent.world_model.hide(data, mask)["image"]
+    hidden = agent.world_model.apply_mask(data, mask)["image"]
     assert (hidden[:, mask] == 0).all()
     assert torch.equal(hidden[:, ~mask], data["image"][:, ~mask])
     # other pixels under the mask change the target branch alone

@@ -46,7 +46,7 @@ def norm_silu(x, weight, bias):
     if x.dtype == torch.float64:
         normed = torch.nn.functional.layer_norm(x, weight.shape, weight, bias, EPS)
         return torch.nn.functional.silu(normed)
-    return networks.norm_silu(x, None, weight, bias, EPS)
+    return networks.norm_silu(x, weight, bias, EPS)
 
 
 def parameters(size: int) -> list[torch.Tensor]:
@@ -73,7 +73,7 @@ def test_norm_silu_of_a_sum_and_of_strided_rows():
     found = []
     for how in ("", "native"):
         with fast.fusing(how):
-            y = networks.norm_silu(x.T, share, weight, bias, EPS)
+            y = networks.norm_silu(x.T + share, weight, bias, EPS)
         # an expanded gradient
         found.append([y, *torch.autograd.grad(y[0].sum() + y.sum(), [x, share, weight, bias])])
     for plain, ours in zip(*found, strict=True):
@@ -86,7 +86,7 @@ def test_threads_share_the_rows(function, sizes):
     torch.manual_seed(0)
     columns, deter = sizes
     x = torch.randn(3001, columns, requires_grad=True)
-    state = [torch.randn(3001, deter, requires_grad=True)] if function == "gru_gates" else [None]
+    state = [torch.randn(3001, deter, requires_grad=True)] if function == "gru_gates" else []
     weights, found, before = parameters(columns), [], torch.get_num_threads()
     for count in (1, 3):
         torch.set_num_threads(count)
@@ -176,22 +176,21 @@ def test_products_with_one_hot_inputs(lead, sparse, dense, outputs, trained):
     x = torch.randn(*lead, sparse + dense)
     x[..., :sparse] *= torch.rand(*lead, sparse) < 0.1
     x[..., 1] = -0.0
-    weight, bias = torch.randn(outputs, sparse + dense), torch.randn(outputs)
-    weight.requires_grad_(trained)
-    found, leaves = [], [x.requires_grad_(), weight][: 1 + trained]
+    layer = fast.Linear(sparse + dense, outputs, one_hot=sparse)
+    layer.weight.requires_grad_(trained)
+    found, leaves = [], [x.requires_grad_(), layer.weight][: 1 + trained]
     for how in ("", "native"):
         with fast.fusing(how):
-            matrix = fast.Matrix(weight, bias, torch.float32, sparse)
-            assert (matrix.sparse > 0) == (how == "native")
-            y = matrix(x)
+            assert (layer.shared().one_hot > 0) == (how == "native")
+            y = layer(x)
         found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
     for plain, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
-    with fast.fusing("native"):
-        assert not fast.Matrix(weight, bias, torch.bfloat16, sparse).sparse
-        with torch.no_grad():
-            x[0, ..., 2] = float("nan")
-            assert matrix(x)[0].isnan().all() and matrix(x)[1:].isfinite().all()
+    with fast.fusing("native"), torch.no_grad():
+        assert not fast.Linear(sparse + dense, outputs, dtype=torch.bfloat16, one_hot=sparse).shared().one_hot
+        x[0, ..., 2] = float("nan")
+        y = layer(x)
+        assert y[0].isnan().all() and y[1:].isfinite().all()
 
 
 @needs_compiler
@@ -201,7 +200,7 @@ def test_what_is_not_a_number_stays_so(dtype):
     x[1, 2], x[2, 3] = float("nan"), float("inf")
     weight, bias = torch.ones(40), torch.zeros(40)
     with fast.fusing("native"):
-        y = networks.norm_silu(x, None, weight, bias, EPS)
+        y = networks.norm_silu(x, weight, bias, EPS)
         gates = networks.gru_gates(x[:, :39].contiguous(), torch.zeros(3, 13), weight[:39], bias[:39], EPS)
     for out in (y, gates):
         assert out[0].isfinite().all() and out[1].isnan().all() and out[2].isnan().any()
@@ -231,7 +230,7 @@ def test_native_updates_and_actions_are_those_of_plain_pytorch(flags, shapes, ba
     obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
     for how in ("", "native"):
         agent = agents.agent(*flags, shapes=shapes, base=base)
-        agent.run_by(fast.Execution(how))
+        agent.use_backend(fast.Backend(how))
         torch.manual_seed(1)
         found.append([agent.update(batch), agent.update(batch)])
         found[-1].append({"action": agent.act(obs, None, training=True)[0]})
@@ -264,7 +263,7 @@ def test_without_a_compiler_the_reason_is_said(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     native.library.cache_clear()
     try:
-        execution = fast.choose(True, torch.device("cpu"))
+        execution = fast.choose_backend(True, torch.device("cpu"))
     finally:
         native.library.cache_clear()
     assert not execution.fuse and "plain PyTorch" in execution.note and "/nowhere/c++" in execution.note
@@ -277,7 +276,7 @@ def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(compiler))
     native.library.cache_clear()
     try:
-        execution = fast.choose(True, torch.device("cpu"))
+        execution = fast.choose_backend(True, torch.device("cpu"))
     finally:
         native.library.cache_clear()
     assert not execution.fuse and "no such target" in execution.note

@@ -75,7 +75,7 @@ def test_parity_embeddings(world):
     agent = reference.agent()
     data = models.preprocess(reference.batch())
     wm = agent.world_model
-    close(wm.encoder(wm.hide(data, torch.from_numpy(world["mask"]))), world["masked_embed"], "masked_embed")
+    close(wm.encoder(wm.apply_mask(data, torch.from_numpy(world["mask"]))), world["masked_embed"], "masked_embed")
     close(wm.target_encoder(data), world["target_embed"], "target_embed")
 
 

@@ -227,7 +227,7 @@ def test_picture_of_truth_reconstruction_and_prediction(base, rows):
     model = agents.agent(*flags, base=base).world_model
     batch = agents.batch()
     torch.manual_seed(0)
-    frames = model.picture(batch)
+    frames = model.video_pred(batch)
     assert frames.shape == (8, rows * 64, 3 * 64, 3) and frames.dtype == torch.uint8
     # (rows, T, B, H, W, 3)
     cells = frames.unflatten(1, (rows, 64)).unflatten(3, (3, 64)).permute(1, 0, 3, 2, 4, 5)
@@ -244,7 +244,7 @@ def test_picture_of_truth_reconstruction_and_prediction(base, rows):
     moved = {**batch, "action": torch.cat([batch["action"][:, :5], -batch["action"][:, 5:]], 1)}
     for changed, predicts in ((later, False), (moved, True)):
         torch.manual_seed(0)
-        other = model.picture(changed).unflatten(1, (rows, 64))
+        other = model.video_pred(changed).unflatten(1, (rows, 64))
         assert not torch.equal(other[:, 1], frames.unflatten(1, (rows, 64))[:, 1])
         assert torch.equal(other[:, 2], frames.unflatten(1, (rows, 64))[:, 2]) != predicts
 

@@ -97,10 +97,10 @@ def kernels(run) -> int:
 
 
 MODES = {
-    "plain": fast.Execution(),
-    "native": fast.Execution("native"),
-    "compiled": fast.Execution("compiled"),
-    "captured": fast.Execution("compiled", capture=True),
+    "plain": fast.Backend(),
+    "native": fast.Backend("native"),
+    "compiled": fast.Backend("compiled"),
+    "captured": fast.Backend("compiled", capture=True),
 }
 
 
@@ -132,9 +132,9 @@ def main() -> None:
         flops = count.total
         for mode in args.modes or (["plain", "compiled", "captured"] if gpu else ["plain", "native"]):
             agent = make_agent()
-            agent.run_by(MODES[mode], lambda line: print(line, file=sys.stderr))
+            agent.use_backend(MODES[mode], lambda line: print(line, file=sys.stderr))
             update = functools.partial(agent.update, batch)
-            first = sum(timed(update, device) for _ in range(fast.Runner.WARM_UP + 1 if gpu else 2))
+            first = sum(timed(update, device) for _ in range(fast.GraphedFunction.WARM_UP + 1 if gpu else 2))
             product = Product(torch.bfloat16 if precision == 16 else torch.float32, device)
             product()
             # in turn, as the speed of a shared machine changes

@@ -24,11 +24,11 @@ import fast
 from config import load_config
 
 MODES = {
-    "plain": fast.Execution(),
-    "compiled": fast.Execution("compiled"),
-    "captured": fast.Execution("compiled", capture=True),
+    "plain": fast.Backend(),
+    "compiled": fast.Backend("compiled"),
+    "captured": fast.Backend("compiled", capture=True),
 }
-WARM_UP = fast.Runner.WARM_UP + 1
+WARM_UP = fast.GraphedFunction.WARM_UP + 1
 
 
 def take_counts(library: ctypes.CDLL) -> collections.Counter:
@@ -85,7 +85,7 @@ def main() -> None:
     obs = {key: data[key][: config.envs, 0].contiguous() for key in ("image", "is_first")}
     for mode in args.modes:
         agent = dreamer.Dreamer(config, {"image": (*config.size, 3)}, 6)
-        agent.run_by(MODES[mode], lambda line: print(f"    {line}"))
+        agent.use_backend(MODES[mode], lambda line: print(f"    {line}"))
         report(f"{mode} update", library, lambda agent=agent: agent.update(data), args.names)
         _, state = agent.act(obs, None, training=True)
         report(f"{mode} acting", library, lambda agent=agent, s=state: agent.act(obs, s, training=True), args.names)
