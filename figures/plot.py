@@ -1,10 +1,10 @@
 """Learning curves and a summary table of many runs: `python figures/plot.py RUN... --out FILE.png`.
 
-RUN is a --logdir, a folder of them, or NAME=either, which names the method. Runs are grouped by task, method and seed
-as their config.yaml says. FILE.png shows a panel for each task: the mean over seeds and its 95 % confidence interval,
-by bootstrap. FILE_table.png and FILE_table.csv hold IQM, mean and median at the steps of --at with their intervals
+RUN is a --logdir, a folder of them such as results/small, or NAME=either, which names the method. Runs are grouped by
+task, method and seed. FILE.png shows a panel for each task: the mean over seeds and its 95 % confidence interval, by
+bootstrap. FILE_table.png and FILE_table.csv hold IQM, mean and median at the steps of --at with their intervals
 (rliable's stratified bootstrap: "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
-2021).
+2021). A Markdown table of the means is printed.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import csv
 import difflib
 import json
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,16 +26,30 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rliable import library, metrics
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 PUBLISHED = Path(__file__).parent / "published_returns.csv"
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#997700", "#bbbbbb")  # seen by all eyes
+SUFFIXES = (".png", ".pdf", ".svg")
 AGGREGATES = ("iqm", "mean", "median")
+METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
+    "hrssm": "HRSSM",
+    "dreamerv3": "DreamerV3",
+    "no_mask": "HRSSM without mask",
+    "no_mbr": "HRSSM without latent reconstruction",
+    "no_simsr": "HRSSM without bisimulation",
+    "no_hybrid": "HRSSM without target branch",
+    "continuous": "HRSSM, Normal latents",
+}
+LARGEST = 1e30  # magnitude of a step or a value that can be drawn
 COLUMNS = ("task", "method", "step", "seeds", *(f"{name}{end}" for name in AGGREGATES for end in ("", "_low", "_high")))
 
 
 class PlotError(Exception):
-    """What the user is told, in one line."""
+    """A user's error, in one line."""
+
+
+class NoValues(PlotError):
+    """A run whose log does not have the metric."""
 
 
 class Run(NamedTuple):
@@ -57,22 +72,24 @@ def find_runs(argument: str, label: str | None) -> list[tuple[Path, str | None]]
     path = Path(argument)
     if not path.is_dir():
         raise PlotError(f"{argument}: no such folder; expected the --logdir of a run, or a folder of them")
-    found = [path] if (path / "metrics.jsonl").exists() else sorted(p.parent for p in path.rglob("metrics.jsonl"))
+    logs = [path / "metrics.jsonl"] if (path / "metrics.jsonl").exists() else sorted(path.rglob("metrics.jsonl"))
+    found = [log.parent for log in logs if log.is_file()]
     if not found:
         raise PlotError(f"{argument}: no run there (a run has a metrics.jsonl)")
     return [(run, label) for run in found]
 
 
 def read_run(path: Path, label: str | None, metric: str, window: float) -> Run:
-    """One run. The method is its label, else the names of its --configs, else its parent folder's name."""
-    try:
-        config = YAML(typ="safe", pure=True).load(path / "config.yaml")
-        task, seed = str(config["task"]), int(config["seed"])
-    except OSError:
-        raise PlotError(f"{path}: no config.yaml, which says the task and the seed of a run") from None
-    except (YAMLError, KeyError, TypeError, ValueError):
-        raise PlotError(f"{path / 'config.yaml'}: not the config of a run (expected the keys task and seed)") from None
-    method = label or "+".join(config.get("configs") or []) or path.resolve().parent.name
+    """One run. Its task and seed are those of its config.yaml.
+
+    The method is its label, else METHOD of a sweep's folder TASK/METHOD/seedN, else the names of its --configs, else
+    its parent folder's name.
+    """
+    task, seed, configs = read_settings(path / "config.yaml")
+    folder = path.resolve()
+    if re.fullmatch(r"seed\d+", folder.name) and folder.parents[1].name == task:
+        configs = [folder.parent.name]
+    method = label or "+".join(configs) or folder.parent.name
     curve, names = {}, set()
     lines = (path / "metrics.jsonl").read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -80,25 +97,47 @@ def read_run(path: Path, label: str | None, metric: str, window: float) -> Run:
             continue
         try:
             entry = json.loads(line)
-            step = entry["step"]
-        except (ValueError, KeyError, TypeError):
+            step, value = entry["step"], entry.get(metric)
+            if not is_number(step) or not (value is None or is_number(value)):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 continue  # the run is writing it, or was killed there
-            raise PlotError(f"{path / 'metrics.jsonl'}, line {number}: expected a JSON object with `step`") from None
+            raise PlotError(
+                f"{path / 'metrics.jsonl'}, line {number}: "
+                f"expected a JSON object with `step`, and numbers up to {LARGEST:g}"
+            ) from None
         names |= entry.keys()
-        value = entry.get(metric)
-        if isinstance(value, int | float) and math.isfinite(value):
+        if value is not None:
             curve[step] = value  # of lines with the same step, the later one
     if not curve:
         near = difflib.get_close_matches(metric, names - {"step"}, n=4, cutoff=0.4) or sorted(names - {"step"})[:8]
-        raise PlotError(f"{path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
+        raise NoValues(f"{path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
     steps = np.array(sorted(curve), dtype=np.float64)
     values = np.array([curve[step] for step in sorted(curve)], dtype=np.float64)
     return Run(path, task, method, seed, steps, running_mean(steps, values, window))
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def read_settings(path: Path) -> tuple[str, int, list[str]]:
+    """Task, seed and names of --configs in a run's config.yaml."""
+    try:
+        config = YAML(typ="safe", pure=True).load(path)
+        return str(config["task"]), int(config["seed"]), [str(name) for name in config.get("configs") or []]
+    except OSError as error:
+        raise PlotError(f"{path}: {error.strerror}; it says the task and the seed of a run") from None
+    except Exception:  # the YAML parser raises nearly anything at a damaged file
+        raise PlotError(f"{path}: not the config of a run (expected the keys task and seed)") from None
+
+
 def running_mean(steps: np.ndarray, values: np.ndarray, window: float) -> np.ndarray:
     """Means over the `window` steps up to each step, (step − window, step]; a window of 0 changes nothing."""
+    if window == 0:
+        return values
     first = np.searchsorted(steps, steps - window, side="right")
     first = np.minimum(first, np.arange(len(steps)))
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -157,7 +196,7 @@ def mean_curve(runs: list[Run], points: int = 300, reps: int = 1000) -> tuple[np
 
 
 def bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable, reps: int) -> tuple[np.ndarray, np.ndarray]:
-    """function(scores) and its 95 % interval (2, ...), the runs of each task drawn anew `reps` times."""
+    """function(scores) and its 95 % interval (2, ...), the runs of each task drawn `reps` times with replacement."""
     with warnings.catch_warnings():
         # rliable hands its random state over by a keyword that its bootstrap library has renamed.
         warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
@@ -210,6 +249,12 @@ def summarize(groups: dict[str, dict[str, list[Run]]], at: list[float], reps: in
 # -------------------------------------------------------------------------------------------------------------- drawing
 
 
+def legend_name(name: str) -> str:
+    """A name as it is written in a figure: matplotlib reads $ as math, and hides what begins with _."""
+    name = METHOD_NAMES.get(name, name).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
     """A panel for each task, a line with its interval for each method."""
     columns = min(len(groups), 4)
@@ -233,7 +278,7 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
             axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
         seeds = sorted({len(runs) for runs in group.values()})
         counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        axis.set_title(f"{task}  ({counted} seed{'s' if seeds[-1] > 1 else ''})", fontsize=9)
+        axis.set_title(f"{legend_name(task)}  ({counted} seed{'s' if seeds[-1] > 1 else ''})", fontsize=9)
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
@@ -242,11 +287,10 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     figure.supxlabel("environment steps", fontsize=9)
-    figure.supylabel(metric, fontsize=9)
+    figure.supylabel(legend_name(metric), fontsize=9)
     columns = min(len(handles), columns + 1)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=9
-    )
+    names = [legend_name(name) for name in handles]
+    figure.legend(handles.values(), names, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -257,12 +301,14 @@ def draw_table(rows: list[dict], metric: str, path: Path) -> None:
     cells = []
     for row in rows:
         spans = [f"{row[n]:.1f}  [{row[n + '_low']:.1f}, {row[n + '_high']:.1f}]" for n in AGGREGATES]
-        cells.append([row["task"], row["method"], f"{row['step']:,}", str(row["seeds"]), *spans])
+        cells.append(
+            [legend_name(row["task"]), legend_name(row["method"]), f"{row['step']:,}", str(row["seeds"]), *spans]
+        )
     widths = [max(len(line[i]) for line in [header, *cells]) + 2 for i in range(len(header))]
     height = 0.26 * (len(cells) + 1)
     figure, axis = plt.subplots(figsize=(0.085 * sum(widths), height + 0.45))
     axis.set_axis_off()
-    axis.set_title(f"{metric}, 95 % bootstrap intervals", fontsize=9, pad=6)
+    axis.set_title(f"{legend_name(metric)}, 95 % bootstrap intervals", fontsize=9, pad=6)
     shares = [width / sum(widths) for width in widths]
     table = axis.table(cells, colLabels=header, colWidths=shares, cellLoc="left", colLoc="left", bbox=(0, 0, 1, 1))
     table.auto_set_font_size(False)
@@ -283,41 +329,76 @@ def draw_table(rows: list[dict], metric: str, path: Path) -> None:
     plt.close(figure)
 
 
+def markdown(rows: list[dict], metric: str) -> str:
+    """The means as a table of methods × tasks for each step, the best of each task in bold."""
+    tables = []
+    for step in dict.fromkeys(row["step"] for row in rows):
+        cells = {(row["method"], row["task"]): row for row in rows if row["step"] == step}
+        methods = list(dict.fromkeys(method for method, _ in cells))
+        tasks = list(dict.fromkeys(task for _, task in cells))
+        best = {task: max(row["mean"] for (_, other), row in cells.items() if other == task) for task in tasks}
+        lines = [["method", *tasks], ["---", *["---:"] * len(tasks)]]
+        for method in methods:
+            line = [METHOD_NAMES.get(method, method)]
+            for task in tasks:
+                row = cells.get((method, task))
+                if row is None:
+                    line.append("")
+                    continue
+                mean = f"{row['mean']:.1f}"
+                mean = f"**{mean}**" if row["mean"] == best[task] and len(methods) > 1 else mean
+                interval = f" [{row['mean_low']:.1f}, {row['mean_high']:.1f}]" if row["seeds"] > 1 else ""
+                line.append(f"{mean}{interval} ({row['seeds']})")
+            lines.append(line)
+        caption = f"`{metric}` at {step:,} environment steps: mean over seeds [95 % bootstrap interval] (seeds)"
+        table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        tables.append(f"{caption}\n\n{table}")
+    return "\n\n".join(tables)
+
+
 # --------------------------------------------------------------------------------------------------------- command line
 
 
-def plot(args: argparse.Namespace) -> list[str]:
-    """Draws and writes everything; returns the lines to print."""
-    suffixes = plt.gcf().canvas.get_supported_filetypes()
-    plt.close()
-    if args.out.suffix.lstrip(".") not in suffixes:
-        raise PlotError(f"--out {args.out}: expected a file ending in .png, .pdf or .svg")
+def plot(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """Draws and writes everything; returns the Markdown table, and remarks."""
+    if args.out.suffix not in SUFFIXES:
+        raise PlotError(f"--out {args.out}: expected a file ending in {', '.join(SUFFIXES)}")
     if not args.out.parent.is_dir():
         raise PlotError(f"--out {args.out}: no folder {args.out.parent}")
-    if args.window < 0:
+    if not 0 <= args.window <= LARGEST:
         raise PlotError(f"--window {args.window:g}: expected 0 or more environment steps")
+    for step in args.at or []:
+        if not 0 <= step <= LARGEST:
+            raise PlotError(f"--at {step:g}: expected environment steps, such as 1e5")
     found = dict(pair for argument in args.runs for pair in find_runs(argument, args.label))
-    runs = [read_run(path, label, args.metric, args.window) for path, label in found.items()]
+    runs, remarks, empty = [], [], None
+    for path, label in found.items():
+        try:
+            runs.append(read_run(path, label, args.metric, args.window))
+        except NoValues as error:
+            empty = error
+            remarks.append(f"left out: {error}")
+    if not runs:
+        raise empty
     groups = group_runs(runs)
 
-    said = []
     for task, group in groups.items():
         for method, members in group.items():
             ends = sorted(run.steps[-1] for run in members)
             if ends[0] < ends[-1]:
                 shortest = min(members, key=lambda run: run.steps[-1])
-                said.append(f"{task}, {method}: drawn up to step {ends[0]:,.0f}, where {shortest.path} ends")
-    at = args.at or [min(run.steps[-1] for run in runs)]
+                remarks.append(f"{task}, {method}: drawn up to step {ends[0]:,.0f}, where {shortest.path} ends")
+    at = list(dict.fromkeys(args.at or [min(run.steps[-1] for run in runs)]))
     rows = summarize(groups, at)
     for step in at:
         short = sorted(str(run.path) for run in runs if score_at(run, step) is None)
         if short:
-            said.append(f"--at {step:,.0f}: left out, without a value there: {', '.join(short)}")
+            remarks.append(f"--at {step:,.0f}: left out, without a value there: {', '.join(short)}")
     if not rows:
         raise PlotError(f"--at {' '.join(f'{step:,.0f}' for step in at)}: no run has a value there")
     published = read_published(list(groups)) if args.published else {}
     if args.published:
-        said += [f"{task}: no published curve" for task in groups if task not in published]
+        remarks += [f"{task}: no published curve" for task in groups if task not in published]
 
     draw_curves(groups, published, args.metric, args.out)
     table = args.out.with_name(f"{args.out.stem}_table.csv")
@@ -326,13 +407,20 @@ def plot(args: argparse.Namespace) -> list[str]:
         writer.writeheader()
         writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     draw_table(rows, args.metric, table.with_suffix(args.out.suffix))
-    return [*said, f"{args.out}, {table.with_suffix(args.out.suffix)}, {table}"]
+    return markdown(rows, args.metric), [*remarks, f"{args.out}, {table.with_suffix(args.out.suffix)}, {table}"]
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise PlotError(message)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="plot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or NAME=either")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write (.png, .pdf, .svg)")
+    parser.add_argument("--out", type=Path, required=True, help="the figure to write (.png, .pdf, .svg)")
     parser.add_argument("--metric", default="eval_return", help="name in metrics.jsonl (eval_return)")
     parser.add_argument("--label", help="the method's name for every RUN without NAME=")
     parser.add_argument("--at", type=float, nargs="+", help="environment steps of the table (the last that all have)")
@@ -340,12 +428,14 @@ def main(argv: list[str] | None = None) -> None:
         "--window", type=float, default=0, help="average over that many environment steps up to each (0: single values)"
     )
     parser.add_argument("--published", action="store_true", help="with the curves of figures/published_returns.csv")
-    args = parser.parse_args(argv)
     try:
-        for line in plot(args):
-            print(line)
+        table, remarks = plot(parser.parse_args(argv))
     except (PlotError, OSError) as error:
-        sys.exit(f"plot.py: {error}")
+        print(f"plot.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(table)
+    for line in remarks:
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

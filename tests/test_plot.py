@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,18 +50,17 @@ def drawn(tmp_path_factory):
                 write_run(folder / name / task / str(seed), task, seed, values=values)
     out = folder / "curves.png"
     flags = [f"A={folder / 'ours'}", f"B={folder / 'theirs'}", "--out", out, "--at", "5e3", "10000", "--published"]
-    code, said, error = run(*flags)
-    assert code == 0 and error == "", error
-    return out, said
+    code, table, remarks = run(*flags)
+    assert code == 0 and remarks.count("\n") == 1, remarks
+    return out, table
 
 
 def test_curves_are_drawn(drawn):
-    out, said = drawn
+    out, _ = drawn
     image = cv2.cvtColor(cv2.imread(str(out)), cv2.COLOR_BGR2RGB).astype(int)
     assert image.shape[0] > 300 and image.shape[1] > 700
     for color in ((0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77), (0x77, 0x77, 0x77)):  # A, B, published
         assert (np.abs(image - color).max(-1) < 12).sum() > 100
-    assert "no published curve" not in said
 
 
 def test_table_holds_the_numbers(drawn):
@@ -73,6 +73,48 @@ def test_table_holds_the_numbers(drawn):
     assert 200 <= float(row["mean_low"]) < 210 < float(row["mean_high"]) <= 220
     assert float(rows["all", "B", "5000"]["mean"]) == 60
     assert cv2.imread(str(out.with_name("curves_table.png"))) is not None
+
+
+def test_markdown_table_is_methods_by_tasks(drawn):
+    _, printed = drawn
+    first, second = printed.split("`eval_return` at ")[1:]
+    assert first.startswith("5,000 environment steps") and second.startswith("10,000 environment steps")
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in second.splitlines() if "|" in line]
+    assert lines[0] == ["method", "dmc_cup_catch_video", "dmc_walker_walk", "all"]
+    assert [line[0] for line in lines[2:]] == ["A", "B"] and {len(line) for line in lines} == {4}
+    mean, low, high, seeds = re.fullmatch(r"\*\*(.+)\*\* \[(.+), (.+)\] \((\d+)\)", lines[2][2]).groups()
+    assert float(mean) == 210 and 200 <= float(low) < 210 < float(high) <= 220 and seeds == "3"
+    assert not lines[3][2].startswith("**")
+
+
+def test_folders_of_a_sweep_name_methods_as_readers_know_them(tmp_path, capsys):
+    """{task}/{method}/seed{N}, as setup/sweep.py makes and exports them, whatever groups are below every method."""
+    for method in ("hrssm", "no_mbr", "a|b"):
+        for seed in (0, 1):
+            folder = tmp_path / "small" / "dmc_walker_stand_video" / method / f"seed{seed}"
+            write_run(folder, "dmc_walker_stand_video", seed, configs="[dmc_vision, small]")
+    plot.main([str(tmp_path / "small"), "--out", str(tmp_path / "results.svg")])
+    printed = capsys.readouterr().out
+    assert "| HRSSM |" in printed and "| HRSSM without latent reconstruction |" in printed and r"| a\|b |" in printed
+    assert {row["method"] for row in table(tmp_path / "results_table.csv")} == {"hrssm", "no_mbr", "a|b"}
+    assert "HRSSM without latent reconstruction" in (tmp_path / "results.svg").read_text()
+
+
+def test_runs_without_a_value_yet_do_not_stop_the_others(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "0")
+    started = write_run(tmp_path / "runs" / "1", seed=1, steps=[])
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "a.png")])
+    assert f"left out: {started}: no `eval_return`" in capsys.readouterr().err
+    assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["1"]
+
+
+def test_names_that_matplotlib_would_read_as_math_or_hide(tmp_path):
+    write_run(tmp_path / "0")
+    write_run(tmp_path / "1", seed=1)
+    flags = [rf"$\frac$={tmp_path / '0'}", f"_hidden={tmp_path / '1'}", "--out", tmp_path / "a.svg"]
+    code, _, remarks = run(*flags)
+    assert code == 0 and "Warning" not in remarks, remarks
+    assert "_hidden" in (tmp_path / "a.svg").read_text() and "frac" in (tmp_path / "a.svg").read_text()
 
 
 def test_statistics_agree_with_scipy():
@@ -146,12 +188,12 @@ def test_published_curves():
     np.testing.assert_array_equal(returns, [497, 937, 957, 967, 973])
 
 
-def test_runs_of_other_lengths_are_told(tmp_path, capsys):
+def test_runs_of_other_lengths_are_reported(tmp_path, capsys):
     for seed, end in ((0, 11000), (1, 7000)):
         write_run(tmp_path / "runs" / str(seed), seed=seed, steps=range(1000, end, 1000))
     out = tmp_path / "a.png"
     plot.main([str(tmp_path / "runs"), "--out", str(out), "--at", "5000", "10000"])
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "drawn up to step 6,000" in said and "--at 10,000: left out" in said
     assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["2", "1"]
     plot.main([str(tmp_path / "runs"), "--out", str(out)])
@@ -175,14 +217,52 @@ def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):
         ("", ["run", "--out", "a.gif"], "expected a file ending in"),
         ("", ["run", "--out", "no/a.png"], "no folder"),
         ("", ["run", "--window", "-1"], "--window -1"),
+        ("", ["run", "--window", "nan"], "--window nan: expected 0 or more"),
+        ("", ["run", "--at", "nan"], "--at nan: expected environment steps"),
+        ("", ["run", "--at", "1e5", "inf"], "--at inf: expected environment steps"),
+        ("", ["run", "--at", "soon"], "argument --at: invalid float value: 'soon'"),
+        ("", ["run", "--metrics", "eval_return"], "unrecognized arguments: --metrics"),
+        ("", ["run", "--out", "a.pgf"], "expected a file ending in"),
         ("", ["run", "--at", "1e7"], "--at 10,000,000: no run has a value there"),
-        ("rm config.yaml", ["run"], "no config.yaml"),
+        ("rm config.yaml", ["run"], "run/config.yaml: No such file"),
         ("bad config.yaml", ["run"], "config.yaml: not the config of a run"),
         ("bad metrics.jsonl", ["run"], "metrics.jsonl, line 1: expected a JSON object"),
         ("empty metrics.jsonl", ["run"], "no numbers yet"),
+        *[
+            ("row " + row, ["run"], "metrics.jsonl, line 1: expected a JSON object with `step`")
+            for row in (
+                '{"step": "1000", "eval_return": 1.0}',
+                '{"step": null, "eval_return": 1.0}',
+                '{"step": true, "eval_return": 1.0}',
+                '{"step": NaN, "eval_return": 1.0}',
+                '{"step": 1e400, "eval_return": 1.0}',
+                '{"step": ' + "9" * 400 + "}",
+                '{"step": ' + "9" * 5000 + "}",
+                '{"step": [1000], "eval_return": 1.0}',
+                '{"step": 1000, "eval_return": "high"}',
+                '{"step": 1000, "eval_return": 1e308}',
+                '{"eval_return": 1.0}',
+                '["step"]',
+                "null",
+                "[" * 100_000,
+                "\x00\ufffd",
+            )
+        ],
+        *[
+            ("settings " + text, ["run"], "config.yaml: not the config of a run")
+            for text in (
+                "",
+                "- task",
+                "task: t",
+                "{",
+                "task: t\nseed: x",
+                "task: t\nseed: .inf",
+                "task: t\nseed: 0\nconfigs: 7",
+            )
+        ],
     ],
 )
-def test_bad_input_is_one_line(tmp_path, monkeypatch, change, flags, says):
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, change, flags, says):
     monkeypatch.chdir(tmp_path)
     if "." not in flags:
         folder = write_run(tmp_path / "run")
@@ -194,9 +274,15 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, change, flags, says):
             (folder / name).write_text("[1\n" + "{}\n")
         elif kind == "empty":
             (folder / name).write_text("")
+        elif kind == "row":
+            (folder / "metrics.jsonl").write_text(f'{name}\n{{"step": 2000, "eval_return": 1.0}}\n')
+        elif kind == "settings":
+            (folder / "config.yaml").write_text(name)
     if "--out" not in flags:
         flags = [*flags, "--out", "a.png"]
     with pytest.raises(SystemExit) as stop:
         plot.main([*flags, "--label", "x"])
-    assert str(stop.value).startswith("plot.py: ") and says in str(stop.value) and "\n" not in str(stop.value)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("plot.py: ") and says in error and error.count("\n") == 1
     assert not (tmp_path / "a.png").exists()
