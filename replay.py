@@ -563,24 +563,24 @@ def list_members(file: io.FileIO) -> list[tuple[str, tuple[int, ...], np.dtype, 
             local = file.read(30)
             name_length, extra_length = struct.unpack("<HH", local[26:])
             if info.compress_type != zipfile.ZIP_STORED or not name.endswith(".npy"):
-                raise ValueError(f"{name} is not an uncompressed array")
+                raise ValueError(f"{name!r} is not an uncompressed array")
             if file.read(name_length) != name.encode():
-                raise ValueError(f"{name} has another name in its own header")
+                raise ValueError(f"{name!r} has another name in its own header")
             start = info.header_offset + 30 + name_length + extra_length
             file.seek(start)
             header = file.read(10)
             if header[:8] != b"\x93NUMPY\x01\x00":
-                raise ValueError(f"{name} is not an array of format 1.0")
+                raise ValueError(f"{name!r} is not an array of format 1.0")
             header += file.read(int.from_bytes(header[8:], "little"))
             match = ARRAY_HEADER.fullmatch(header, 10)
             if not match:
-                raise ValueError(f"{name} has no header of a plain array")
+                raise ValueError(f"{name!r} has no header of a plain array")
             dtype = np.dtype(match[1].decode())
             shape = tuple(int(number) for number in match[2].split(b",") if number)
             if len(header) + math.prod(shape) * dtype.itemsize != info.file_size:
-                raise ValueError(f"{name} has another size than its header says")
+                raise ValueError(f"{name!r} has another size than its header says")
             if info.header_offset != end:
-                raise ValueError(f"an array is missing before {name}")
+                raise ValueError(f"an array is missing before {name!r}")
             end = start + info.file_size
             members.append((name.removesuffix(".npy"), shape, dtype, start, header, info.CRC))
         if end != archive.start_dir:
