@@ -5,10 +5,11 @@
 
 A method is a named config of configs.yaml, several joined by '+' (`M+continuous`), or `hrssm` for none, merged over
 the groups of --configs. submitit starts the runs: here as processes, --max_parallel at a time, or with --executor slurm
-as one SLURM array. What is finished is skipped, what was stopped, preempted or killed goes on, what failed is tried
-again: when in doubt, give the same command. --status prints where each run stands. Ctrl-C stops local runs in order.
+as one SLURM array. A finished run is skipped, one that was stopped, preempted or killed resumes, one that failed is
+tried again: when in doubt, give the same command. --status prints the state of each run. --export FOLDER copies the
+curves of the runs to a folder small enough for a repository. Ctrl-C stops local runs in order.
 
-A run's folder also gets stdout.log, stderr.log, and, hidden, what this script has to know: .lock, held while a process
+A run's folder also gets stdout.log, stderr.log, and this script's own hidden files: .lock, held while a process
 trains there; .sweep.json, its GPU and exit status; .slurm_job, its last job.
 """
 
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +36,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tools  # noqa: E402
-from config import ConfigError, check_config, load_config, nearest, read_config  # noqa: E402
+from config import ConfigError, check_config, load_config, nearest, read_config, save_config  # noqa: E402
 
 SLURM_DEFAULTS = {"job_name": "hrssm", "time": 24 * 60, "gpus_per_node": 1, "cpus_per_task": 8, "signal_delay_s": 300}
+MAX_SEED, MAX_SEEDS = 10**18, 10_000
+EXPORT_BYTES = 40_000  # of a run's rows; all rows of evaluations are kept
 STATES = ("waiting", "running", "finished", "failed")
 
 
 class SweepError(Exception):
-    """What the user is told, in one line."""
+    """A user's error, in one line."""
 
 
 # ---------------------------------------------------------------------------------------------------------- the process
@@ -164,35 +168,46 @@ class Run:
             os.close(lock)
 
     def record(self) -> dict:
-        """What the last process left: its `gpu`, its `exit` status if it came to that."""
+        """What the last process left: its `gpu`, and its `exit` status if it ended."""
         try:
-            return json.loads((self.folder / ".sweep.json").read_text())
-        except (OSError, ValueError):
+            found = json.loads((self.folder / ".sweep.json").read_text())
+            code, gpu = found.get("exit"), found.get("gpu")
+        except (OSError, ValueError, AttributeError, RecursionError):  # absent or damaged
             return {}
+        found = {"gpu": gpu} if isinstance(gpu, str) else {}
+        return found | {"exit": code} if isinstance(code, int) else found
 
     def slurm_job(self) -> str | None:
         """The id of the last SLURM job."""
         try:
             return (self.folder / ".slurm_job").read_text().strip()
-        except OSError:
+        except (OSError, ValueError):
             return None
+
+    def rows(self) -> Iterator[dict]:
+        """The rows of metrics.jsonl from its end; skips damaged ones, and the half line of a run that was killed."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
+        except OSError:
+            return
+        for line in reversed(lines):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and is_number(row.get("step")):
+                yield {name: value for name, value in row.items() if value is None or is_number(value)}
 
     def progress(self) -> dict:
         """`step`, `eval_return` (the newest), `age` in seconds, `finished`, from the end of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
         found = {"step": 0, "eval_return": None, "age": None, "finished": False}
         try:
-            lines, written = path.read_bytes().splitlines(), path.stat().st_mtime
+            written = (self.folder / "metrics.jsonl").stat().st_mtime
         except OSError:
             return found
         found["age"] = time.time() - written
         rows = []
-        for line in reversed(lines):
-            try:
-                row = json.loads(line)
-                row["step"] + 0
-            except (ValueError, KeyError, TypeError):
-                continue  # the half line of a run that writes or was killed
+        for row in self.rows():
             rows.append(row)
             if row.get("eval_return") is not None:
                 found["eval_return"] = row["eval_return"]
@@ -208,7 +223,7 @@ class Run:
         return found
 
     def state(self, queue: dict[str, str]) -> str:
-        """One of STATES; `queue` as of `read_queue`. Waiting is what was not begun or can go on."""
+        """One of STATES; `queue` as of `read_queue`. A run is waiting if it was not started or can resume."""
         if self.locked():
             return "running"
         job = queue.get(self.slurm_job() or "")
@@ -217,6 +232,10 @@ class Run:
         if self.progress()["finished"]:
             return "finished"
         return "failed" if self.record().get("exit") not in (None, 0, -signal.SIGTERM) else "waiting"
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def read_queue(runs: list[Run]) -> dict[str, str]:
@@ -230,7 +249,7 @@ def read_queue(runs: list[Run]) -> dict[str, str]:
         raise SweepError(f"squeue gave no answer, and runs of this grid may be in SLURM's queue ({error})") from None
     if answer.returncode:
         raise SweepError(f"squeue failed, and runs of this grid may be in SLURM's queue: {answer.stderr.strip()[:200]}")
-    return dict(line.split() for line in answer.stdout.splitlines() if line.strip())
+    return dict(words for line in answer.stdout.splitlines() if len(words := line.split()) == 2)
 
 
 def find_runs(logdir: Path) -> list[Run]:
@@ -239,8 +258,9 @@ def find_runs(logdir: Path) -> list[Run]:
     for folder in logdir.glob("*/*/seed*"):
         if re.fullmatch(r"seed\d+", folder.name) and folder.is_dir():
             steps = None
-            with contextlib.suppress(ConfigError):
+            with contextlib.suppress(ConfigError, OSError):
                 steps = read_config(folder / "config.yaml").get("steps")
+                steps = steps if is_number(steps) else None
             runs.append(Run(folder.parts[-3], folder.parts[-2], int(folder.name[4:]), folder, steps))
     if not runs:
         raise SweepError(f"--logdir {logdir}: no run there; expected {{task}}/{{method}}/seed{{N}} folders")
@@ -275,18 +295,31 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         f"default: {' '.join(f'{k}={v}' for k, v in SLURM_DEFAULTS.items())}",
     )  # fmt: skip
     parser.add_argument("--status", action="store_true", help="print a table; without --tasks, of all runs in --logdir")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="copy small curves there; runs as for --status")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands that would start")
     return parser.parse_args(argv[:cut]), argv[cut + 1 :]
+
+
+def log_folder(args: argparse.Namespace) -> Path:
+    try:
+        return Path(args.logdir).expanduser().absolute()
+    except RuntimeError as error:
+        raise SweepError(f"--logdir {args.logdir}: {error}") from None
 
 
 def parse_seeds(words: list[str]) -> list[int]:
     """['0-2', '7'] -> [0, 1, 2, 7]."""
     seeds = []
     for word in ",".join(words).split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        match = re.fullmatch(r"(\d{1,99})(?:-(\d{1,99}))?", word)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise SweepError(f"--seeds {word}: expected whole numbers and ranges that go up, such as 0-4 or 0 3 7")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last > MAX_SEED:
+            raise SweepError(f"--seeds {word}: expected seeds up to {MAX_SEED}")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise SweepError(f"--seeds {word}: expected {MAX_SEEDS} seeds or fewer")
+        seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
 
@@ -298,7 +331,7 @@ def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
             instead = name + "s" if name in ("--task", "--seed") else name
             raise SweepError(f"{name} behind --: the sweep sets it; give {instead} before the --")
     seeds = parse_seeds(args.seeds)
-    logdir = Path(args.logdir).expanduser().absolute()
+    logdir = log_folder(args)
     methods, steps = {}, {}
     for method in dict.fromkeys(args.methods):
         if not re.fullmatch(r"[\w.-]+(\+[\w.-]+)*", method):
@@ -360,7 +393,7 @@ def status(runs: list[Run]) -> str:
         step = f"{progress['step']}/{'?' if run.steps is None else run.steps}"
         note = ""
         if state == "failed":
-            note = f"exit {run.record()['exit']}: {last_line(run.folder / 'stderr.log')}"
+            note = f"exit {run.record().get('exit')}: {last_line(run.folder / 'stderr.log')}"
         elif run.slurm_job() in queue:
             note = f"job {run.slurm_job()} {queue[run.slurm_job()]}"
         rows.append((run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), note))
@@ -373,6 +406,53 @@ def status(runs: list[Run]) -> str:
     counts = Counter(row[3] for row in rows[1:])
     lines.append(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+# --------------------------------------------------------------------------------------------------------------- export
+
+
+def export(runs: list[Run], folder: Path) -> str:
+    """Copies the rows, the settings and the evaluations of runs to {folder}/{task}/{method}/seed{N}."""
+    exported, empty, unfinished = 0, [], []
+    for run in runs:
+        rows = list(run.rows())[::-1]
+        if not rows:
+            empty.append(str(run))
+            continue
+        if not run.progress()["finished"]:
+            unfinished.append(str(run))
+        place = Path(run.task, run.method, f"seed{run.seed}")
+        try:
+            settings = read_config(run.folder / "config.yaml").replace(logdir=str(place))
+        except ConfigError as error:
+            raise SweepError(f"--export: {error}") from None
+        with tools.replacing(folder / place / "metrics.jsonl", "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in thin(rows))
+        save_config(settings, folder / place / "config.yaml")
+        if (run.folder / "eval.jsonl").is_file():
+            shutil.copyfile(run.folder / "eval.jsonl", folder / place / "eval.jsonl")
+        exported += 1
+    lines = [f"{exported} runs exported to {folder}"]
+    lines += [f"not finished: {', '.join(unfinished)}"] if unfinished else []
+    lines += [f"left out, without a row: {', '.join(empty)}"] if empty else []
+    return "\n".join(lines)
+
+
+def thin(rows: list[dict]) -> list[dict]:
+    """Every row of an evaluation, and of episodes and of updates every n-th from the last one, in EXPORT_BYTES."""
+    rows = [{name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
+    sizes = [len(json.dumps(row)) + 1 for row in rows]
+    groups: dict[str, list[int]] = {"eval_return": [], "train_return": [], "": []}
+    for number, row in enumerate(rows):
+        groups[next(name for name in groups if name in row or not name)].append(number)
+    kept = groups.pop("eval_return")
+    share = (EXPORT_BYTES - sum(sizes[number] for number in kept)) // len(groups)
+    for numbers in groups.values():
+        stride = 1
+        while stride < len(numbers) and sum(sizes[number] for number in numbers[::-stride]) > share:
+            stride += 1
+        kept += numbers[::-stride]
+    return [rows[number] for number in sorted(kept)]
 
 
 # ------------------------------------------------------------------------------------------------------------- starting
@@ -481,16 +561,21 @@ def _submitit_folder(logdir: Path) -> Path:
 
 def main(argv: list[str]) -> int:
     args, flags = parse(argv)
-    logdir = Path(args.logdir).expanduser().absolute()
+    logdir = log_folder(args)
+    if logdir.exists() and not logdir.is_dir():
+        raise SweepError(f"--logdir {args.logdir}: expected a folder")
     if args.max_parallel is not None and args.max_parallel < 1:
         raise SweepError(f"--max_parallel {args.max_parallel}: expected 1 or more")
     if args.slurm and args.executor != "slurm":
         raise SweepError("--slurm sets what --executor slurm asks for: add that, or leave it out")
-    if not args.tasks and not args.status:
+    if not args.tasks and not args.status and args.export is None:
         raise SweepError("--tasks: which? such as --tasks dmc_walker_walk dmc_cup_catch")
     runs = make_grid(args, flags) if args.tasks else find_runs(logdir)
     if args.status:
         print(status(runs))
+        return 0
+    if args.export is not None:
+        print(export(runs, args.export))
         return 0
 
     queue = read_queue(runs)
@@ -521,7 +606,7 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except SweepError as error:
+    except (SweepError, OSError) as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
