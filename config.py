@@ -266,13 +266,13 @@ def _convert(label: str, value: Any, default: Any) -> Any:
     if isinstance(default, list) and isinstance(value, list):
         return [_convert(label, item, default[0] if default else "") for item in value]
     found = value
-    if type(value) in (int, float) and abs(value) <= sys.float_info.max:  # neither infinite nor NaN
-        if isinstance(default, float):
+    if type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:  # infinite, NaN, or too large an int for a float
+            found = None
+        elif isinstance(default, float):
             found = float(value)
         elif value == int(value):
             found = int(value)
-    elif type(value) is float:
-        found = None
     if type(found) is type(default) and (name not in LEGAL or LEGAL[name].allows(found)):
         return found
     shown = " ".join(map(str, value)) if isinstance(value, list) else value

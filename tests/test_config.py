@@ -1,17 +1,34 @@
 """The command line and configs.yaml."""
 
+import contextlib
 import copy
+import io
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tools
-from tools import Config, ConfigError, load_config, read_config, save_config
+import config as module
+import distributed
+from config import (
+    ACTIONS,
+    CONFIGS,
+    LEGAL,
+    Config,
+    ConfigError,
+    ConfigFile,
+    check_config,
+    check_resume,
+    load_config,
+    read_config,
+    save_config,
+)
 
 SMALL = """\
 # A file of settings.
@@ -127,8 +144,8 @@ def test_flag(path, line, name, value):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("--bath 8", "error: unknown flag --bath; did you mean batch"),
-        ("--depth 8", "error: unknown flag --depth; did you mean net.depth?"),
+        ("--bath 8", "error: unknown flag --bath; did you mean --batch"),
+        ("--depth 8", "error: unknown flag --depth; did you mean --net.depth?"),
         ("--zzzzqq 8", "error: unknown flag --zzzzqq\n"),
         ("--configs bigg", "error: unknown config bigg; did you mean big?"),
         ("--configs qqqq", "error: unknown config qqqq; there are big, fast"),
@@ -138,6 +155,9 @@ def test_flag(path, line, name, value):
         ("--batch True", "error: --batch is True: expected a whole number"),
         ("--batch eight", "error: --batch is eight: expected a whole number"),
         ("--batch inf", "error: --batch is inf: expected a whole number"),
+        ("--batch 1" + 400 * "0", "error: --batch is 1000"),
+        ("--rate 1" + 400 * "0", "error: --rate is 1000"),
+        ("--steps -1", "error: --steps is -1: expected a whole number from 0 to 1e12"),
         ("--batch", "error: --batch takes one value (a whole number), got none"),
         ("--batch 1 2", "error: --batch takes one value (a whole number), got 2: 1 2"),
         ("--rate fast", "error: --rate is fast: expected a number"),
@@ -146,8 +166,8 @@ def test_flag(path, line, name, value):
         ("--switch 1", "error: --switch is 1: expected True or False"),
         ("--name", "error: --name takes one value"),
         ("--size 64 b", "error: --size is b: expected a whole number"),
-        ("--net 3", "error: --net is a group: set --net.depth, --net.act"),
-        ("batch 8", "error: 'batch' is no flag"),
+        ("--net 3", "error: --net is a group of settings: set --net.depth, --net.act"),
+        ("batch 8", "error: 'batch' is not a flag"),
     ],
 )
 def test_wrong_flag_is_one_line(path, capsys, line, message):
@@ -158,27 +178,33 @@ def test_wrong_flag_is_one_line(path, capsys, line, message):
     "old, new, line, message",
     [
         ("batch: 64", "bath: 64", 20, "unknown setting bath; did you mean batch"),
-        ("{depth: 48}", "{dept: 48}", 21, "unknown setting net.dept; did you mean depth?"),
+        ("{depth: 48}", "{dept: 48}", 21, "unknown setting net.dept; did you mean net.depth"),
         ("batch: 64", "batch: 6.5", 20, "batch is 6.5: expected a whole number"),
         ("batch: 64", "batch: '64'", 20, "batch is 64: expected a whole number"),
         ("batch: 64", "batch:", 20, "batch has no value"),
         ("batch: 64", "batch: .inf", 20, "batch is .inf: expected a finite number"),
         ("batch: 64", "batch: [64]", 20, "batch is 64: expected a whole number"),
         ("net: {depth: 48}", "net: 48", 21, "net is a group of settings"),
-        ("batch: 64", "batch: {a: 1}", 20, "batch holds no settings"),
-        ("  batch: 64", "  batch: 64\n  batch: 32", 21, "batch stands there twice"),
-        ("  whole: 3", "  whole: 3\n  batch: 3", 9, "batch stands there twice"),
-        ("fast:", "big:", 23, "group big stands there twice"),
-        ("words: [a, b]", "words: [a, [b]]", 25, "words holds a list or settings within its list"),
+        ("batch: 64", "batch: {}", 20, "batch has no value"),
+        ("batch: 64", "7: 64", 20, "7 is not the name of a setting"),
+        ("batch: 64", "steps: -1", 20, "steps is -1: expected a whole number from 0 to 1e12"),
+        ("steps: 1e6", "steps: -1", 5, "steps is -1: expected a whole number from 0 to 1e12"),
+        ("net: {depth: 48}", "net: &net {net: *net}", 21, "net.net is a group within a group"),
+        ("words: [a, b]", "words: &words [*words]", 25, "words is a list of lists or settings"),
+        ("batch: 64", "batch: {a: 1}", 20, "unknown setting batch.a; did you mean batch"),
+        ("  batch: 64", "  batch: 64\n  batch: 32", 21, "batch is defined twice"),
+        ("  whole: 3", "  whole: 3\n  batch: 3", 9, "batch is defined twice"),
+        ("fast:", "big:", 23, "group big is defined twice"),
+        ("words: [a, b]", "words: [a, [b]]", 25, "words is a list of lists or settings"),
         ("words: [a, b]", "words: [a, 2]", 25, "words is 2: expected a word"),
-        ("batch: 64", "batch: [64", 21, "no valid YAML"),
-        ("batch: 64", "batch: *other", 20, "no valid YAML"),
-        ("batch: 64", "\tbatch: 64", 20, "no valid YAML"),
-        ("batch: 64", "batch: 64\x07", 20, "no valid YAML"),
+        ("batch: 64", "batch: [64", 21, "invalid YAML"),
+        ("batch: 64", "batch: *other", 20, "invalid YAML"),
+        ("batch: 64", "\tbatch: 64", 20, "invalid YAML"),
+        ("batch: 64", "batch: 64\x07", 20, "invalid YAML"),
         ("big:", "[big]:", 19, "expected the name of a group"),
-        ("batch: 64", "[batch]: 64", 20, "this is no name of a setting"),
-        ("fast:", "fast: 3\nslow:", 23, "group fast holds no settings"),
-        ("defaults:", "default:", 2, "the first group has to be defaults, this one is default"),
+        ("batch: 64", "[batch]: 64", 20, "this is not the name of a setting"),
+        ("fast:", "fast: 3\nslow:", 23, "group fast has no settings"),
+        ("defaults:", "default:", 2, "defaults has to come before default"),
         ("depth: 32", "depth: {deeper: {deepest: 3}}", 16, "net.depth is a group within a group"),
     ],
 )
@@ -191,7 +217,15 @@ def test_wrong_file_is_one_line_with_its_place(path, capsys, old, new, line, mes
 @pytest.mark.parametrize("text", ["", "- a\n", "just words\n"])
 def test_file_without_groups(path, capsys, text):
     path.write_text(text)
-    assert error(capsys, path).startswith(f"error: {path}:1: expected groups of settings")
+    assert error(capsys, path) == f"error: {path}:1: expected settings as `name: value`\n"
+
+
+@pytest.mark.parametrize("deep", [500 * "[" + 500 * "]", 500 * "{a: " + "1" + 500 * "}"])
+def test_deeply_nested_file(path, capsys, deep):
+    path.write_text(SMALL.replace("whole: 3", f"whole: {deep}"))
+    assert error(capsys, path) == f"error: {path} cannot be read: nested too deeply\n"
+    with pytest.raises(ConfigError, match="cannot be read: nested too deeply"):
+        read_config(path)
 
 
 def test_missing_and_binary_file(tmp_path, capsys):
@@ -206,8 +240,9 @@ def test_help_shows_every_setting_with_default_and_comment(path, capsys):
     assert stop.value.code == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     first, second = lines.index("First"), lines.index("Second")
-    assert first < lines.index("--steps 1000000 environment steps") < lines.index("--words (none)") < second
-    assert "--size 64 64 height and width" in lines
+    steps = lines.index("--steps 1000000 environment steps (from 0 to 1e12)")
+    assert first < steps < lines.index("--words (none)") < second
+    assert "--size 64 64 height and width (from 8 to 4096)" in lines
     assert second < lines.index("--net.depth 32 channels")
     assert "--net.act silu # gelu activation" in lines
     assert "--eval_only False evaluate, then stop" in lines
@@ -219,34 +254,46 @@ def test_help_of_the_real_file_is_complete(capsys):
     with pytest.raises(SystemExit):
         load_config(["--help"])
     text = capsys.readouterr().out
-    file = tools.ConfigFile(tools.CONFIGS)
-    for name in Config(file.defaults).flat():
+    file = ConfigFile(CONFIGS)
+    for name in file.defaults:
         assert f"  --{name} " in text
         assert file.comments[name], f"{name} has no comment"
+        for choice in LEGAL[name].choices if name in LEGAL else ():
+            assert str(choice) in file.comments[name], f"the comment of {name} does not name {choice}"
     for group in file.groups:
         assert f"\n  {group} " in text
 
 
 def test_every_named_config_of_the_real_file_merges_alone_and_together():
-    groups = list(tools.ConfigFile(tools.CONFIGS).groups)
+    groups = list(ConfigFile(CONFIGS).groups)
     for names in [[group] for group in groups] + [groups]:
         assert load_config(["--configs", *names]).configs == tuple(names)
 
 
+@pytest.mark.parametrize("group", ["dmc_vision", *ConfigFile(CONFIGS).groups])
+def test_every_named_config_passes_the_checks(group):
+    check_config(load_config(["--configs", group]))
+
+
 def test_actions_are_kept_apart_from_settings(path, capsys):
-    extra = {"eval_only": (False, "evaluate"), "eval_tasks": ((), "tasks"), "episodes": (10, "episodes")}
+    extra = {"eval_only": (False, "evaluate"), "eval_tasks": ([], "tasks"), "episodes": (10, "episodes")}
     config, extras = load(path, "--eval_only --batch 8 --eval_tasks a b", extra=extra)
     assert config.batch == 8 and "eval_only" not in config
     assert extras.to_dict() == {"eval_only": True, "eval_tasks": ["a", "b"], "episodes": 10}
     assert "--episodes is 1.5: expected a whole number" in error(capsys, path, "--episodes 1.5", extra=extra)
-    assert "did you mean eval_only" in error(capsys, path, "--evalonly", extra=extra)
+    assert "did you mean --eval_only" in error(capsys, path, "--evalonly", extra=extra)
 
 
-def test_settings_of_an_earlier_run_replace_the_defaults(path, tmp_path):
+def test_settings_of_an_earlier_run_replace_the_defaults(path, tmp_path, capsys):
     save_config(load(path, "--configs big --rate 1e-8 --name ''"), tmp_path / "config.yaml")
     base = read_config(tmp_path / "config.yaml")
     config = load(path, "--batch 2", base=base)
     assert (config.rate, config.net.depth, config.batch, config.configs) == (1e-8, 48, 2, ("big",))
+    for value, words in ({"steps": -1}, "steps is -1: expected"), ({"net": 3}, None), ({"configs": 3}, "configs is 3"):
+        if words:
+            assert words in error(capsys, path, base=Config(value))
+        else:  # a setting that no longer exists
+            assert load(path, base=Config(value)).net.depth == 32
 
 
 def test_config_is_read_only_and_can_be_copied(path):
@@ -265,8 +312,8 @@ def test_config_is_read_only_and_can_be_copied(path):
 
 def test_replace_checks_names_and_types(path):
     config = load(path)
-    other = config.replace(batch=8, net={"depth": 4}, size=(1, 2), rate=1)
-    assert (other.batch, other.net.depth, other.net.act, other.size) == (8, 4, "silu # gelu", (1, 2))
+    other = config.replace(batch=8, net={"depth": 4}, size=(16, 32), rate=1)
+    assert (other.batch, other.net.depth, other.net.act, other.size) == (8, 4, "silu # gelu", (16, 32))
     assert type(other.rate) is float and config.batch == 16 and other != config
     assert config.replace(**{"net.depth": 4}).net.depth == 4
     with pytest.raises(ConfigError, match="unknown setting bach; did you mean batch"):
@@ -283,7 +330,8 @@ SCALARS = st.one_of(
     st.sampled_from(["1e6", "1e-4", "null", "true", "~", "", "12:30", "- a", "# b", "'", "[]", "2020-01-01", "0x1f"]),
 )
 NAMES = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)
-VALUES = st.dictionaries(NAMES, st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(NAMES, SCALARS)))
+GROUPS = st.dictionaries(NAMES, SCALARS, min_size=1)
+VALUES = st.dictionaries(NAMES, st.one_of(SCALARS, st.lists(SCALARS, max_size=3), GROUPS), min_size=1)
 
 
 @given(VALUES)
@@ -302,19 +350,225 @@ def test_any_number_survives_a_flag(tmp_path_factory, number):
     assert load_config(["--number", repr(number)], path).number == float(number)
 
 
-def test_damaged_saved_config(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "cannot be read: No such file"),
+        ("a: [", ":1: invalid YAML"),
+        ("", ":1: expected settings"),
+        ("a: 1\n2: 3", ":2: 2 is not the name of a setting"),
+        ("a: 1\nb: {c: {d: 1}}", ":2: b.c is a group within a group"),
+        ("a: &a {b: *a}", ":1: a.b is a group within a group"),
+        ("a:\n", ":1: a has no value"),
+    ],
+)
+def test_damaged_saved_config_is_one_line(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError) as problem:
         read_config(tmp_path / "config.yaml")
-    (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_config(tmp_path / "config.yaml")
-    (tmp_path / "config.yaml").write_text("")
-    with pytest.raises(ConfigError, match="holds no settings"):
-        read_config(tmp_path / "config.yaml")
+    assert f"config.yaml{words}" in str(problem.value) or f"config.yaml {words}" in str(problem.value)
+    assert "\n" not in str(problem.value)
 
 
 def test_import_is_silent_and_without_torch():
-    code = "import sys, tools; tools.load_config([]); print('torch' in sys.modules, 'tensorboard' in sys.modules)"
-    root = Path(tools.__file__).parent
+    code = "import sys, config; config.load_config([]); print('torch' in sys.modules, 'tensorboard' in sys.modules)"
+    root = Path(module.__file__).parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert (done.stdout, done.stderr) == ("False False\n", "")
+
+
+# The settings of configs.yaml
+
+
+def test_every_setting_has_legal_values_in_one_row():
+    defaults = {**ConfigFile(CONFIGS).defaults, **{name: default for name, (default, _) in ACTIONS.items()}}
+    names = [name for row, _ in module._ROWS for name in row.split()]
+    assert sorted(names) == sorted(name for name, default in defaults.items() if not isinstance(default, bool))
+    assert module.FREE_SETTINGS - {"configs"} <= defaults.keys()
+
+
+def refuse(capsys, line: str) -> str:
+    """The one line with which a command line is refused, before anything but the settings is looked at."""
+    try:
+        config, _ = load_config(["--configs", "dmc_vision", *shlex.split(line)], extra=ACTIONS)
+    except SystemExit as stop:
+        assert stop.code == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        return err
+    with pytest.raises(ConfigError) as problem:
+        check_config(config)
+    assert "\n" not in str(problem.value)
+    return str(problem.value)
+
+
+POSITIVE = """
+    encoder.minres encoder.kernel_size encoder.cnn_depth encoder.mlp_layers encoder.mlp_units reward_layers cont_layers
+    value_layers actor_layers disag_models disag_layers disag_units disag_offset dyn_cont_stoch_size dyn_stoch
+    dyn_deter dyn_hidden units slow_target_update batch_size batch_length imag_horizon train_ratio envs action_repeat
+    time_limit dataset_size log_every checkpoint_every total_frames patch_size block_size model_lr value_lr actor_lr
+    opt_eps ac_opt_eps actor_max_std dyn_min_std
+""".split()
+NOT_NEGATIVE = """
+    seed steps eval_every eval_episode_num eval_envs episodes prefill pretrain replay_dir_limit shadow_size dyn_discrete
+    kl_free dyn_scale rep_scale reward_scale cont_scale decoder_scale mbr_scale simsr_scale weight_decay grad_clip
+    value_grad_clip actor_grad_clip imag_starts actor_entropy actor_min_std actor_init_std expl_amount eval_noise
+    expl_until expl_extr_scale expl_intr_scale mask_ratio aug_prob unimix_ratio action_unimix_ratio encoder_tau
+    dynamics_tau slow_target_fraction discount discount_lambda simsr_discount imag_gradient_mix
+""".split()
+BOUNDED = [name for name in POSITIVE + NOT_NEGATIVE if name != "seed"]
+
+
+def test_the_lists_of_numbers_are_complete():
+    numbers = {name for name, legal in LEGAL.items() if legal.text.startswith(" from")}
+    assert {*POSITIVE, *NOT_NEGATIVE, "size"} == numbers
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *((name, value) for name in POSITIVE for value in ("0", "-1")),
+        *((name, "-1") for name in NOT_NEGATIVE),
+        *((name, value) for name in BOUNDED for value in ("1e18", "1e300")),
+        ("seed", "1e30"),
+    ],
+)
+def test_number_out_of_its_range_is_refused(capsys, name, value):
+    err = refuse(capsys, f"--{name} {value}")
+    assert re.fullmatch(rf"error: --{name} is \S+: expected a (whole )?number from \S+ to \S+\n", err)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--logdir ''", "--logdir is : expected a word that is not empty"),
+        ("--task ''", "--task is : expected a word that is not empty"),
+        ("--encoder.cnn_keys [", "--encoder.cnn_keys is [: expected a word that is a regular expression"),
+        ("--encoder.cnn_keys *", "--encoder.cnn_keys is *: expected a word that is a regular expression"),
+        ("--encoder.mlp_keys [", "--encoder.mlp_keys is [: expected a word that is a regular expression"),
+        ("--encoder.mlp_keys *", "--encoder.mlp_keys is *: expected a word that is a regular expression"),
+        (f"--encoder.mlp_keys {5000 * '('}", "expected a word that is a regular expression"),
+        ("--encoder.mlp_keys a{9999999999999999999}", "expected a word that is a regular expression"),
+        ("--size 64", "--size 64: expected height and width"),
+        ("--size 64 64 64", "--size 64 64 64: expected height and width"),
+        ("--size", "expected height and width"),
+        ("--size 64 32", "--size 64 32: the encoder takes square images"),
+        ("--size 0 0", "--size is 0: expected a whole number from 8 to 4096"),
+        ("--size 50 50", "--size 50 50: expected --encoder.minres 4 times 2, 4, 8"),
+        ("--encoder.minres 64", "--size 64 64: expected --encoder.minres 64 times 2, 4, 8"),
+        ("--encoder.minres 3", "--size 64 64: expected --encoder.minres 3 times 2, 4, 8"),
+        ("--batch_length 30", "--batch_length 30 is not a multiple of --block_size 4"),
+        ("--patch_size 65", "--patch_size 65 is larger than the image, --size 64 64"),
+        ("--time_limit 1", "--time_limit 1 is shorter than --action_repeat 2"),
+        ("--actor_min_std 2", "--actor_min_std 2.0 is above --actor_max_std 1.0"),
+        ("--actor_min_std 0 --actor_max_std 0", "--actor_max_std is 0: expected a number from 0.001 to 10"),
+        ("--disag_models 1", "--disag_models is 1: expected a whole number from 2 to 100"),
+        ("--disag_offset 64", "--disag_offset 64: expected less than --batch_length 64"),
+        ("--imag_horizon 1", "--imag_horizon is 1: expected a whole number from 2 to 1000"),
+        ("--video_pred_log", "--video_pred_log: there is no decoder"),
+        ("--probe_decoder --grad_heads decoder", "--probe_decoder: --grad_heads has a decoder"),
+        ("--probe_decoder --batch_length 4", "--batch_length is 4: a decoder's videos need more than 5 steps"),
+        ("--from_checkpoint nowhere.pt", "--from_checkpoint nowhere.pt: there is no such file"),
+        (f"--from_checkpoint {1000 * 'a'}", "there is no such file"),
+        ("--precision 8", "--precision is 8: expected a whole number, one of 32, 16"),
+        ("--grad_heads reward image", "--grad_heads is image: expected a word, one of decoder, reward, cont"),
+        ("--augmentation mirror", "expected a word, one of affine, crop, rrc, blur, shift, intensity"),
+        ("--actor_dist gauss", "expected a word, one of normal, trunc_normal, tanh_normal, onehot"),
+        ("--imag_gradient none", "expected a word, one of dynamics, reinforce, both"),
+        ("--expl_behavior none", "expected a word, one of greedy, random, plan2explore"),
+        ("--disag_target none", "expected a word, one of stoch, embed, feat, deter"),
+        ("--initial none", "expected a word, one of learned, zeros"),
+        ("--reward_head none", "expected a word, one of symlog_disc, normal"),
+        ("--dyn_std_act none", "expected a word, one of sigmoid2, sigmoid, softplus, abs"),
+        ("--img_source none", "expected a word, one of video, images, clouds, noise, color"),
+        ("--distracting_cs_intensity 0.6", "expected a number, one of 0.025, 0.05"),
+        ("--task 'a\nb' --steps 'a\nb'", "--steps is a b: expected a whole number from 0 to 1e12"),
+    ],
+)
+def test_bad_setting_is_refused(capsys, line, words):
+    assert words in refuse(capsys, line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--eval_episode_num 0 --eval_every 0 --prefill 0 --pretrain 0 --steps 0",
+        "--dyn_discrete 0",
+        "--grad_clip 0 --value_grad_clip 0 --actor_grad_clip 0",
+        "--grad_heads",
+        "--mask_ratio 0 --batch_length 30 --patch_size 100",
+        "--encoder.cnn_keys $^ --size 64 48 --batch_length 30",
+        "--size 96 96 --encoder.minres 3",
+        "--size 8 8 --patch_size 4",
+        "--grad_heads decoder --video_pred_log",
+        "--eval_only --episodes 3 --video",
+    ],
+)
+def test_unusual_setting_is_accepted(line):
+    check_config(load_config(["--configs", "dmc_vision", *line.split()], extra=ACTIONS)[0])
+
+
+def test_what_processes_share_has_to_be_a_multiple(monkeypatch):
+    monkeypatch.setattr(distributed, "_size", 3)
+    config = load_config(["--configs", "dmc_vision", "--envs", "6", "--batch_size", "12", "--imag_starts", "9"])
+    check_config(config)
+    for name in ("envs", "batch_size", "imag_starts"):
+        with pytest.raises(ConfigError, match=f"--{name} is 4: expected a multiple of 3"):
+            check_config(config.replace(**{name: 4}))
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    config = load_config(["--units", "16"])
+    check_resume(config, tmp_path)  # no run yet
+    saved = config.to_dict()
+    del saved["kl_free"]  # a setting that is younger than the run
+    save_config(Config(saved), tmp_path / "config.yaml")
+    check_resume(config.replace(steps=1, log_every=2, device="cpu", assets="elsewhere"), tmp_path)
+    other = config.replace(units=24, encoder={"cnn_depth": 8}, kl_free=2)
+    with pytest.raises(ConfigError) as problem:
+        check_resume(other, tmp_path)
+    assert "(encoder.cnn_depth 32 -> 8; kl_free 1.0 -> 2.0; units 16 -> 24)" in str(problem.value)
+    check_resume(other.replace(allow_config_change=True), tmp_path)
+
+
+FLAGS = st.sampled_from(["configs", "help", "encoder", *ACTIONS, *ConfigFile(CONFIGS).defaults]).map("--{}".format)
+WORDS = st.one_of(
+    FLAGS,
+    SCALARS.map(str),
+    st.text(max_size=8),
+    st.sampled_from([*ConfigFile(CONFIGS).groups, "nan", "-inf", "1e999", "0", "-1", "--", "-h", "--steps=", "True"]),
+    st.sampled_from(sorted({str(choice) for legal in LEGAL.values() for choice in legal.choices})),
+)
+
+
+@settings(deadline=None)
+@given(st.one_of(st.lists(WORDS, max_size=8), st.lists(st.tuples(FLAGS, WORDS), max_size=4).map(lambda x: sum(x, ()))))
+def test_any_command_line_gives_a_legal_config_or_one_line(words):
+    defaults = {**ConfigFile(CONFIGS).defaults, "configs": []}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            config, _ = load_config(words, extra=ACTIONS)
+    except SystemExit as stop:
+        assert (stop.code, err.getvalue().count("\n")) == ((0, 0) if out.getvalue() else (2, 1))
+        return
+    for name, value in config.flat().items():
+        assert type(value) is type(defaults[name])
+        for item in value if isinstance(value, list) else [value]:
+            assert name not in LEGAL or LEGAL[name].allows(item)
+    with contextlib.suppress(ConfigError):
+        check_config(config)
+
+
+@settings(deadline=None)
+@given(st.integers(0, len(SMALL)), st.integers(0, 20), st.text(max_size=9) | st.text("{}[]&*a:,-!|>'\"\n ", max_size=9))
+def test_any_change_of_the_file_gives_a_config_or_one_line(tmp_path_factory, start, length, text):
+    path = tmp_path_factory.mktemp("config") / "configs.yaml"
+    path.write_bytes((SMALL[:start] + text + SMALL[start + length :]).encode())
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            load_config([], path)
+    except SystemExit as stop:
+        assert (stop.code, err.getvalue().count("\n")) == (2, 1)
