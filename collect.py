@@ -17,9 +17,10 @@ from torch import Tensor
 
 import distributed
 import envs
+import tools
 from config import Config, sees_images
 from envs.parallel import EnvGroup, Transition
-from replay import Replay
+from replay import FILE_NAME, Replay, spec_of
 
 # First word of the seeds of everything random that is not torch's; the second is the setting `seed`.
 STREAMS = {
@@ -79,12 +80,16 @@ def stack_obs(obs: list[dict], keys: list[str], device: torch.device) -> dict[st
     return {k: torch.from_numpy(np.stack([o[k] for o in obs])).to(device) for k in (*keys, "is_first")}
 
 
+class EnvError(Exception):
+    """An env failed in a step of training. The step is still under way: a run that resumes takes it again."""
+
+
 class Collector:
     """The training envs of this rank, the actions under way in them, and the replay.
 
-    The envs step while the learner learns: `act` sends actions, `receive` waits for the answers. A checkpoint is made
-    in between, with a step under way. It holds the actions of the unfinished episodes; a run that resumes steps them
-    again from the episodes' seeds.
+    The envs step while the learner learns: `act` sends actions, `receive` waits for the answers. A checkpoint holds the
+    actions of the unfinished episodes, those under way included; a run that resumes steps them again from the episodes'
+    seeds.
 
     Args:
         envs: this rank's envs.
@@ -98,17 +103,23 @@ class Collector:
         self.numbers = range(distributed.rank() * count, (distributed.rank() + 1) * count)  # among those of all ranks
         self.discrete = hasattr(envs.action_space, "n")
         self.actions = envs.action_space.n if self.discrete else envs.action_space.shape[0]
+        spaces = envs.observation_space
+        row = {key: np.zeros(spaces[key].shape, spaces[key].dtype) for key in keys}
+        row |= {"action": np.zeros(self.actions, np.float32), "reward": np.float32(0)}
+        row |= {"is_first": False, "is_terminal": False}
         self.replay = Replay(
             directory,
             -(-config.dataset_size // ranks),
             -(-config.replay_dir_limit // ranks),
             self.numbers if ranks > 1 else None,
+            spec_of(row),
         )
         self.step = 0  # agent steps, over all envs of all ranks
         self.rng = self.random_stream("prefill")
         self.can_sample = False  # the replay of every rank holds a step
         self.under_way = False  # actions were sent, and their answers not received yet
         self.answers: list[Transition] | None = None  # those that a resumed run has received already
+        self.failure: Exception | None = None  # of an env that could not be sent its action
         self.policy_state: dict[str, Tensor] | None = None
         # of each env
         self.obs: list[dict] = [{} for _ in range(count)]
@@ -139,7 +150,10 @@ class Collector:
         for sent, one in zip(self.sent, action, strict=True):
             sent.append(one)
         self.under_way = True
-        self.envs.send([self.to_env(one) for one in action])
+        try:
+            self.envs.send([self.to_env(one) for one in action])
+        except Exception as error:  # `receive`, which all ranks call, raises it
+            self.failure = error
 
     def random_action(self) -> np.ndarray:
         shape = (len(self.envs), self.actions)
@@ -151,12 +165,26 @@ class Collector:
         """An action of the policy as the env takes it."""
         return {"action": action if self.discrete else np.clip(action, -1, 1)}
 
-    def receive(self) -> list[dict[str, float]]:
+    def receive(self, interrupt: tools.Interrupt) -> list[dict[str, float]] | None:
         """Waits for the answers to the actions that were sent, and stores them.
 
-        Returns a summary of each episode that ended with them, over all ranks, in the order of their numbers.
+        Returns a summary of each episode that ended with them, over all ranks, in the order of their numbers; None if
+        an interrupt of any rank came before the answers. Raises EnvError, in all ranks, if an env failed. In both cases
+        the step is still under way.
         """
-        transitions = self.answers or self.envs.receive()
+        transitions, failure = self.answers, self.failure
+        if transitions is None and failure is None:
+            try:
+                with interrupt.immediate():
+                    transitions = self.envs.receive()
+            except tools.Interrupted:
+                pass
+            except Exception as error:
+                failure = error
+        if distributed.any_rank(transitions is None):
+            if distributed.any_rank(interrupt.requested):  # a closed terminal ends the workers too
+                return None
+            raise EnvError("an env failed" if failure else "an env of another process failed") from failure
         self.answers, self.under_way = None, False
         self.step += self.config.envs
         self.can_sample = True
@@ -215,6 +243,7 @@ class Collector:
         episodes, sents, policies, finished_steps = zip(*found, strict=True)
         return {
             "step": self.step,
+            "under_way": self.under_way,
             "episode": [*itertools.chain(*episodes)],
             "sent": [*itertools.chain(*sents)],
             "policy": {k: torch.cat([one[k] for one in policies]) for k in policy} if policy else None,
@@ -224,7 +253,7 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Takes this rank's share of a state; `restore` has to follow."""
         mine = slice(self.numbers.start, self.numbers.stop)
-        self.step = state["step"]
+        self.step, self.under_way = state["step"], state.get("under_way", True)
         self.episode = list(state["episode"][mine])
         self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
         if state["policy"]:
@@ -233,16 +262,24 @@ class Collector:
         finished = state["replay"]["total_finished_steps"] if distributed.is_main() else 0
         self.replay.load_state_dict({**state["replay"], "total_finished_steps": finished})
 
-    def restore(self, exact: bool) -> bool:
+    def restore(self, exact: bool) -> tuple[bool, list[dict[str, float]]]:
         """Loads the episodes that finished, and steps the unfinished ones again.
 
         Args:
             exact: this rank's random states are those of the checkpoint.
 
-        Returns whether all is as it was at the checkpoint, with a step under way. Otherwise episodes have finished
-        since: their envs begin the next ones, and `step` counts all steps that were taken.
+        Returns whether all is as it was at the checkpoint, and a summary of each episode that has finished since, over
+        all ranks. After such an episode its env begins the next one, and `step` counts all steps that were taken.
+        Raises ValueError if the episodes of the checkpoint are gone.
         """
+        known, under_way = self.replay.total_episodes, self.under_way
         self.replay.load()
+        if known and not any(distributed.all_gather(len(self.replay.finished))):
+            raise ValueError(
+                f"{self.replay.directory} holds no episode, but the checkpoint beside it counts {known}: "
+                "put them back, or use another --logdir"
+            )
+        newer = self.summarize_files(known)
         for env, number in enumerate(self.numbers):
             last, _ = self.replay.finished.get(number, (-1, 0))
             if last >= self.episode[env]:
@@ -252,18 +289,34 @@ class Collector:
         self.replay.skip(max(distributed.all_gather(self.replay.total_episodes)) - self.replay.total_episodes)
         sent = list(self.sent)
         histories = self.envs.restore(self.episode, [[self.to_env(action) for action in actions] for actions in sent])
-        if exact:
-            self.answers, self.under_way = [history.pop() for history in histories], True
+        self.under_way = exact and under_way
+        if self.under_way:
+            self.answers = [history.pop() for history in histories]
         with self.numbered(sum(transition.done for history in histories for transition in history)):
             for env, (first, *history) in enumerate(histories):
                 self.begin_episode(env, self.episode[env], first.obs)
                 self.sent[env] = sent[env]
-                for transition, action in zip(history, sent[env], strict=not exact):
-                    self.record(env, transition, action)
+                for transition, action in zip(history, sent[env], strict=not self.under_way):
+                    summary = self.record(env, transition, action)
+                    if summary is not None:
+                        newer.append(summary)
         if not exact:
             self.step = sum(distributed.all_gather(self.replay.total_steps))
         self.can_sample = all(distributed.all_gather(self.replay.steps))
-        return exact
+        newer = itertools.chain(*distributed.all_gather(newer))
+        return exact, sorted(newer, key=lambda summary: summary["train_episodes"])
+
+    def summarize_files(self, known: int) -> list[dict[str, float]]:
+        """Summaries of this rank's episodes with files, from the episode of this number on."""
+        summaries = []
+        for path in self.replay.directory.glob("*.npz"):
+            match = FILE_NAME.fullmatch(path.name)
+            if match and int(match[1]) >= known and int(match[2]) in self.numbers:
+                with np.load(path) as arrays:
+                    reward = arrays["reward"]
+                summary = {"train_return": float(reward.sum(dtype=np.float64)), "train_length": len(reward) - 1}
+                summaries.append({**summary, "train_episodes": int(match[1]) + 1})
+        return summaries
 
 
 # Evaluation

@@ -8,8 +8,9 @@ evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (dis
 import contextlib
 import functools
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tools
@@ -164,6 +165,14 @@ def updates_due(config: Config, step: int) -> int:
     return c.pretrain + int((step - first) * c.train_ratio / (c.batch_size * c.batch_length))
 
 
+CONSOLE = ("model_loss", "actor_loss", "value_loss")  # what a line of the console shows of a row of the log
+MAX_LOSS = 1e9  # a mean beyond it is taken for divergence
+
+
+class TrainingError(Exception):
+    """Training cannot continue; the message is one line."""
+
+
 class Trainer:
     """A training run: the agent, its experience, the logs, and what a checkpoint holds of them.
 
@@ -175,7 +184,6 @@ class Trainer:
         self.config, self.logdir = config, logdir
         self.device = tools.pick_device(config.device)
         tools.seed_everything(config.seed, config.deterministic_run)
-        self.checkpoint_path = logdir / "latest.pt"
         group = collect.make_train_envs(config)
         self.eval_envs: EnvGroup | None = None  # made at the first evaluation
         self.agent = make_agent(config, group)
@@ -198,6 +206,7 @@ class Trainer:
         self.eval_episodes = 0  # of each evaluation env, so far
         self.last_return: float | None = None
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment steps at the last one of each
+        self.lines: int | None = None  # of metrics.jsonl at the checkpoint
         self.logger: tools.Logger | None = None  # of the main rank
         self.progress: tools.Progress | None = None
 
@@ -212,33 +221,60 @@ class Trainer:
     # The loop
 
     def train(self) -> None:
-        """Trains up to `steps`, or to an interrupt; either way the run can resume from where it stopped."""
+        """Trains up to `steps`, or to an interrupt; either way the run can resume from where it stopped.
+
+        Raises TrainingError or collect.EnvError if it cannot; OSError if a file cannot be written.
+        """
         with tools.Interrupt() as interrupt:
             while True:
                 if not self.collector.under_way:
+                    if self.is_due("eval") and not self.evaluate(interrupt):
+                        break
                     self.collector.act(self.agent)
                 if not self.learn(interrupt):
-                    self.save()
-                    tools.log_line(f"stopped at step {self.env_step}: the same command resumes from there")
-                    return
-                finished = self.env_step >= self.config.steps
-                if self.due("log") or (finished and self.done_at["log"] < self.env_step):
+                    break
+                behind = self.updates < self.updates_due()
+                finished = self.env_step >= self.config.steps and not behind
+                if finished and self.is_due("eval") and not self.evaluate(interrupt):
+                    break
+                if self.is_due("log") or behind:
                     self.log()
-                if self.due("checkpoint") or 0 < self.done_at["eval"] == self.env_step or finished:
+                if self.is_due("checkpoint") or behind or finished or 0 < self.done_at["eval"] == self.env_step:
                     self.save()
                 if finished:
                     return
-                self.log_episodes(self.collector.receive())
-                if self.due("eval") or self.env_step >= self.config.steps:
-                    self.evaluate()
+                if behind:
+                    continue
+                try:
+                    summaries = self.collector.receive(interrupt)
+                except collect.EnvError:
+                    self.save()
+                    tools.log_line(f"saved a checkpoint of step {self.env_step} before ending with an error of an env")
+                    raise
+                if summaries is None:
+                    break
+                self.log_episodes(summaries)
+            self.save()
+            tools.log_line(f"stopped at step {self.env_step}: the same command resumes from there")
 
-    def due(self, what: str) -> bool:
-        every = self.config[f"{what}_every"]
-        return bool(every) and self.env_step // every > self.done_at[what] // every
+    def is_due(self, what: str) -> bool:
+        """Whether the environment steps since the last `what` call for another, or the end of the run does."""
+        every, done_at = self.config[f"{what}_every"], self.done_at[what]
+        at_end = self.env_step >= self.config.steps and done_at < self.env_step
+        return at_end or (bool(every) and self.env_step // every > done_at // every)
+
+    def updates_due(self) -> int:
+        return updates_due(self.config, self.collector.step) if self.collector.can_sample else 0
 
     def learn(self, interrupt: tools.Interrupt) -> bool:
-        """Does the updates that are due. An interrupt of any rank ends it between two of them: it returns False."""
-        due = updates_due(self.config, self.collector.step) if self.collector.can_sample else 0
+        """Does the updates that are due. An interrupt of any rank ends it between two of them: it returns False.
+
+        A run that lost its last checkpoint owes many: it does as many as belong to the steps between two checkpoints.
+        """
+        c = self.config
+        steps = max(c.envs, c.checkpoint_every / c.action_repeat)
+        most = max(c.pretrain, math.ceil(steps * c.train_ratio / (c.batch_size * c.batch_length)))
+        due = min(self.updates_due(), self.updates + most)
         while not distributed.any_rank(interrupt.requested):
             if self.updates >= due:
                 return True
@@ -249,34 +285,45 @@ class Trainer:
             self.show_progress()
         return False
 
-    def evaluate(self) -> None:
-        """`eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
+    def evaluate(self, interrupt: tools.Interrupt) -> bool:
+        """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
         On each of `eval_tasks` likewise, from the same seeds and episode numbers; this changes no other number of the
-        run.
+        run. An interrupt of any rank drops the evaluation, as if it had not begun: it returns False.
         """
-        c = self.config
+        results, rng, episodes = {}, tools.rng_state(), self.eval_episodes
+        try:
+            with interrupt.immediate():
+                if self.config.eval_episode_num and distributed.is_main():
+                    results = self.play_evaluation()
+        except tools.Interrupted:
+            pass
+        if distributed.any_rank(interrupt.requested):
+            tools.set_rng_state(rng)
+            self.eval_episodes = episodes
+            return False
         self.done_at["eval"] = self.env_step
-        if not c.eval_episode_num or not distributed.is_main():
-            return
+        self.log_evaluation(results)
+        return True
+
+    def play_evaluation(self) -> dict[str, tuple[dict[str, list[float]], list[np.ndarray]]]:
+        """Scores and videos, as of `collect.evaluate`, by task; '' is the run's own."""
+        c, first = self.config, self.eval_episodes
         count = collect.count_eval_envs(c, c.eval_episode_num)
         if self.eval_envs is None:
             self.eval_envs = collect.make_envs(c, "eval", count, image=True)
-        first = self.eval_episodes
-        self.log_evaluation("", *collect.evaluate(self.agent, self.eval_envs, c.eval_episode_num, first))
-        self.eval_episodes += -(-c.eval_episode_num // count)
+        results = {"": collect.evaluate(self.agent, self.eval_envs, c.eval_episode_num, first)}
         for task in c.eval_tasks:
             with (
                 tools.own_randomness(self.device, c.seed, STREAMS["eval_tasks"], self.env_step),
                 collect.make_envs(c.replace(task=task), "eval", count, image=True) as group,
             ):
-                self.log_evaluation(f"/{task}", *collect.evaluate(self.agent, group, c.eval_episode_num, first))
-        if (c.probe_decoder or c.video_pred_log) and sees_images(c):
-            self.logger.video("video_pred", self.predict_video())
-        self.logger.write(self.env_step)
+                results[task] = collect.evaluate(self.agent, group, c.eval_episode_num, first)
+        self.eval_episodes += -(-c.eval_episode_num // count)
+        return results
 
     def predict_video(self, sequences: int = 4) -> np.ndarray:
-        """Frames of `WorldModel.picture` for some of the replay; draws from generators of its own."""
+        """Frames of `WorldModel.video_pred` for some of the replay; draws from generators of its own."""
         c, seed = self.config, (self.config.seed, STREAMS["video_pred"], self.env_step)
         replay = self.collector.replay
         segments = replay.draw(np.random.default_rng(seed), 8 * sequences, c.batch_length)
@@ -295,21 +342,50 @@ class Trainer:
                 self.logger.write(self.env_step)
         self.show_progress()
 
-    def log_evaluation(self, suffix: str, scores: dict[str, list[float]], videos: list[np.ndarray]) -> None:
-        self.logger.scalars({f"eval_{k}{suffix}": v for k, v in collect.summary(scores).items()})
-        self.logger.video(f"eval_policy{suffix}", videos[0])
+    def log_evaluation(self, results: dict[str, tuple[dict[str, list[float]], list[np.ndarray]]]) -> None:
+        if self.logger is None or not results:
+            return
+        for task, (scores, videos) in results.items():
+            suffix, means = f"/{task}" if task else "", collect.summary(scores)
+            self.logger.scalars({f"eval_{k}{suffix}": v for k, v in means.items()})
+            self.logger.video(f"eval_policy{suffix}", videos[0])
+            tools.log_line(
+                f"step {self.env_step}: eval_return{suffix} {means['return']:.1f} ± {means['return_std']:.1f} "
+                f"({means['episodes']} episodes)"
+            )
+        c = self.config
+        if (c.probe_decoder or c.video_pred_log) and sees_images(c):
+            self.logger.video("video_pred", self.predict_video())
+        self.logger.write(self.env_step)
 
     def log(self) -> None:
-        """Writes the means of the metrics since the last time."""
+        """Writes the means of the metrics since the last time. Raises TrainingError if they show divergence."""
         self.done_at["log"] = self.env_step
-        results = distributed.all_gather(self.metrics.result())
+        values = self.average(self.metrics.result())
         replay_steps = sum(distributed.all_gather(self.collector.replay.steps))
-        if self.logger is None:
-            return
-        self.logger.scalars({name: np.mean([result[name] for result in results]) for name in results[0]})
-        self.logger.scalars({"update_count": self.updates, "replay_steps": replay_steps})
-        self.logger.write(self.env_step, fps=True, updates=self.updates)
-        self.progress.report()
+        if self.logger is not None:
+            self.logger.scalars({**values, "update_count": self.updates, "replay_steps": replay_steps})
+            self.logger.write(self.env_step, fps=True, updates=self.updates)
+            self.progress.report({name: values[name] for name in CONSOLE if name in values})
+        self.check_losses(values)
+
+    def average(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over all ranks."""
+        results = distributed.all_gather(values)
+        return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+
+    def check_losses(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if name.endswith(("_loss", "_grad_norm")) and not math.isfinite(value):
+                problem = "not finite"
+            elif name.endswith("_loss") and abs(value) > MAX_LOSS:
+                problem = f"beyond {MAX_LOSS:g}"
+            else:
+                continue
+            raise TrainingError(
+                f"training has diverged: {name} is {value:.3g} at step {self.env_step}, {problem}; "
+                f"the last checkpoint in {self.logdir} is of step {self.done_at['checkpoint']}"
+            )
 
     def show_progress(self) -> None:
         if self.progress is not None:
@@ -319,25 +395,71 @@ class Trainer:
 
     def resume(self) -> None:
         """Begins a new run, or resumes the one in `logdir`: its checkpoint, and every episode that finished since."""
-        state = tools.load_checkpoint(self.checkpoint_path) if self.checkpoint_path.exists() else None
+        state = self.read_state()
         own = self.load_state_dict(state) if state is not None else None
-        steps_before = self.collector.step
-        exact = self.collector.restore(exact=own is not None)
+        step = self.env_step  # of the checkpoint
+        exact, newer = self.collector.restore(exact=own is not None)
         episodes = sum(distributed.all_gather(self.collector.replay.episodes))
         resumed = state is not None or self.env_step > 0
         if distributed.is_main():
-            self.logger = tools.Logger(self.logdir, self.env_step if resumed else None)
+            self.logger = tools.Logger(self.logdir, step if state is not None else None, self.lines)
             self.logger.settings(self.config, self.env_step)
             self.progress = tools.Progress(self.config.steps, self.env_step)
+        self.log_again(newer, step)
         if resumed:
-            newer = f", {self.collector.step - steps_before} agent steps newer than the checkpoint" if not exact else ""
-            tools.log_line(f"resumed at step {self.env_step} with {episodes} episodes{newer}")
-            if self.env_step >= self.config.steps:
+            lost = f", {self.env_step - step} of them newer than the checkpoint" if not exact else ""
+            tools.log_line(f"resumed at step {self.env_step} with {episodes} episodes{lost}")
+            owed = self.updates_due() - self.updates
+            if not exact and owed > 0:
+                tools.log_line(f"{owed} updates that were lost with the last checkpoint are due")
+            elif self.env_step >= self.config.steps:
                 tools.log_line(f"nothing is left to train: --steps is {self.config.steps}; a larger number resumes")
         if exact:
             self.batches.load_state_dict(own["batches"])
-        elif own is not None:
+            return
+        if own is not None:
             self.batches.rng.bit_generator.state = own["batches"]["rng"]
+        self.collector.act(self.agent)
+
+    def log_again(self, summaries: list[dict[str, float]], step: int) -> None:
+        """Logs the episodes that finished after the checkpoint of this step, at the steps of their former lines."""
+        if summaries:
+            self.last_return = float(summaries[-1]["train_return"])
+        if self.logger is None:
+            return
+        lines = {line.get("train_episodes"): line for line in self.logger.removed}
+        for summary in summaries:
+            line = lines.get(summary["train_episodes"], {})
+            step = min(max(line.pop("step", step), step), self.env_step)
+            self.logger.scalars({**summary, **{k: v for k, v in line.items() if v is not None}})
+            self.logger.write(step)
+
+    def read_state(self) -> dict | None:
+        """The newest checkpoint of the run that is whole, None without one; a damaged one is renamed."""
+        state = None
+        if distributed.is_main():
+            path, state, problem = find_checkpoint(self.logdir)
+            if problem:
+                tools.log_line(f"{problem}: resumed from {path}")
+                latest = self.logdir / LATEST
+                if latest.exists():
+                    latest.replace(latest.with_name(f"{LATEST}.damaged"))
+        distributed.all_gather(None)
+        if not distributed.is_main():
+            path, state, _ = find_checkpoint(self.logdir)
+        if state is None:
+            return None
+        check_state(state, self.agent, path)
+        count = len(state["episode"])
+        if count != self.config.envs:
+            raise ValueError(f"--envs is {self.config.envs}: {path} is of a run with {count}, and resumes with as many")
+        broken = tools.find_nonfinite(state["agent"])
+        if broken:
+            raise ValueError(
+                f"{path} is of a run that has diverged ({broken} is not finite): move it away to resume from "
+                f"{PREVIOUS}, or use another --logdir"
+            )
+        return state
 
     def load_state_dict(self, state: dict) -> dict | None:
         """Restores a checkpoint; returns what it holds of this rank, None if it was of another number of ranks.
@@ -348,6 +470,7 @@ class Trainer:
         self.collector.load_state_dict(state, self.device)
         for name in ("updates", "eval_episodes", "last_return"):
             setattr(self, name, state[name])
+        self.lines = state.get("lines")
         self.done_at = dict(state["done_at"])
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
@@ -362,20 +485,31 @@ class Trainer:
         return own
 
     def save(self) -> None:
-        """Writes `latest.pt`, whole or not at all."""
+        """Writes `latest.pt`, whole or not at all; the one before becomes `previous.pt`.
+
+        Raises TrainingError, and writes nothing, if training has diverged.
+        """
+        self.check_losses(self.average(self.metrics.means()))
+        agent = self.agent.state()
+        broken = tools.find_nonfinite(agent)
+        if broken:
+            raise TrainingError(
+                f"training has diverged: {broken} is not finite at step {self.env_step}; "
+                f"the last checkpoint in {self.logdir} is of step {self.done_at['checkpoint']}"
+            )
         self.done_at["checkpoint"] = self.env_step
         own = {
             "batches": self.batches.state_dict(),
             "metrics": self.metrics.state_dict(),
             "rng": tools.rng_state(prefill=self.collector.rng),
         }
-        state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own)}
+        state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own), "agent": agent}
         if not distributed.is_main():
             return
-        state["agent"] = self.agent.state()
         for name in ("updates", "eval_episodes", "last_return", "done_at"):
             state[name] = getattr(self, name)
-        tools.save_checkpoint(self.checkpoint_path, state)
+        state["lines"] = self.logger.lines
+        tools.save_checkpoint(self.logdir / LATEST, state, self.logdir / PREVIOUS)
 
     def close(self) -> None:
         for part in (self.collector.envs, self.eval_envs, self.batches, self.logger, self.progress):
@@ -383,26 +517,35 @@ class Trainer:
                 part.close()
 
 
-# A checkpoint evaluated
+# Checkpoints and their evaluation
+
+LATEST, PREVIOUS = "latest.pt", "previous.pt"
 
 
-def run_config(argv: list[str], logdir: Path) -> Config:
-    """The settings of the run in `logdir`, with the flags of the command line over them."""
-    if not (logdir / "config.yaml").is_file():
-        raise ValueError(f"--logdir {logdir} holds no run (it has no config.yaml): name the folder of one")
-    config, _ = load_config(argv, extra=ACTIONS, base=read_config(logdir / "config.yaml"))
-    return config
+def find_checkpoint(logdir: Path) -> tuple[Path | None, dict | None, str]:
+    """The newest checkpoint of a run that is whole: its path, its contents, and what is wrong with a newer one.
 
-
-def load_weights(agent: Dreamer, path: Path) -> int:
-    """Loads the networks of a run's checkpoint; returns the agent steps that it was trained for.
-
-    Raises ValueError if there is no checkpoint or it is of another agent.
+    Raises ValueError, one line, if all that there are are damaged.
     """
-    if not path.is_file():
-        raise ValueError(f"{path.parent} holds no checkpoint yet: {path.name} is missing")
-    state = tools.load_checkpoint(path)
-    if "agent" not in state or "step" not in state:
+    problem = ""
+    for path in (logdir / LATEST, logdir / PREVIOUS):
+        try:
+            return path, tools.load_checkpoint(path), problem
+        except FileNotFoundError:
+            problem = problem or f"{path} is missing"
+        except ValueError as error:
+            if problem or not (logdir / PREVIOUS).exists():
+                raise ValueError(
+                    f"{error}: put a copy of it back; without a checkpoint, the run keeps its episodes and does its "
+                    "updates again"
+                ) from None
+            problem = str(error)
+    return None, None, ""
+
+
+def check_state(state: dict, agent: Dreamer, path: Path) -> None:
+    """Raises ValueError, one line, if a checkpoint is not one of a run or is of another agent."""
+    if not state.keys() >= {"agent", "step", "episode", "ranks", "updates"}:
         raise ValueError(f"{path} is not a checkpoint of a run (for the public code's, see --from_checkpoint)")
     theirs, ours = state["agent"]["agent"], agent.state_dict()
     for name in sorted(ours.keys() | theirs.keys()):
@@ -412,7 +555,32 @@ def load_weights(agent: Dreamer, path: Path) -> int:
                 f"{path} does not fit --task {agent.config.task} and the settings: "
                 f"{name} is {shapes[0]} in the checkpoint and {shapes[1]} here"
             )
-    agent.load_state_dict(theirs)
+
+
+def run_config(argv: list[str], logdir: Path) -> Config:
+    """The settings of the run in `logdir`, with the flags of the command line over them."""
+    if not (logdir / "config.yaml").is_file():
+        raise ValueError(f"--logdir {logdir} holds no run (it has no config.yaml): name the folder of one")
+    stored = read_config(logdir / "config.yaml")
+    config, _ = load_config(argv, extra=ACTIONS, base=stored)
+    missing = [f"{name} {value}" for name, value in config.flat().items() if name not in stored.flat()]
+    if missing:
+        tools.log_line(f"{logdir / 'config.yaml'} lacks settings, which are taken as {', '.join(missing)}")
+    return config
+
+
+def load_weights(agent: Dreamer, logdir: Path) -> int:
+    """Loads the networks of a run's checkpoint; returns the agent steps that it was trained for.
+
+    Raises ValueError if there is no checkpoint or it is of another agent.
+    """
+    path, state, problem = find_checkpoint(logdir)
+    if state is None:
+        raise ValueError(f"--logdir {logdir} holds no checkpoint yet: {LATEST} is missing")
+    if problem:
+        tools.log_line(f"{problem}: evaluated is {path}")
+    check_state(state, agent, path)
+    agent.load_state_dict(state["agent"]["agent"])
     return state["step"]
 
 
@@ -430,7 +598,7 @@ def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool) -> N
     count = collect.count_eval_envs(config, episodes)
     with collect.make_envs(config, "eval_only", count, sees_images(config) or record) as group:
         agent = make_agent(config, group)
-        step = load_weights(agent, logdir / "latest.pt")
+        step = load_weights(agent, logdir)
         step *= read_config(logdir / "config.yaml").action_repeat
         scores, videos = collect.evaluate(agent, group, episodes, 0, record_all=record)
     means = collect.summary(scores)
@@ -461,50 +629,68 @@ def check_settings(config: Config) -> None:
     envs.reward_to_simsr(config.task, config.action_repeat)  # knows all tasks
 
 
+@contextlib.contextmanager
+def open_logdir(logdir: Path) -> Iterator[None]:
+    """Makes the folder of a run and keeps other processes out of it. Raises ValueError if that is impossible."""
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            try:
+                logdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(tools.lock_folder(logdir))
+            except OSError as error:
+                raise ValueError(
+                    f"--logdir {logdir}: {error.strerror}; expected a folder that can be made and written"
+                ) from None
+        yield
+
+
 def run_command(argv: list[str]) -> int:
     """Trains or evaluates, as the command line asks; returns the exit status."""
     config, action = load_config(argv, extra=ACTIONS)
     logdir = Path(config.logdir).expanduser()
-    errors = (ValueError, FileNotFoundError, ImportError)
-    try:
-        with distributed.together(*errors):
-            if action.eval_only:
-                if distributed.size() > 1:
-                    raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
-                evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video)
-                return 0
-            if action.episodes or action.video:
-                raise ValueError("--episodes and --video belong to --eval_only")
-            check_settings(config)
-            check_resume(config, logdir)
-            logdir.mkdir(parents=True, exist_ok=True)
-            trainer = Trainer(config, logdir)
-    except errors as error:
-        return complain(error)
-    with contextlib.closing(trainer):
-        distributed.set_device(trainer.device)
-        distributed.broadcast(trainer.agent.state_dict().values())
+    errors = (ValueError, OSError, ImportError)
+    with contextlib.ExitStack() as stack:
         try:
-            with distributed.together(ValueError):
-                if config.from_checkpoint and not trainer.checkpoint_path.exists():
+            with distributed.together(*errors):
+                if action.eval_only:
+                    if distributed.size() > 1:
+                        raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
+                    evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video)
+                    return 0
+                if action.episodes or action.video:
+                    raise ValueError("--episodes and --video belong to --eval_only")
+                check_settings(config)
+                stack.enter_context(open_logdir(logdir))
+                check_resume(config, logdir)
+                trainer = stack.enter_context(contextlib.closing(Trainer(config, logdir)))
+            distributed.set_device(trainer.device)
+            distributed.broadcast(trainer.agent.state_dict().values())
+            with distributed.together(*errors):
+                if config.from_checkpoint and not (logdir / LATEST).exists():
                     for line in import_checkpoint(trainer.agent, config.from_checkpoint):
                         tools.log_line(f"--from_checkpoint: {line}")
                 trainer.resume()
-        except ValueError as error:
-            return complain(error)
-        if distributed.is_main():
-            save_config(config, logdir / "config.yaml")
+                if distributed.is_main():
+                    save_config(config, logdir / "config.yaml")
+        except errors as error:
+            return complain(error, 2)
         for line in filter(None, [*TUNED, tools.tune_matmul(trainer.device), trainer.backend.note]):
             tools.log_line(line)
-        trainer.train()
+        try:
+            trainer.train()
+        except TrainingError as error:
+            return complain(error, 1)
+        except OSError as error:  # a full disk, or a folder that is gone
+            kept = trainer.done_at["checkpoint"]
+            return complain(f"{error}; the last checkpoint is of step {kept}, and the same command resumes from it", 1)
     return 0
 
 
-def complain(error: Exception) -> int:
-    """Prints an error of the user's, once, and returns the exit status."""
+def complain(error: Exception | str, status: int) -> int:
+    """Prints a line about an error, once, and returns the exit status."""
     if distributed.is_main():
         print(f"dreamer.py: {error}", file=sys.stderr)
-    return 2
+    return status
 
 
 def main(argv: list[str]) -> int:

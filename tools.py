@@ -6,17 +6,22 @@ set up the process before torch is imported.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import json
 import math
 import os
 import random
+import shutil
 import signal
+import socket
 import sys
 import time
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -55,16 +60,26 @@ def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO]:
         aside.unlink(missing_ok=True)
 
 
-def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path | str, state: dict[str, Any], previous: Path | str | None = None) -> None:
     """Writes a checkpoint; at any moment of it, a kill leaves the old file or the new one.
 
-    Raises TypeError for contents that `load_checkpoint` would refuse, before anything is written.
+    The old file, if there is one, is kept as `previous`. Raises TypeError for contents that `load_checkpoint` would
+    refuse, before anything is written.
     """
     import torch
 
+    path = Path(path)
     _check_plain(state, "checkpoint")
     with replacing(path) as file:
         torch.save(state, file)
+        if previous is not None and path.exists():
+            aside = path.with_name(f".{Path(previous).name}.tmp")
+            aside.unlink(missing_ok=True)
+            try:
+                os.link(path, aside)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, aside)
+            os.replace(aside, previous)
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -86,14 +101,56 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"wrong checksum of {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises half a dozen types for half a dozen kinds of damage
-        reason = first_line(error)
-        raise ValueError(
-            f"{path} is damaged or no checkpoint ({reason}): put a copy of it back, or move it away to start anew"
-        ) from error
+        raise ValueError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+
+
+def find_nonfinite(value: Any, where: str = "") -> str | None:
+    """The name of the first tensor in nested dicts and lists with an infinity or NaN in it, None without one."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return where if value.is_floating_point() and not value.isfinite().all() else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        found = find_nonfinite(item, f"{where}.{key}" if where else str(key))
+        if found is not None:
+            return found
+    return None
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder; its file `.pid` names the one within. Raises ValueError if there is one.
+
+    The system releases the lock when the process ends, however it ends. (`.lock` belongs to setup/sweep.py, which holds
+    it for as long as the processes that it started live.)
+    """
+    with open(folder / ".pid", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"--logdir {folder}: process {file.read().strip()} trains there; stop it or use another --logdir"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            log_line(f"--logdir {folder} cannot be locked ({error.strerror}): start no second process there")
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 # Randomness
@@ -200,16 +257,21 @@ class Metrics:
         self._sums[keys] += values
         self._counts[keys] += 1
 
-    def result(self) -> dict[str, float]:
-        """The means since the last call, which start over."""
+    def means(self) -> dict[str, float]:
+        """The means since the last `result`."""
         totals = {key: list(total) for key, total in self._numbers.items()}
         for keys, sums in self._sums.items():
             for key, value in zip(keys, sums.tolist(), strict=True):
                 total = totals.setdefault(key, [0.0, 0])
                 total[0] += value
                 total[1] += self._counts[keys]
-        self._sums, self._numbers, self._counts = {}, {}, {}
         return {key: total / count for key, (total, count) in totals.items()}
+
+    def result(self) -> dict[str, float]:
+        """The means since the last call, which start over."""
+        means = self.means()
+        self._sums, self._numbers, self._counts = {}, {}, {}
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         sums = [[list(keys), values.to("cpu", copy=True), self._counts[keys]] for keys, values in self._sums.items()]
@@ -221,36 +283,66 @@ class Metrics:
         self._numbers = {key: list(total) for key, total in state["numbers"].items()}
 
 
+class Interrupted(Exception):
+    """A signal came within `Interrupt.immediate`."""
+
+
 class Interrupt:
-    """Within it, SIGTERM and Ctrl-C only set `requested`, for the loop to end in order; a second Ctrl-C interrupts."""
+    """Within it, Ctrl-C, SIGTERM and the end of the terminal set `requested`, for the loop to stop in order.
+
+    A second Ctrl-C raises KeyboardInterrupt. A process that ignores SIGHUP (nohup) still does.
+    """
 
     def __init__(self):
         self.requested = False
+        self._immediate = False
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Within it, an interrupt that was requested or comes raises Interrupted: for waits that may never end."""
+        self._immediate = True
+        try:
+            if self.requested:
+                raise Interrupted
+            yield
+        finally:
+            self._immediate = False
+
     def _handle(self, number: int, frame) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        if self._immediate:
+            raise Interrupted
 
 
 # Logs
 
 
 class Logger:
-    """Scalars, videos and text of a run, to TensorBoard, `metrics.jsonl` and the console.
+    """Scalars, videos and text of a run, to TensorBoard and `metrics.jsonl`.
 
     Args:
         logdir: folder of the run.
-        resume_step: environment step that the run goes on from, None for a new run. Lines of `metrics.jsonl` beyond it
-            (all, in a new run), and a half line at the end, are removed; TensorBoard hides what lies beyond it.
+        resume_step: environment step of the checkpoint that the run resumes from, None for a new run. Lines of
+            `metrics.jsonl` beyond it (all, in a new run), and a half line at the end, are removed; TensorBoard hides
+            what lies beyond it.
+        resume_lines: number of lines when that checkpoint was made, if it is known: those after them are removed too.
+
+    Attributes:
+        lines: number of lines of `metrics.jsonl`.
+        removed: the lines that were removed, as dicts.
 
     A line of `metrics.jsonl` is one strict JSON object, `step` in environment steps first; a number that is not finite
     is null there. `fps` and `updates_per_second` are measured times; all else repeats with the seed.
@@ -260,59 +352,66 @@ class Logger:
     # Group, chart, regular expression of its scalars: the page CUSTOM SCALARS of TensorBoard, where names stay plain.
     CHARTS: ClassVar[dict[str, dict[str, str]]] = {
         "Episodes": {
-            "return": "train_return|eval_return(/.*)?",
-            "length": "train_length|eval_length(/.*)?",
-            "success": "train_success|eval_success(/.*)?",
+            "return": "(train|eval)_return(/.*)?",
+            "length": "(train|eval)_length(/.*)?",
+            "success": "(train|eval)_success(/.*)?",
         },
-        "World model": {
-            "model_loss": "model_loss",
-            "predictions": "reward_loss|cont_loss|decoder_loss|probe_loss",
-            "representation": "mbr_loss|simsr_loss",
-            "KL": "kl|dyn_loss|rep_loss",
-            "entropy": "prior_ent|post_ent",
-            "gradient norms": "(model|probe|disag)_grad_norm",
-        },
-        "Behaviour": {
-            "losses": "(expl_)?(actor|value)_loss|disag_loss",
-            "actor_entropy": "(expl_)?actor_entropy",
-            "values": "(expl_)?(value_mean|target_mean|EMA_005|EMA_095)",
-            "imagination": "(expl_)?imag_.*",
-            "gradient norms": "(expl_)?(actor|value)_grad_norm",
+        "Learning": {
+            "losses": ".*_loss",
+            "gradient norms": ".*_grad_norm",
+            "divergence": "(.*_)?kl",
+            "entropy": ".*_ent(ropy)?",
+            "values": r"(?!.*imag_).*_mean|(.*_)?EMA_\d+",
+            "imagination": "(.*_)?imag_.*",
         },
         "Progress": {
-            "speed": "fps|updates_per_second",
-            "counts": "update_count|replay_steps|train_episodes",
+            "speed": "fps|.*_per_second",
+            "counts": ".*_count|.*_steps|train_episodes",
         },
     }
 
-    def __init__(self, logdir: Path | str, resume_step: int | None = None):
+    def __init__(self, logdir: Path | str, resume_step: int | None = None, resume_lines: int | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
         self.logdir = Path(logdir)
         self.logdir.mkdir(parents=True, exist_ok=True)
         self.path = self.logdir / "metrics.jsonl"
         last_step = -1 if resume_step is None else resume_step
-        if self.path.exists():
-            self._cut(last_step)
-        self._file = self.path.open("ab", buffering=0)  # a line is one write
+        self.lines, self.removed = self._cut(last_step, resume_lines) if self.path.exists() else (0, [])
+        if resume_step is not None and self.lines < (resume_lines or 0):
+            log_line(f"{self.path} holds {self.lines} of the checkpoint's {resume_lines} lines: the others are lost")
+        self._file = self.path.open("ab", buffering=0)
         self._writer = SummaryWriter(str(self.logdir), purge_step=last_step + 1)
         self._scalars: dict[str, float] = {}
         self._videos: dict[str, np.ndarray] = {}
         self._texts: dict[str, str] = {}
         self._fps_from: tuple[float, int, int] | None = None
 
-    def _cut(self, last_step: int) -> None:
-        kept = []
+    def _cut(self, last_step: int, limit: int | None) -> tuple[int, list[dict]]:
+        kept, removed = [], []
         with open(self.path, "rb") as file:
             for line in file:
                 try:
                     entry = json.loads(line)
                 except ValueError:
                     continue
-                if line.endswith(b"\n") and isinstance(entry, dict) and entry.get("step", 0) <= last_step:
+                if not (line.endswith(b"\n") and isinstance(entry, dict)):
+                    continue
+                if entry.get("step", 0) <= last_step and (limit is None or len(kept) < limit):
                     kept.append(line)
+                else:
+                    removed.append(entry)
         with replacing(self.path) as file:
             file.writelines(kept)
+        return len(kept), removed
+
+    def _append(self, line: bytes) -> None:
+        """Adds a line, whole or not at all."""
+        end = self.path.stat().st_size
+        if self._file.write(line) != len(line):  # the disk became full within it
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self.lines += 1
 
     def settings(self, config: Config, step: int) -> None:
         """Writes to TensorBoard the config, as text and as hparams judged by `eval_return`, and the groups of charts.
@@ -355,7 +454,7 @@ class Logger:
         self._texts[name] = text
 
     def write(self, step: int, fps: bool = False, updates: int | None = None) -> None:
-        """Writes what was collected, under an environment step, and prints the scalars.
+        """Writes what was collected, under an environment step.
 
         With `fps`, adds the environment steps per second since the last such call, and with `updates`, the count of
         updates so far, those per second too.
@@ -370,9 +469,7 @@ class Logger:
             self._fps_from = (now, step, updates or 0)
         if self._scalars:
             values = {name: value if math.isfinite(value) else None for name, value in self._scalars.items()}
-            line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
-            self._file.write(line.encode())
-            log_line(f"[{step}] " + " / ".join(f"{name} {value:.4g}" for name, value in self._scalars.items()))
+            self._append((json.dumps({"step": step, **values}, allow_nan=False) + "\n").encode())
         for name, value in self._scalars.items():
             self._writer.add_scalar(name, value, step)
         for name, frames in self._videos.items():
@@ -391,7 +488,8 @@ class Logger:
         self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # of a full disk, which `write` has raised
+            self._writer.close()
         self._file.close()
 
 
@@ -400,7 +498,7 @@ def _cell(value: Any) -> str:
 
 
 class Progress:
-    """How far the run is: a bar on stderr if that is a terminal, else a line whenever `report` is called.
+    """How far the run is: a bar on stderr if that is a terminal, and a line on stdout whenever `report` is called.
 
     Args:
         total_steps: environment steps of the run.
@@ -427,27 +525,32 @@ class Progress:
         if episode_return is not None:
             self._episode_return = episode_return
         if self._bar is not None:
-            self._bar.set_postfix_str(self._state(), refresh=False)
-            self._bar.update(step - self._bar.n)
+            try:
+                self._bar.set_postfix_str(self._state(), refresh=False)
+                self._bar.update(step - self._bar.n)
+            except OSError:  # the terminal is gone
+                self._bar = None
 
-    def report(self) -> None:
-        """Prints the line, where there is no bar."""
-        if self._bar is not None:
-            return
+    def report(self, values: Mapping[str, float]) -> None:
+        """Prints one short line: the step, the latest return, these values, speed and time left."""
         taken, done = time.perf_counter() - self._started, self.step - self.initial
-        left = f", {_clock(taken / done * (self.total - self.step))} left" if done > 0 else ""
         share = 100 * self.step / max(self.total, 1)
-        print(f"step {self.step}/{self.total} ({share:.1f} %), {self._state()}{left}", file=sys.stderr, flush=True)
+        parts = [f"step {self.step}/{self.total} ({share:.1f}%)", self._state()]
+        parts[1:1] = [f"{name} {value:.4g}" for name, value in values.items()]
+        if done > 0:
+            parts.append(f"{_clock(taken / done * (self.total - self.step))} left")
+        log_line(", ".join(parts))
 
     def _state(self) -> str:
         first, latest = self._updates or (0, 0)
         rate = (latest - first) / max(time.perf_counter() - self._started, 1e-9)
-        known = "" if self._episode_return is None else f"return {self._episode_return:.1f}, "
+        known = "" if self._episode_return is None else f"train_return {self._episode_return:.1f}, "
         return f"{known}{rate:.2f} updates/s"
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
 
 
 def _clock(seconds: float) -> str:
@@ -462,11 +565,18 @@ def first_line(error: Exception) -> str:
 
 
 def log_line(line: str) -> None:
-    """A line of our own on the console, around a progress bar."""
+    """Prints a line on stdout, around a progress bar. A stdout that is closed or full is no reason to end a run."""
     from tqdm import tqdm
 
-    with tqdm.external_write_mode(file=sys.stdout):
-        print(line, flush=True)
+    try:
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(line, flush=True)
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # what is buffered, and all that follows, goes nowhere
+        os.close(null)
+        with suppress(OSError):
+            print(f"stdout cannot be written ({error.strerror}): the run continues without it", file=sys.stderr)
 
 
 # The process
