@@ -51,7 +51,8 @@ class Legal(NamedTuple):
 
 def between(low: float, high: float) -> Legal:
     """Numbers from low to high, both included."""
-    return Legal(lambda value: low <= value <= high, f" from {_short(low)} to {_short(high)}")
+    text = f" from {_short(low)} to {_short(high)}"
+    return Legal(lambda value: type(value) in (int, float) and low <= value <= high, text)
 
 
 def one_of(*choices: Any) -> Legal:
@@ -62,10 +63,10 @@ def _short(number: float) -> str:
     return re.sub(r"e\+?(-?)0*", r"e\1", f"{number:g}")
 
 
-def _is_pattern(value: str) -> bool:
+def _is_pattern(value: Any) -> bool:
     try:
         re.compile(value)
-    except (re.error, RecursionError, OverflowError):
+    except (re.error, RecursionError, OverflowError, TypeError):
         return False
     return True
 

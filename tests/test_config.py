@@ -188,6 +188,7 @@ def test_wrong_flag_is_one_line(path, capsys, line, message):
         ("batch: 64", "batch: {}", 20, "batch has no value"),
         ("batch: 64", "7: 64", 20, "7 is not the name of a setting"),
         ("batch: 64", "steps: -1", 20, "steps is -1: expected a whole number from 0 to 1e12"),
+        ("steps: 1e6", "steps: many", 5, "steps is many: expected"),
         ("steps: 1e6", "steps: -1", 5, "steps is -1: expected a whole number from 0 to 1e12"),
         ("net: {depth: 48}", "net: &net {net: *net}", 21, "net.net is a group within a group"),
         ("words: [a, b]", "words: &words [*words]", 25, "words is a list of lists or settings"),
