@@ -85,7 +85,7 @@ _ROWS = (
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),
     ("eval_episode_num episodes", between(0, 1e5)),
-    ("precision", one_of(32, 16)),
+    ("precision", one_of(16, 32)),
     # Environment
     ("size", between(8, 4096)),
     ("envs", between(1, 1024)),

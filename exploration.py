@@ -8,8 +8,6 @@ import models
 import networks
 import tools
 
-BEHAVIORS = ("greedy", "random", "plan2explore")
-
 
 def make(config, world_model: models.WorldModel, actions: int) -> nn.Module:
     """The exploring behaviour that `expl_behavior` names."""
@@ -58,12 +56,8 @@ class Random(Greedy):
 class Plan2Explore(nn.Module):
     """An actor-critic that seeks states on which an ensemble of predictors disagrees (Sekar et al., 2020)."""
 
-    TARGETS = ("stoch", "embed", "feat", "deter")
-
     def __init__(self, config, world_model: models.WorldModel, actions: int):
         super().__init__()
-        if config.disag_target not in self.TARGETS:
-            raise ValueError(f"--disag_target is {config.disag_target}: expected one of {', '.join(self.TARGETS)}")
         self.config = config
         self.behavior = models.ImagBehavior(config, world_model, actions)
         self.behaviors = (self.behavior,)

@@ -472,7 +472,7 @@ def test_number_out_of_its_range_is_refused(capsys, name, value):
         ("--probe_decoder --batch_length 4", "--batch_length is 4: a decoder's videos need more than 5 steps"),
         ("--from_checkpoint nowhere.pt", "--from_checkpoint nowhere.pt: there is no such file"),
         (f"--from_checkpoint {1000 * 'a'}", "there is no such file"),
-        ("--precision 8", "--precision is 8: expected a whole number, one of 32, 16"),
+        ("--precision 8", "--precision is 8: expected a whole number, one of 16, 32"),
         ("--grad_heads reward image", "--grad_heads is image: expected a word, one of decoder, reward, cont"),
         ("--augmentation mirror", "expected a word, one of affine, crop, rrc, blur, shift, intensity"),
         ("--actor_dist gauss", "expected a word, one of normal, trunc_normal, tanh_normal, onehot"),
