@@ -296,7 +296,7 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
 
 
 def draw_table(rows: list[dict], metric: str, path: Path) -> None:
-    """The rows as a picture, the best mean of each task and step in bold."""
+    """The rows as a figure, the best mean of each task and step in bold."""
     header = ["task", "method", "step", "seeds", "IQM", "mean", "median"]
     cells = []
     for row in rows:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import tools
+from config import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -88,6 +89,7 @@ def wait_until(condition, process: subprocess.Popen | None = None) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     tasks = ("dmc_cartpole_balance", "dmc_pendulum_swingup")
     grid = ["--tasks", *tasks, "--methods", "hrssm", "continuous", "--seeds", "3"]
@@ -99,6 +101,8 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     process = start(tmp_path, *grid, tiny=FOREVER, env=gpus)
     wait_until(lambda: lines(first) and lines(second), process)
     assert {json.loads((f / ".sweep.json").read_text())["gpu"] for f in (first, second)} == {"5", "7"}
+    for folder in (first, second):  # limits of threads are those of the sweep's own environment
+        assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{trainer(folder)}/environ").read_bytes().split(b"\0")
     assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
     assert [row[0] for row in table(capsys.readouterr().out).values()] == ["running", "running"]
     os.killpg(process.pid, signal.SIGINT)
@@ -107,7 +111,7 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     steps = []
     for folder in (first, second):
         assert (folder / "latest.pt").exists() and not (folder / "stderr.log").read_text().count("Traceback")
-        assert "the same command goes on from there" in (folder / "stdout.log").read_text()
+        assert "the same command resumes from there" in (folder / "stdout.log").read_text()
         steps.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"])
     assert not third.exists() and not fourth.exists() and trainer(first) is None and trainer(second) is None
     rows = table(out)
@@ -125,8 +129,8 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     assert [row[0] for row in table(out).values()] == ["finished", "finished", "failed", "finished"]
     assert "exit -9" in out and "3 finished, 1 failed" in out
     for folder in (first, second):
-        assert "going on at step" in (folder / "stdout.log").read_text()
-    configs = {key: tools.read_config(folder / "config.yaml") for key, folder in folders.items() if folder != third}
+        assert "resumed at step" in (folder / "stdout.log").read_text()
+    configs = {key: read_config(folder / "config.yaml") for key, folder in folders.items() if folder != third}
     assert all((c.task, c.seed, c.steps) == (task, 3, total) for (task, _), c in configs.items())
     assert [c.dyn_discrete for c in configs.values()] == [4, 4, 4]  # a flag has the last word
     assert configs[tasks[0], "hrssm"].reward_head == "symlog_disc"
@@ -152,6 +156,7 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     assert "4 finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
     folder = tmp_path / "dmc_cartpole_balance" / "hrssm" / "seed0"
     process = start(tmp_path, "--tasks", "dmc_cartpole_balance", tiny=FOREVER)
@@ -207,6 +212,7 @@ def start_job(script: Path, index: int | None = None) -> subprocess.Popen:
     return STARTED[-1]
 
 
+@pytest.mark.slow
 def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
     log = tmp_path / "log"
     grid = ["--tasks", "dmc_cartpole_balance", "--seeds", "0-1"]
@@ -231,11 +237,11 @@ def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
     os.killpg(job.pid, signal.SIGUSR2)
     job.wait(timeout=500)
     assert (slurm / "asked").read_text() == "requeue 12_0\n"
-    assert "the same command goes on" in (first / "stdout.log").read_text() and (first / "latest.pt").exists()
+    assert "the same command resumes" in (first / "stdout.log").read_text() and (first / "latest.pt").exists()
     assert trainer(first) is None
     job = start_job(script, 0)
     assert job.wait(timeout=500) == 0
-    assert "going on at step" in (first / "stdout.log").read_text()
+    assert "resumed at step" in (first / "stdout.log").read_text()
 
     # One that fails says so, to SLURM too; what is left is submitted
     (slurm / "queue").write_text("")
@@ -262,6 +268,11 @@ def test_seeds(words, seeds):
         (["--seeds", "4-0"], ["--seeds 4-0", "0-4"]),
         (["--seeds", "-1"], ["seeds"]),
         (["--seeds", "one"], ["--seeds one"]),
+        (["--seeds", "0-9999999999"], ["--seeds 0-9999999999", "10000 seeds or fewer"]),
+        (["--seeds", "9" * 30], ["--seeds 999", "up to"]),
+        (["--seeds", "9" * 5000], ["--seeds 999", "whole numbers"]),
+        (["--logdir", "~nobody-here/log"], ["--logdir ~nobody-here/log"]),
+        (["--logdir", __file__], ["--logdir", "expected a folder"]),
         (["--methods", "dmc_visoin"], ["dmc_visoin", "dmc_vision"]),
         (["--methods", "M+continous"], ["continous", "continuous"]),
         (["--methods", "../M"], ["--methods ../M"]),
@@ -298,7 +309,84 @@ def test_bad_input_is_one_line(flags, words, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.rglob("seed*"))
 
 
-def test_nothing_to_show_is_told(tmp_path):
+@pytest.mark.parametrize(
+    "name", [".sweep.json", ".slurm_job", "metrics.jsonl", "config.yaml", "stderr.log", "latest.pt"]
+)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"{}", b"null", b"\xff\xfe\x00", b"[" * 1_000, b'"exit"', b'{"exit": [], "gpu": {}}',
+        b'{"exit": "x", "gpu": 7}', b'{"step": 10, "eval_return": "high", "update_count": "x"}',
+        b'{"step": "10"}', b'{"step": NaN, "eval_return": Infinity}',
+        b'{"step": [1]}\n7\n', b"steps: many\n", b"steps: .nan",
+    ],
+)  # fmt: skip
+def test_damaged_files_of_a_run_do_not_stop_the_table(tmp_path, capsys, slurm, name, content):
+    (slurm / "queue").write_text("odd\n\n12_0 RUNNING more\n")
+    folder = tmp_path / "log" / "dmc_walker_walk" / "hrssm" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("task: dmc_walker_walk\nseed: 0\nsteps: 100\n")
+    (folder / "metrics.jsonl").write_text('{"step": 90, "eval_return": 5.0}\n{"step": 100, "update_count": 3}\n')
+    (folder / ".sweep.json").write_text('{"gpu": null, "exit": 1}')
+    (folder / name).write_bytes(content)
+    assert sweep.main(["--status", "--logdir", str(tmp_path / "log")]) == 0
+    ((state, *_),) = table(capsys.readouterr().out).values()
+    assert state in sweep.STATES
+
+
+def test_export_keeps_evaluations_and_thins_the_rest(tmp_path, capsys):
+    def write(folder: Path, steps: int) -> list[dict]:
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(
+            f"logdir: {folder}\ntask: dmc_walker_walk\nseed: 0\nsteps: {steps}\nconfigs: [small]\n"
+        )
+        rows = []
+        for step in range(250, steps + 1, 250):
+            rows.append({"step": step, "train_return": step / 7, "train_length": 250.0})
+            if step % 10_000 == 0:
+                rows.append({"step": step, "eval_return": step / 3})
+            if step % 2500 == 0:
+                rows.append({"step": step, **{f"loss_{i}": step / 3 + i for i in range(40)}, "update_count": step / 10})
+        half = '{"step": 250, "train_ret'  # the run was killed here
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + half)
+        return rows
+
+    log, out = tmp_path / "log", tmp_path / "results" / "small"
+    long = write(log / "dmc_walker_walk" / "hrssm" / "seed0", 200_000)
+    short = write(log / "dmc_walker_walk" / "no_mbr" / "seed3", 10_000)
+    (log / "dmc_walker_walk" / "no_mbr" / "seed3" / "eval.jsonl").write_text('{"step": 10000}\n')
+    (log / "dmc_walker_walk" / "no_mbr" / "seed3" / "latest.pt").write_bytes(b"")
+    (log / "dmc_walker_walk" / "no_mbr" / "seed4").mkdir()
+    for _ in range(2):  # again, over what is there
+        assert sweep.main(["--export", str(out), "--logdir", str(log)]) == 0
+        said = capsys.readouterr().out
+        assert "2 runs exported" in said and "not finished: dmc_walker_walk hrssm seed 0\n" in said
+        assert "left out, without a row: dmc_walker_walk no_mbr seed 4" in said
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    first, second = "dmc_walker_walk/hrssm/seed0", "dmc_walker_walk/no_mbr/seed3"
+    assert files == {
+        *(f"{run}/{name}" for run in (first, second) for name in ("metrics.jsonl", "config.yaml")),
+        f"{second}/eval.jsonl",
+    }  # fmt: skip
+
+    def read(run: str) -> list[dict]:
+        return [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
+
+    assert (out / first / "metrics.jsonl").stat().st_size < 40_000 < (log / first / "metrics.jsonl").stat().st_size
+    rows = read(first)
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert [row for row in rows if "eval_return" in row] == [
+        {**row, "eval_return": pytest.approx(row["eval_return"], rel=1e-5)} for row in long if "eval_return" in row
+    ]
+    for name in ("train_return", "update_count"):
+        steps = [row["step"] for row in rows if name in row]
+        assert len(steps) > 10 and steps[-1] == 200_000 and len({b - a for a, b in itertools.pairwise(steps)}) == 1
+    assert read(second) == [{name: pytest.approx(v, rel=1e-5) for name, v in row.items()} for row in short]
+    settings = read_config(out / second / "config.yaml")
+    assert (settings.logdir, settings.task, settings.configs) == (second, "dmc_walker_walk", ("small",))
+
+
+def test_nothing_to_show_is_reported(tmp_path):
     with pytest.raises(sweep.SweepError, match="no run there"):
         sweep.main(["--status", "--logdir", str(tmp_path)])
     with pytest.raises(sweep.SweepError, match="--tasks"):
