@@ -3,8 +3,8 @@
 `make` is the only door. An env has
 
 * `observation_space`: gym.spaces.Dict of `image` (H, W, 3) uint8 and float32 vectors;
-* `action_space`: gym.spaces.Box in [-1, 1];
-* `reset(episode=None) -> obs`: begins the next episode, or the given one. An episode is a pure function of (seed,
+* `action_space`: gym.spaces.Box in [-1, 1], or gym.spaces.Discrete, whose actions are one-hot vectors here;
+* `reset(episode=None) -> obs`: starts the next episode, or the given one. An episode is a pure function of (seed,
   episode, actions), so a killed run gets an unfinished episode back: reset to its number, step its actions again;
 * `step({"action": a}) -> obs, reward, done, info`: one agent step, `action_repeat` environment steps, rewards summed;
 * `close()`.
@@ -14,6 +14,7 @@ obs also has the bools `is_first`, `is_last` and `is_terminal` (an episode that 
 
 import difflib
 import numbers
+from collections.abc import Collection
 
 import gym_notices.notices
 
@@ -51,7 +52,7 @@ def make(
     size: tuple[int, int] = (64, 64),
     action_repeat: int = 2,
     time_limit: int = 1000,
-    image: bool = True,
+    image: bool | None = True,
     evaluation: bool = False,
     shadow_size: int = 0,
     img_source: str = "video",
@@ -63,12 +64,12 @@ def make(
     scan_path: str = "",
     assets: str = "assets",
 ):
-    """Makes the env of a task: `dmc_{domain}_{task}[_{mode}]` (`cup` is ball_in_cup) or `rms_{task}`.
+    """Makes the env of a task: `dmc_{domain}_{task}[_{mode}]` (`cup` is ball_in_cup), `rms_{task}` or `gym_{id}`.
 
     seed: of the env's whole stream of episodes. size: (height, width) of the image. action_repeat: environment steps of
-    an agent step. time_limit: in environment steps. image: False leaves rendering out. evaluation: whether
-    the env is one of evaluation, for settings that differ there. The other settings belong to single families;
-    configs.yaml explains them.
+    an agent step. time_limit: in environment steps. image: False leaves rendering out; None, where nothing
+    can render. evaluation: whether the env is one of evaluation, for settings that differ there. The other settings
+    belong to single families; configs.yaml explains them.
 
     Raises ValueError for an unknown domain, task or mode and for settings that cannot be; FileNotFoundError for assets
     that are missing.
@@ -86,18 +87,24 @@ def make(
             f"(--action_repeat {action_repeat})"
         )
     size, seed, action_repeat, time_limit = tuple(map(int, size)), int(seed), int(action_repeat), int(time_limit)
-    common = {"seed": seed, "size": size, "action_repeat": action_repeat, "image": image}
+    common = {"seed": seed, "size": size, "action_repeat": action_repeat}
 
     # Each family is imported when it is asked for: a DMC agent needs no SAPIEN, and the other way round.
     if family == "rms":
         from .maniskill import RealisticManiSkill
 
-        env = RealisticManiSkill(name, **common, scan_path=scan_path, assets=assets)
+        env = RealisticManiSkill(name, **common, image=image is not False, scan_path=scan_path, assets=assets)
+    elif family == "gym":
+        from .gym_env import GymEnv
+
+        env = GymEnv(name, **common, image=image)
     else:
         domain, name, mode = name
         if not _whole(shadow_size, 0, 1 << 14):
             raise ValueError(f"--shadow_size is {shadow_size}: expected 0 for the model's own, or pixels up to 16384")
-        common["shadow_size"] = int(shadow_size)
+        from .dmc import RENDERS
+
+        common |= {"image": RENDERS if image is None else image, "shadow_size": int(shadow_size)}
         if mode == "":
             from .dmc import DMC
 
@@ -131,7 +138,7 @@ def make(
     return TimeLimit(CheckAction(env), time_limit // action_repeat)
 
 
-# Largest reward of an environment step, where it is not dm_control's 1 (ALGORITHM section 3).
+# Largest reward of an environment step, where it is not dm_control's 1.
 MAX_REWARD = {
     "push_cube": 6.5,
     "lift_cube": 6.5,
@@ -147,9 +154,11 @@ MAX_REWARD = {
 def reward_to_simsr(task: str, action_repeat: int) -> float:
     """The factor that brings a task's rewards of an agent step into [0, 2], which the bisimulation loss wants.
 
-    1 for DMC up to an action repeat of 2.
+    1 for DMC up to an action repeat of 2, and for `gym_{id}`, whose rewards are not known.
     """
     family, name = _parse(task)
+    if family == "gym":
+        return 1.0
     if family == "rms":
         return 2 / (MAX_REWARD[name] * action_repeat)
     return min(1.0, 2 / action_repeat)
@@ -160,10 +169,12 @@ def _parse(task: str):
     family, _, rest = task.partition("_")
     if family == "rms":
         if rest not in MANISKILL_TASKS:
-            raise ValueError(f"--task {task}: no such task; {_nearest(rest, MANISKILL_TASKS, 'rms_')}")
+            raise ValueError(f"--task {task}: no such task; {nearest(rest, MANISKILL_TASKS, 'rms_')}")
+        return family, rest
+    if family == "gym" and rest:
         return family, rest
     if family != "dmc":
-        raise ValueError(f"--task {task}: expected dmc_{{domain}}_{{task}}[_{{mode}}] or rms_{{task}}")
+        raise ValueError(f"--task {task}: expected dmc_{{domain}}_{{task}}[_{{mode}}], rms_{{task}} or gym_{{id}}")
 
     from .dmc import TASKS  # {domain: tasks}
 
@@ -172,21 +183,22 @@ def _parse(task: str):
     # Domains, tasks and modes contain underscores, and one may begin another (humanoid, humanoid_CMU): longest.
     domains = [d for d in TASKS if rest == d or rest.startswith(d + "_")]
     if not domains:
-        raise ValueError(f"--task {task}: no such domain; {_nearest(rest.split('_')[0], TASKS, '')}")
+        raise ValueError(f"--task {task}: no such domain; {nearest(rest.split('_')[0], TASKS)}")
     domain = max(domains, key=len)
     rest = rest[len(domain) + 1 :]
     names = [n for n in TASKS[domain] if rest == n or rest.startswith(n + "_")]
     if not names:
-        raise ValueError(f"--task {task}: domain {domain} has no such task; {_nearest(rest, TASKS[domain], '')}")
+        raise ValueError(f"--task {task}: domain {domain} has no such task; {nearest(rest, TASKS[domain])}")
     name = max(names, key=len)
     mode = rest[len(name) + 1 :]
     if rest != name and mode not in MODES:
-        raise ValueError(f"--task {task}: no such mode {mode!r}; {_nearest(mode, MODES, '')}")
+        raise ValueError(f"--task {task}: no such mode {mode!r}; {nearest(mode, MODES)}")
     return family, (domain, name, mode)
 
 
-def _nearest(word: str, names, prefix: str) -> str:
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+def nearest(word: str, names: Collection[str], prefix: str = "", cutoff: float = 0.5) -> str:
+    """`did you mean` the names that are close to a word, else `there are` all of them."""
+    near = difflib.get_close_matches(word, names, n=3, cutoff=cutoff)
     return ("did you mean " if near else "there are ") + ", ".join(prefix + n for n in near or sorted(names))
 
 

@@ -71,7 +71,8 @@ class DistractedDMC(DMC):
 
     def render(self) -> np.ndarray:
         frame = np.ascontiguousarray(super().render())
-        return replace(frame, blue_mask(frame), self._background.next())
+        self.background = self._background.next()
+        return replace(frame, blue_mask(frame), self.background)
 
 
 def altered_look(domain: str) -> dict[str, bytes]:
@@ -166,7 +167,8 @@ class DMCGS(DMC):
         frame = super().render()
         if self._videos is not None:
             frame = np.ascontiguousarray(frame)
-            frame = replace(frame, green_mask(frame), self._video.next())
+            self.background = self._video.next()
+            frame = replace(frame, green_mask(frame), self.background)
         return frame
 
     def _recolor(self, grid_rgb1: np.ndarray, grid_rgb2: np.ndarray, self_rgb: np.ndarray, skybox_rgb: np.ndarray):

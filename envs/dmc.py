@@ -1,54 +1,15 @@
 """Tasks of the DeepMind Control suite, from pixels or vectors, and the hooks that the distracted families use."""
 
-import ctypes
-import ctypes.util
 import logging
 import os
 
+import cv2
 import gym
 import numpy as np
 
+from . import opengl
 
-def _egl_works() -> bool:
-    """Whether some EGL device can be opened here without a screen and offers desktop OpenGL.
-
-    Through ctypes and not PyOpenGL, which settles on a platform at its first import and cannot change it afterwards.
-    """
-    try:
-        egl = ctypes.CDLL("libEGL.so.1")
-        egl.eglGetProcAddress.restype = ctypes.c_void_p
-        query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
-            egl.eglGetProcAddress(b"eglQueryDevicesEXT")
-        )
-        get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(
-            egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
-        )
-    except (OSError, TypeError, AttributeError):  # no library, or a function missing from it
-        return False
-    devices, count = (ctypes.c_void_p * 16)(), ctypes.c_int()
-    if not query_devices(16, devices, ctypes.byref(count)):
-        return False
-    platform_device = 0x313F
-    # EGL_SURFACE_TYPE: EGL_PBUFFER_BIT, EGL_RENDERABLE_TYPE: EGL_OPENGL_BIT, EGL_NONE
-    attributes = (ctypes.c_int * 5)(0x3033, 0x0001, 0x3040, 0x0008, 0x3038)
-    for device in devices[: count.value]:
-        display = ctypes.c_void_p(get_display(platform_device, device, None))
-        if not display or not egl.eglInitialize(display, None, None):
-            continue
-        configs = ctypes.c_int()
-        chosen = egl.eglChooseConfig(display, attributes, None, 0, ctypes.byref(configs))
-        egl.eglTerminate(display)
-        if chosen and configs.value:
-            return True
-    return False
-
-
-# dm_control picks its renderer when it is imported. "off" leaves vector agents working; pixels then raise in DMC.
-if not os.environ.get("MUJOCO_GL"):
-    if _egl_works():
-        os.environ["MUJOCO_GL"] = "egl"
-    else:
-        os.environ["MUJOCO_GL"] = "osmesa" if ctypes.util.find_library("OSMesa") else "off"
+opengl.pick()  # "off" leaves vector agents working; pixels then raise in DMC
 
 # An env renders in the thread that steps it. Without this, an OSMesa context that is still open at exit fails noisily.
 os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
@@ -60,6 +21,7 @@ from dm_control import _render, mujoco, suite  # noqa: E402
 from dm_control.suite import common  # noqa: E402
 
 TASKS = suite.TASKS_BY_DOMAIN  # {domain: (task, ...)}
+RENDERS = _render.BACKEND != "off"
 
 
 def _load(domain: str, task: str, seed: int, assets: dict[str, bytes] | None):
@@ -101,7 +63,7 @@ class DMC:
         shadow_size: int = 0,
         assets: dict[str, bytes] | None = None,
     ):
-        if image and _render.BACKEND == "off":
+        if image and not RENDERS:
             raise RuntimeError(
                 "images need a renderer, but MUJOCO_GL is off: set so by hand, or because neither EGL nor OSMesa works "
                 "here, which setup/install_env.sh installs"
@@ -116,6 +78,7 @@ class DMC:
         if shadow_size:
             self.physics.model.vis.quality.shadowsize = shadow_size
         self._view = None
+        self.background = None  # (H, W, 3) what a subclass showed behind the robot in the latest frame
         self.rng = np.random.default_rng([seed, 0])
         self._episode = -1  # the running one
 
@@ -174,6 +137,9 @@ class DMC:
         obs = {key: np.asarray(value, np.float32).reshape(-1) for key, value in time_step.observation.items()}
         if self.image:
             obs["image"] = np.ascontiguousarray(self.render())
+        if self.background is not None:
+            gray = self.background.mean(-1, dtype=np.float32)
+            obs["background"] = cv2.resize(gray, (8, 8), interpolation=cv2.INTER_AREA)
         obs["is_first"] = time_step.first()
         obs["is_last"] = time_step.last()
         obs["is_terminal"] = time_step.last() and time_step.discount == 0

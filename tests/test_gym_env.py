@@ -1,0 +1,317 @@
+"""Gymnasium's envs: spaces, episodes from (seed, episode, actions), what is refused, and whole runs."""
+
+import signal
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from test_dreamer import TINY, entries, run, start, wait_for
+
+import dreamer
+import envs
+
+
+class Spaces(gymnasium.Env):
+    """An env with any spaces, which terminates or is truncated after 6 steps and keeps the actions it gets."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, observation, action=None, end="terminated", render_mode=None, info=None, frame=None):
+        self.observation_space, self.render_mode = observation, render_mode
+        self.action_space = action or spaces.Discrete(2)
+        self.end, self.info, self.frame = end, info or {}, frame
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.actions = []
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.actions.append(action)
+        done = len(self.actions) == 6
+        ended = done and self.end == "terminated", done and self.end == "truncated"
+        return self.observation_space.sample(), float(len(self.actions)), *ended, self.info
+
+    def render(self):
+        return np.zeros((90, 120, 3), np.uint8) if self.frame is None else self.frame
+
+
+class Blind(Spaces):
+    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012
+
+
+@pytest.fixture
+def register():
+    """Registers Spaces, or another class, with settings of its own; returns the name of its task."""
+
+    def register(cls=Spaces, **settings):
+        gymnasium.register("Test-v0", cls, kwargs=settings)
+        return "gym_Test-v0"
+
+    yield register
+    gymnasium.registry.pop("Test-v0", None)
+
+
+def one_hot(n, index):
+    return {"action": np.eye(n, dtype=np.float32)[index]}
+
+
+def random_action(env, rng):
+    space = env.action_space
+    return (
+        one_hot(space.n, rng.integers(space.n)) if hasattr(space, "n") else {"action": rng.uniform(-1, 1, space.shape)}
+    )
+
+
+def play(env, episode, steps):
+    """Observations, rewards and ends of the start of an episode, under actions that depend on its number."""
+    rng = np.random.default_rng(episode)
+    seen = [(env.reset(episode), 0.0, False)]
+    while len(seen) <= steps and not seen[-1][2]:
+        seen.append(env.step(random_action(env, rng))[:3])
+    return seen
+
+
+@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize(
+    "task", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "FrozenLake-v1", "InvertedPendulum-v5", "Taxi-v4"]
+)
+def test_the_protocol_on_real_envs(task, image):
+    if image and task == "InvertedPendulum-v5":
+        pytest.importorskip("mujoco")
+    env, other, seeded = (envs.make(f"gym_{task}", seed=seed, size=(32, 48), image=image) for seed in (3, 3, 4))
+    assert ("image" in env.observation_space.spaces) == image
+    played = [play(env, episode, 8) for episode in range(3)]
+    for obs, reward, done in played[0]:
+        assert obs.keys() == {*env.observation_space.spaces, "is_first", "is_last", "is_terminal"}
+        for key, space in env.observation_space.items():
+            assert space.contains(obs[key]), key
+        assert type(reward) is float and type(done) is bool and done is obs["is_last"]
+    again, differs = play(other, 2, 8), False  # to a later episode directly, then back
+    for episode, seen in ((2, again), (0, play(other, 0, 8))):
+        for (ours, our_reward, _), (theirs, their_reward, _) in zip(played[episode], seen, strict=True):
+            assert our_reward == their_reward
+            for key in ours:
+                np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    for key in env.observation_space.spaces:
+        firsts = [each[0][0][key] for each in (*played, play(seeded, 0, 0), play(seeded, 1, 0))]
+        differs |= any((first != firsts[0]).any() for first in firsts)
+    assert differs or task == "FrozenLake-v1"  # which always starts in the same field
+    for each in (env, other, seeded):
+        each.close()
+
+
+def test_terminated_and_truncated():
+    """CartPole falls, which is terminal; Pendulum's own limit of 200 steps is not, nor is a shorter one of ours."""
+    cartpole, pendulum = envs.make("gym_CartPole-v1", image=False), envs.make("gym_Pendulum-v1", image=False)
+    short = envs.make("gym_Pendulum-v1", image=False, time_limit=50)
+    lengths, ends = [], []
+    for env in (cartpole, pendulum, short):
+        env.reset()
+        for length in range(1, 1000):  # noqa: B007
+            obs, _, done, _ = env.step({"action": np.eye(2)[0] if env is cartpole else np.zeros(1)})
+            if done:
+                break
+        lengths.append(length)
+        ends.append((obs["is_last"], obs["is_terminal"]))
+    assert lengths[0] < 10 and lengths[1:] == [100, 25]  # agent steps of two environment steps
+    assert ends == [(True, True), (True, False), (True, False)]
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_action_repeat_sums_rewards_up_to_the_end(end, register):
+    env = envs.make(register(observation=spaces.Box(-1, 1, (2,)), end=end), action_repeat=4, image=False)
+    env.reset()
+    obs, reward, done, _ = env.step(one_hot(2, 1))
+    assert (reward, done, obs["is_last"], obs["is_terminal"]) == (1 + 2 + 3 + 4, False, False, False)
+    obs, reward, done, _ = env.step(one_hot(2, 0))
+    assert (reward, done, obs["is_last"], obs["is_terminal"]) == (5 + 6, True, True, end == "terminated")
+    assert env._env.unwrapped.actions == [1] * 4 + [0] * 2
+
+
+@pytest.mark.parametrize(
+    "info, found", [({}, {}), ({"success": 1}, {"success": True}), ({"is_success": 0.0}, {"success": False})]
+)
+def test_success(info, found, register):
+    env = envs.make(register(observation=spaces.Box(-1, 1, (2,)), info=info), image=False)
+    env.reset()
+    assert env.step(one_hot(2, 1))[3] == found
+
+
+def actions_of(register, space, actions):
+    """What the env gets for the agent's actions."""
+    env = envs.make(register(observation=spaces.Box(-1, 1, (2,)), action=space), action_repeat=1, image=False)
+    env.reset()
+    for action in actions:
+        env.step({"action": np.array(action, np.float32)})
+    return env, env._env.unwrapped.actions
+
+
+def test_continuous_actions_are_scaled_to_their_bounds(register):
+    low, high = np.array([[-2, 0], [10, -np.inf]], np.float32), np.array([[2, 0.3], [12, np.inf]], np.float32)
+    env, got = actions_of(register, spaces.Box(low, high), [[-1, -1, -1, -1], [1, 1, 1, 1], [0, 0.5, -3, 0.25]])
+    assert env.action_space.shape == (4,)
+    np.testing.assert_array_equal(got[0], [[-2, 0], [10, -1]])
+    np.testing.assert_array_equal(got[1], np.array([[2, 0.3], [12, 1]], np.float32))
+    np.testing.assert_allclose(got[2], [[0, 0.225], [10, 0.25]], rtol=1e-6)
+
+
+def test_discrete_actions_are_one_hot(register):
+    env, got = actions_of(register, spaces.Discrete(3, start=5), [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
+    assert env.action_space.n == 3 and got == [5, 7, 6]
+    for bad in ([1, 1, 0], [0, 0, 0], [0.5, 0.5, 0], [0, 0, 2], [0, -1, 0], 2, [1, 0]):
+        with pytest.raises(ValueError, match=r"one-hot|shape"):
+            env.step({"action": np.array(bad, np.float32)})
+    assert len(got) == 3
+
+
+def test_observations(register):
+    pixels = spaces.Box(0, 255, (40, 60, 3), np.uint8)
+    task = register(
+        observation=spaces.Dict(
+            {
+                "arm": spaces.Box(-5, 5, (2, 3), np.float64),
+                "gear": spaces.Discrete(4, start=1),
+                "lamps": spaces.MultiBinary(3),
+                "gray": spaces.Box(0, 255, (16, 16), np.uint8),
+                "image": pixels,
+            }
+        )
+    )
+    env = envs.make(task, size=(20, 30))
+    shapes = {key: (space.shape, space.dtype) for key, space in env.observation_space.items()}
+    vector, frame = np.dtype(np.float32), ((20, 30, 3), np.dtype(np.uint8))
+    assert shapes == {
+        "arm": ((6,), vector), "gear": ((4,), vector), "lamps": ((3,), vector), "gray": frame, "image": frame
+    }  # fmt: skip
+    obs = env.reset(3)
+    inner = env._env.observation_space
+    inner.seed(int(np.random.default_rng([0, 3]).integers(2**31)))
+    sample = inner.sample()  # what the env returned
+    np.testing.assert_array_equal(obs["arm"], sample["arm"].astype(np.float32).reshape(-1))
+    np.testing.assert_array_equal(obs["gear"], np.eye(4)[sample["gear"] - 1])
+    np.testing.assert_allclose(obs["image"], sample["image"].reshape(20, 2, 30, 2, 3).mean((1, 3)), atol=1)
+    assert (obs["gray"] == obs["gray"][..., :1]).all()
+    vectors = envs.make(task, image=False)
+    assert vectors.reset().keys() >= {"arm", "gear", "lamps"} and not {"gray", "image"} & vectors.reset().keys()
+
+
+def test_an_observation_that_is_an_image_is_not_rendered(register):
+    task = register(observation=spaces.Box(0, 255, (8, 8, 1), np.uint8))
+    env = envs.make(task, size=(8, 8))
+    assert list(env.observation_space.spaces) == ["image"] and env.reset()["image"].std() > 50  # the rendered is black
+    with pytest.raises(ValueError, match=r"--task gym_Test-v0 is observed as an image alone: --encoder\.cnn_keys"):
+        envs.make(task, image=False)
+
+
+BOX = spaces.Box(-1, 1, (2,))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"action": spaces.MultiDiscrete([2, 3])}, ["MultiDiscrete([2 3])", "expected a Box of floats or Discrete"]),
+        ({"action": spaces.Tuple([BOX, BOX])}, ["Tuple", "expected a Box"]),
+        ({"action": spaces.Box(0, 9, (2,), np.int32)}, ["int32", "expected a Box of floats"]),
+        ({"observation": spaces.Sequence(BOX)}, ["observation", "Sequence", "no fixed size"]),
+        ({"observation": spaces.Dict({"graph": spaces.Graph(BOX, None)})}, ["graph", "Graph"]),
+        ({"observation": spaces.Box(0, 255, (4, 84, 84), np.uint8)}, ["(4, 84, 84)", "(H, W, 3)"]),
+        ({"observation": spaces.Dict({"reward": BOX})}, ["called reward"]),
+        ({"observation": spaces.Dict({"image": BOX})}, ["called image"]),
+        ({"frame": "text"}, ["renders str", "uint8"]),
+        ({"frame": np.zeros((4, 4))}, ["renders ndarray", "uint8"]),
+        ({"cls": Blind}, ["renders no images", "ansi", "--configs dmc_proprio"]),
+        ({"cls": int}, ["does not start", "TypeError"]),
+    ],
+)
+def test_what_does_not_fit_is_one_line(settings, words, register):
+    task = register(**{"observation": BOX, **settings})
+    with pytest.raises(ValueError, match=r"^--task gym_Test-v0 ") as error:
+        envs.make(task)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "task, kind, words",
+    [
+        ("gym_CartPol-v1", ValueError, "not registered with Gymnasium; did you mean CartPole-v1"),
+        ("gym_CartPole-v99", ValueError, "did you mean CartPole-v1"),
+        ("gym_", ValueError, "gym_{id}"),
+        ("gym_nowhere:Env-v0", ImportError, "No module named 'nowhere'"),
+        ("gym_phys2d/CartPole-v1", ImportError, "jax"),
+    ],
+)
+def test_unknown_ids_and_missing_packages_are_one_line(task, kind, words):
+    with pytest.raises(kind) as error:
+        envs.make(task)
+    assert words in str(error.value) and task in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_pygame_there_are_vectors(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(ImportError, match=r"--task gym_CartPole-v1 .*pygame"):
+        envs.make("gym_CartPole-v1")
+    for image in (False, None):
+        assert "image" not in envs.make("gym_CartPole-v1", image=image).reset()
+
+
+def test_image_none_renders_where_that_works(register):
+    assert "image" in envs.make("gym_CartPole-v1", image=None).reset()
+    assert "image" not in envs.make(register(cls=Blind, observation=BOX), image=None).reset()
+    assert "image" in envs.make("dmc_cartpole_swingup", image=None).reset()
+
+
+def test_a_module_that_registers_its_envs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "registers.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=7)\n"
+    )
+    env = envs.make("gym_registers:Mine-v0", image=False, action_repeat=1)
+    env.reset()
+    assert not any(env.step(one_hot(2, t % 2))[2] for t in range(6)) and env.step(one_hot(2, 0))[2]
+
+
+def test_simsr_takes_the_rewards_as_they_are():
+    assert envs.reward_to_simsr("gym_Pendulum-v1", 4) == 1
+
+
+RUNS = {
+    "discrete, from pixels": "dmc_vision --task gym_CartPole-v1 --actor_dist onehot --size 16 16 --patch_size 4",
+    "continuous, from vectors": "dmc_proprio --task gym_Pendulum-v1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_trains_and_resumes_to_the_same_numbers(name, tmp_path):
+    flags = ["--configs", *RUNS[name].split(), *TINY, "--steps", "480", "--eval_every", "240", "--log_every", "120"]
+    code, _, err = run(*flags, "--logdir", tmp_path / "whole")
+    assert code == 0 and "arning" not in err, err
+    expected = entries(tmp_path / "whole")
+    keys = set().union(*expected)
+    assert {"train_return", "eval_return", "model_loss", "actor_loss"} <= keys and expected[-1]["step"] == 480
+
+    process = start(*flags, "--logdir", tmp_path / "stopped")
+    wait_for(tmp_path / "stopped", 4, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=600)
+    assert process.returncode == 0 and entries(tmp_path / "stopped")[-1]["step"] < 480
+    code, _, err = run(*flags, "--logdir", tmp_path / "stopped")
+    assert code == 0, err
+    assert entries(tmp_path / "stopped") == expected
+
+
+@pytest.mark.parametrize("task, dist", [("CartPole-v1", "normal"), ("Pendulum-v1", "onehot")])
+def test_an_actor_that_does_not_fit_the_actions(task, dist, tmp_path, capsys):
+    flags = ["--configs", "dmc_proprio", "--task", f"gym_{task}", "--actor_dist", dist, *TINY]
+    other = {"normal": "onehot", "onehot": "normal"}[dist]
+    assert dreamer.main([*flags, "--parallel", "False", "--logdir", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"--actor_dist {dist} does not fit" in err and f"use {other}" in err and err.count("\n") == 1
