@@ -119,6 +119,17 @@ _ROWS = (
     ("unimix_ratio action_unimix_ratio mask_ratio aug_prob expl_amount eval_noise imag_gradient_mix", between(0, 1)),
     ("encoder_tau dynamics_tau slow_target_fraction simsr_discount discount discount_lambda", between(0, 1)),
     ("patch_size block_size", between(1, 4096)),
+    ("baseline", one_of("none", "repo", "r2dreamer", "infonce", "dreamerpro")),
+    ("repo_scale repo_target barlow_scale infonce_scale swav_scale temp_scale norm_scale", between(0, 1e6)),
+    ("barlow_lambda", between(0, 1e6)),
+    ("repo_balance proto_tau", between(0, 1)),
+    ("repo_init_beta", between(1e-20, 1e6)),
+    ("proto_count", between(1, 1e5)),
+    ("proto_size", between(1, 16384)),
+    ("proto_shift", between(0, 4096)),
+    ("proto_freeze", between(0, 1e12)),
+    ("proto_temperature sinkhorn_eps", between(1e-3, 1e3)),
+    ("sinkhorn_iterations", between(1, 1000)),
     ("augmentation", one_of("affine", "crop", "rrc", "blur", "shift", "intensity")),
     # Training
     ("batch_size", between(1, 4096)),
@@ -127,7 +138,7 @@ _ROWS = (
     ("pretrain imag_starts", between(0, 1e6)),
     ("slow_target_update", between(1, 1e6)),
     ("opt", one_of("adam")),
-    ("model_lr value_lr actor_lr", between(1e-10, 0.1)),
+    ("model_lr value_lr actor_lr repo_lr", between(1e-10, 0.1)),
     ("opt_eps ac_opt_eps", between(1e-20, 1)),
     ("grad_clip value_grad_clip actor_grad_clip", between(0, 1e9)),
     ("weight_decay", between(0, 1)),
@@ -556,6 +567,8 @@ def check_config(config: Config) -> None:
         whole = c.batch_length % c.block_size == 0
         require(whole, f"--batch_length {c.batch_length} is not a multiple of --block_size {c.block_size}, of the mask")
         require(c.patch_size <= c.size[0], f"--patch_size {c.patch_size} is larger than the image, --size {size}")
+    views = c.baseline != "dreamerpro" or sees_images(c)
+    require(views, f"--baseline dreamerpro needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
     for name in ("batch_size", "envs", "imag_starts"):
         require(c[name] % ranks == 0, f"--{name} is {c[name]}: expected a multiple of {ranks}, for {ranks} processes")
     repeat, low, high = c.action_repeat, c.actor_min_std, c.actor_max_std

@@ -122,6 +122,8 @@ class Dreamer(nn.Module):
         found = {"model": self.world_model.opt, "actor": self.behavior.actor_opt, "value": self.behavior.value_opt}
         if self.world_model.probe_opt is not None:
             found["probe"] = self.world_model.probe_opt
+        if self.world_model.baseline is not None:
+            found.update(self.world_model.baseline.optimizers())
         found.update(self.explorer.optimizers())
         return {name: opt.adam for name, opt in found.items()}
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import baselines
 import distributed
 import distributions as dists
 import networks
@@ -290,6 +291,11 @@ class WorldModel(nn.Module):
             self.probe_opt = tools.Optimizer(
                 self.decoder.parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
             )
+        self.baseline = None
+        if config.baseline != "none":
+            with torch.random.fork_rng([]):
+                self.baseline = baselines.METHODS[config.baseline](config, self.encoder, self.dynamics)
+            trained += self.baseline.model_parameters()
         if config.hybrid:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
             self.target_dynamics = copy.deepcopy(self.dynamics).requires_grad_(False)
@@ -354,6 +360,10 @@ class WorldModel(nn.Module):
             losses["decoder"] = reconstruction_loss(self.decoder(feat), data).mean()
 
         metrics = {}
+        if self.baseline is not None:
+            own_losses, own_metrics = self.baseline.loss(self, data, post, prior, feat, embed)
+            losses.update(own_losses)
+            metrics.update(own_metrics)
         if c.simsr_scale:  # section 3.3; r at t with the states at t and at t + 1
             reward = data["reward"][:, :-1] * self.reward_to_simsr
             losses["simsr"] = bisimulation_loss(
@@ -423,8 +433,12 @@ class WorldModel(nn.Module):
         mask = self.draw_mask(data)
         if mask is not None:
             distributed.broadcast([mask])  # the batch shares one
+        if self.baseline is not None:
+            self.baseline.begin_update(self)
         total, states, metrics = self.loss(data, mask)
         metrics["model_grad_norm"] = self.opt.step(total)
+        if self.baseline is not None:
+            self.baseline.end_update(metrics)
         if self.probe_opt is not None:
             probe_loss = reconstruction_loss(self.decoder(states["feat"].detach()), data).mean()
             metrics.update(probe_loss=probe_loss.detach(), probe_grad_norm=self.probe_opt.step(probe_loss))

@@ -16,4 +16,3 @@ METHODS: dict[str, type[Baseline]] = {
     "infonce": InfoNCE,
     "dreamerpro": DreamerPro,
 }
-CHOICES = ("none", *METHODS)  # of the setting `baseline`

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import networks
@@ -19,16 +17,13 @@ if TYPE_CHECKING:
 class Baseline(nn.Module):
     """A method's losses and the parameters they need, as a part of the world model.
 
-    A method sets `scales` and defines `loss`; the other methods below do nothing unless it overrides them. An update
-    may be captured as a CUDA graph: what changes from update to update has to be a tensor on the device, not a number
-    in Python.
+    A method defines `loss` and overrides what else it needs. An update may be captured as a CUDA graph: a value that
+    changes from update to update must be a tensor on the device, not a number in Python.
 
     Args:
         config: all settings.
         encoder, dynamics: the world model's, for their sizes and for copies; they stay the world model's own.
     """
-
-    scales: dict[str, float]  # weight of each loss in the world model's total
 
     def __init__(self, config: Config, encoder: networks.Encoder, dynamics: networks.RSSM):
         super().__init__()
@@ -51,7 +46,7 @@ class Baseline(nn.Module):
             embed: (B, T, E).
 
         Returns:
-            Scalar losses, each named in `scales`, and further metrics without gradient.
+            Scalar losses, of which one named `x` is weighted by the setting `x_scale`; metrics without gradient.
         """
         raise NotImplementedError
 
@@ -68,16 +63,3 @@ class Baseline(nn.Module):
     def optimizers(self) -> dict[str, tools.Optimizer]:
         """Optimizers of the method's own, by name."""
         return {}
-
-
-class Projection(nn.Linear):
-    """A linear layer computed in `compute_dtype`, with float32 parameters and output."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool, compute_dtype: torch.dtype):
-        super().__init__(inputs, outputs, bias)
-        self.compute_dtype = compute_dtype
-        networks.init_weights(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        return F.linear(x.to(self.compute_dtype), self.weight.to(self.compute_dtype), bias).float()

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributed
+import networks
+from fast import Linear
 
-from .base import Baseline, Projection
+from .base import Baseline
 
 
 def random_shift(images: Tensor, pixels: float) -> Tensor:
@@ -59,7 +61,7 @@ def assign(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
     """Assignments of each view, balanced over the rows of all ranks: (2, B, T, K) → (2, B, T, K)."""
     # rows first, for the exchange: (B·T, 2, K), and of all ranks
     flat = scores.flatten(1, 2).transpose(0, 1)
-    balanced = sinkhorn(distributed.rows(flat).transpose(0, 1), eps, iterations)
+    balanced = sinkhorn(distributed.all_gather_rows(flat).transpose(0, 1), eps, iterations)
     return balanced.chunk(distributed.size(), 1)[distributed.rank()].unflatten(1, scores.shape[1:3])
 
 
@@ -102,21 +104,18 @@ def prototype_losses(
 
 
 class DreamerPro(Baseline):
-    """Prototypes, the two projections onto their space, and EMA copies of the encoder and of its projection.
-
-    Raises:
-        ValueError: the encoder reads no image.
-    """
+    """Prototypes, the two projections into their space, and EMA copies of the encoder and of its projection."""
 
     def __init__(self, config, encoder, dynamics):
         super().__init__(config, encoder, dynamics)
-        if not encoder.cnn_keys:
-            raise ValueError("--baseline dreamerpro compares two views of an image: --encoder.cnn_keys picks none")
         self.config = config
-        self.scales = dict.fromkeys(("swav", "temp", "norm"), config.proto_scale)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(config.proto_count, config.proto_size), dim=-1))
-        self.embed_projection = Projection(encoder.outputs, config.proto_size, True, dynamics.dtype)
-        self.feat_projection = Projection(dynamics.feat_size, config.proto_size, True, dynamics.dtype)
+        self.embed_projection = Linear(encoder.outputs, config.proto_size, dtype=dynamics.dtype)
+        self.feat_projection = Linear(
+            dynamics.feat_size, config.proto_size, dtype=dynamics.dtype, one_hot=dynamics.one_hot
+        )
+        for layer in (self.embed_projection, self.feat_projection):
+            layer.apply(networks.init_weights)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.target_projection = copy.deepcopy(self.embed_projection).requires_grad_(False)
         self.register_buffer("updates", torch.tensor(0))  # on the device: a captured update counts too
@@ -128,11 +127,11 @@ class DreamerPro(Baseline):
         post, _ = model.dynamics.observe(embed, views["action"], views["is_first"])
         with torch.no_grad():
             target = self.target_projection(self.target_encoder(views))
-        # no gradient before update `proto_freeze`
+        # no gradient in the first `proto_freeze` updates
         prototypes = torch.where(self.updates < c.proto_freeze, self.prototypes.detach(), self.prototypes)
         # (2B, T, P), the views of a sequence side by side, to (2, B, T, P)
         embed, feat, target = (
-            x.unflatten(0, (-1, 2)).transpose(0, 1)
+            x.float().unflatten(0, (-1, 2)).transpose(0, 1)
             for x in (self.embed_projection(embed), self.feat_projection(model.dynamics.feat(post)), target)
         )
         losses = prototype_losses(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 import distributed
+import networks
+from fast import Linear
 
-from .base import Baseline, Projection
+from .base import Baseline
 
 
 def infonce_loss(projected: Tensor, embed: Tensor) -> Tensor:
@@ -20,7 +22,7 @@ def infonce_loss(projected: Tensor, embed: Tensor) -> Tensor:
         A scalar; the mean over ranks is the whole batch's.
     """
     # (N, ranks·N), this rank's own embeddings on a diagonal
-    logits = projected @ distributed.rows(embed.detach()).T
+    logits = projected @ distributed.all_gather_rows(embed.detach()).T
     return -logits.log_softmax(-1).diagonal(distributed.rank() * len(projected)).mean()
 
 
@@ -29,9 +31,9 @@ class InfoNCE(Baseline):
 
     def __init__(self, config, encoder, dynamics):
         super().__init__(config, encoder, dynamics)
-        self.scales = {"infonce": config.infonce_scale}
-        self.projection = Projection(dynamics.feat_size, encoder.outputs, False, dynamics.dtype)
+        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype, dynamics.one_hot)
+        self.projection.apply(networks.init_weights)
 
     def loss(self, model, data, post, prior, feat, embed):
-        projected, embed = self.projection(feat).flatten(0, 1), embed.float().flatten(0, 1)
+        projected, embed = (x.float().flatten(0, 1) for x in (self.projection(feat), embed))
         return {"infonce": infonce_loss(projected, embed)}, {}

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 import distributed
+import networks
+from fast import Linear
 
-from .base import Baseline, Projection
+from .base import Baseline
 
 
 def barlow_twins_loss(projected: Tensor, embed: Tensor, off_diagonal: float = 5e-4) -> Tensor:
@@ -24,7 +26,7 @@ def barlow_twins_loss(projected: Tensor, embed: Tensor, off_diagonal: float = 5e
         A scalar, Σᵢ (cᵢᵢ − 1)² + off_diagonal·Σ_{i≠j} cᵢⱼ². It is the whole batch's in every rank, and the mean over
         ranks of its gradient is the whole batch's.
     """
-    x1, x2 = standardize(gather_rows(projected)), standardize(distributed.rows(embed.detach()))
+    x1, x2 = standardize(gather_rows(projected)), standardize(distributed.all_gather_rows(embed.detach()))
     c = x1.T @ x2 / len(x1)
     diagonal = c.diagonal()
     invariance = ((diagonal - 1) ** 2).sum()
@@ -46,7 +48,7 @@ def gather_rows(x: Tensor) -> Tensor:
     ranks = distributed.size()
     if ranks == 1:
         return x
-    blocks = list(distributed.rows(x.detach()).chunk(ranks))
+    blocks = list(distributed.all_gather_rows(x.detach()).chunk(ranks))
     blocks[distributed.rank()] = blocks[distributed.rank()] + ranks * (x - x.detach())
     return torch.cat(blocks)
 
@@ -56,10 +58,10 @@ class R2Dreamer(Baseline):
 
     def __init__(self, config, encoder, dynamics):
         super().__init__(config, encoder, dynamics)
-        self.scales = {"barlow": config.barlow_scale}
         self.off_diagonal = config.barlow_lambda
-        self.projection = Projection(dynamics.feat_size, encoder.outputs, False, dynamics.dtype)
+        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype, dynamics.one_hot)
+        self.projection.apply(networks.init_weights)
 
     def loss(self, model, data, post, prior, feat, embed):
-        projected, embed = self.projection(feat).flatten(0, 1), embed.float().flatten(0, 1)
+        projected, embed = (x.float().flatten(0, 1) for x in (self.projection(feat), embed))
         return {"barlow": barlow_twins_loss(projected, embed, self.off_diagonal)}, {}

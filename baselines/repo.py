@@ -51,7 +51,6 @@ class RePo(Baseline):
     def __init__(self, config, encoder, dynamics):
         super().__init__(config, encoder, dynamics)
         self.target, self.balance = config.repo_target, config.repo_balance
-        self.scales = {"repo": 1.0}
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.repo_init_beta)))
         self.opt = tools.Optimizer([self.log_beta], config.repo_lr, eps=1e-8, clip=0)
 

@@ -170,9 +170,11 @@ def test_shares_of_the_batch_have_its_loss_and_gradient(monkeypatch, loss):
     for rank in range(2):
         mine = slice(6 * rank, 6 * rank + 6)
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(
-            distributed, "rows", lambda x, mine=mine: next(w.detach() for w in whole if torch.equal(w[mine], x))
-        )
+
+        def all_gather_rows(x, mine=mine):
+            return next(w.detach() for w in whole if torch.equal(w[mine], x))
+
+        monkeypatch.setattr(distributed, "all_gather_rows", all_gather_rows)
         share = loss(*(x[mine] for x in whole))
         # of the whole batch's rows, those of this rank alone have a gradient
         grads.append(torch.autograd.grad(share, whole[0])[0])
@@ -203,7 +205,7 @@ def test_assignments_are_balanced_over_the_rows_of_all_ranks(monkeypatch):
     expected = dreamerpro.assign(scores)
     monkeypatch.setattr(distributed, "size", lambda: 2)
     # the rows of both ranks lie one after the other, (B·T, 2, K)
-    monkeypatch.setattr(distributed, "rows", lambda x: scores.flatten(1, 2).transpose(0, 1))
+    monkeypatch.setattr(distributed, "all_gather_rows", lambda x: scores.flatten(1, 2).transpose(0, 1))
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         mine = slice(2 * rank, 2 * rank + 2)

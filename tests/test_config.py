@@ -409,7 +409,8 @@ POSITIVE = """
     value_layers actor_layers disag_models disag_layers disag_units disag_offset dyn_cont_stoch_size dyn_stoch
     dyn_deter dyn_hidden units slow_target_update batch_size batch_length imag_horizon train_ratio envs action_repeat
     time_limit dataset_size log_every checkpoint_every total_frames patch_size block_size model_lr value_lr actor_lr
-    opt_eps ac_opt_eps actor_max_std dyn_min_std
+    opt_eps ac_opt_eps actor_max_std dyn_min_std repo_init_beta repo_lr proto_count proto_size proto_temperature
+    sinkhorn_eps sinkhorn_iterations
 """.split()
 NOT_NEGATIVE = """
     seed steps eval_every eval_episode_num eval_envs episodes prefill pretrain replay_dir_limit shadow_size dyn_discrete
@@ -417,6 +418,8 @@ NOT_NEGATIVE = """
     value_grad_clip actor_grad_clip imag_starts actor_entropy actor_min_std actor_init_std expl_amount eval_noise
     expl_until expl_extr_scale expl_intr_scale mask_ratio aug_prob unimix_ratio action_unimix_ratio encoder_tau
     dynamics_tau slow_target_fraction discount discount_lambda simsr_discount imag_gradient_mix
+    repo_scale repo_target repo_balance barlow_scale barlow_lambda infonce_scale swav_scale temp_scale norm_scale
+    proto_shift proto_tau proto_freeze
 """.split()
 BOUNDED = [name for name in POSITIVE + NOT_NEGATIVE if name != "seed"]
 
@@ -461,6 +464,8 @@ def test_number_out_of_its_range_is_refused(capsys, name, value):
         ("--encoder.minres 3", "--size 64 64: expected --encoder.minres 3 times 2, 4, 8"),
         ("--batch_length 30", "--batch_length 30 is not a multiple of --block_size 4"),
         ("--patch_size 65", "--patch_size 65 is larger than the image, --size 64 64"),
+        ("--baseline dreamer", "--baseline is dreamer: expected a word, one of none, repo, r2dreamer"),
+        ("--configs dmc_proprio dreamerpro", "--baseline dreamerpro needs images: --encoder.cnn_keys $^ reads none"),
         ("--time_limit 1", "--time_limit 1 is shorter than --action_repeat 2"),
         ("--actor_min_std 2", "--actor_min_std 2.0 is above --actor_max_std 1.0"),
         ("--actor_min_std 0 --actor_max_std 0", "--actor_max_std is 0: expected a number from 0.001 to 10"),
