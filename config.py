@@ -28,6 +28,7 @@ ACTIONS = {
     "eval_only": (False, "evaluate the checkpoint in --logdir, on --task if that is given, and exit"),
     "episodes": (0, "episodes of --eval_only; 0 for eval_episode_num"),
     "video": (False, "with --eval_only: write videos of the episodes to logdir/videos"),
+    "probe_state": (False, "with --eval_only: R² of linear probes from the features to state variables and background"),
 }
 
 # Settings that determine how long, how often or where, not what is computed: they may change when a run resumes.

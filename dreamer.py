@@ -28,6 +28,7 @@ import exploration
 import fast
 import models
 import networks
+import probe
 import video
 from collect import STREAMS, Collector
 from config import ACTIONS, Config, check_config, check_resume, load_config, read_config, save_config, sees_images
@@ -313,12 +314,12 @@ class Trainer:
         c, first = self.config, self.eval_episodes
         count = collect.count_eval_envs(c, c.eval_episode_num)
         if self.eval_envs is None:
-            self.eval_envs = collect.make_envs(c, "eval", count, image=True)
+            self.eval_envs = collect.make_envs(c, "eval", count, sees_images(c) or None)
         results = {"": collect.evaluate(self.agent, self.eval_envs, c.eval_episode_num, first)}
         for task in c.eval_tasks:
             with (
                 tools.own_randomness(self.device, c.seed, STREAMS["eval_tasks"], self.env_step),
-                collect.make_envs(c.replace(task=task), "eval", count, image=True) as group,
+                collect.make_envs(c.replace(task=task), "eval", count, sees_images(c) or None) as group,
             ):
                 results[task] = collect.evaluate(self.agent, group, c.eval_episode_num, first)
         self.eval_episodes += -(-c.eval_episode_num // count)
@@ -350,7 +351,8 @@ class Trainer:
         for task, (scores, videos) in results.items():
             suffix, means = f"/{task}" if task else "", collect.summary(scores)
             self.logger.scalars({f"eval_{k}{suffix}": v for k, v in means.items()})
-            self.logger.video(f"eval_policy{suffix}", videos[0])
+            if videos:  # an env that cannot be rendered has none
+                self.logger.video(f"eval_policy{suffix}", videos[0])
             tools.log_line(
                 f"step {self.env_step}: eval_return{suffix} {means['return']:.1f} ± {means['return_std']:.1f} "
                 f"({means['episodes']} episodes)"
@@ -565,7 +567,8 @@ def run_config(argv: list[str], logdir: Path) -> Config:
         raise ValueError(f"--logdir {logdir} holds no run (it has no config.yaml): name the folder of one")
     stored = read_config(logdir / "config.yaml")
     config, _ = load_config(argv, extra=ACTIONS, base=stored)
-    missing = [f"{name} {value}" for name, value in config.flat().items() if name not in stored.flat()]
+    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    missing = [f"{k} {v}" for k, v in config.flat().items() if k not in stored.flat() and k not in given]
     if missing:
         tools.log_line(f"{logdir / 'config.yaml'} lacks settings, which are taken as {', '.join(missing)}")
     return config
@@ -586,7 +589,7 @@ def load_weights(agent: Dreamer, logdir: Path) -> int:
     return state["step"]
 
 
-def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool) -> None:
+def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool, probe_state: bool = False) -> None:
     """Evaluates a run's checkpoint on `config.task` and adds a line to its eval.jsonl; the run itself is only read.
 
     The episodes come from seeds that training and its evaluations do not use, the same ones in every call with the
@@ -603,6 +606,7 @@ def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool) -> N
         step = load_weights(agent, logdir)
         step *= read_config(logdir / "config.yaml").action_repeat
         scores, videos = collect.evaluate(agent, group, episodes, 0, record_all=record)
+        r2 = probe.probe(probe.collect_features(agent, group, episodes)) if probe_state else {}
     means = collect.summary(scores)
     success = f", success {means['success']:.2f}" if "success" in means else ""
     tools.log_line(
@@ -610,6 +614,10 @@ def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool) -> N
         f"({episodes} episodes, seed {config.seed}, checkpoint of step {step})"
     )
     line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
+    if r2:
+        line["probe_r2"] = r2
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
+        tools.log_line(f"linear probes, held-out R²: {shown}")
     with open(logdir / "eval.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     if record:
@@ -657,10 +665,10 @@ def run_command(argv: list[str]) -> int:
                 if action.eval_only:
                     if distributed.size() > 1:
                         raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
-                    evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video)
+                    evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video, action.probe_state)
                     return 0
-                if action.episodes or action.video:
-                    raise ValueError("--episodes and --video belong to --eval_only")
+                if action.episodes or action.video or action.probe_state:
+                    raise ValueError("--episodes, --video and --probe_state belong to --eval_only")
                 check_settings(config)
                 stack.enter_context(open_logdir(logdir))
                 check_resume(config, logdir)

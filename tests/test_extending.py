@@ -1,4 +1,4 @@
-"""The README's section on extending the code: its blocks, applied to a copy of the code, and run."""
+"""docs/extending.md: its code blocks, applied to a copy of the repository, and run."""
 
 import json
 import os
@@ -15,10 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Language and text of each code block of the section."""
-    section = re.search(r"^## Extending\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert section, "README.md has no section Extending"
-    return re.findall(r"^```(\w+)\n(.*?)^```$", section[1], re.M | re.S)
+    """Language and text of each code block of the page."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S)
 
 
 def apply(folder: Path, diff: str) -> None:

@@ -1,0 +1,105 @@
+"""What a latent knows: linear probes from an agent's features to the physics state and to the visual distractor.
+
+Used by `python dreamer.py --eval_only --probe_state --logdir RUN`. A feature that keeps the task's state and drops the
+distractor has a high R² for the first and one near 0 for the second.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from collect import stack_obs
+from envs.parallel import EnvGroup
+
+RIDGE = 10.0 ** np.arange(-4, 5)  # penalties tried, for standardized features
+
+
+def collect_features(agent: Any, group: EnvGroup, episodes: int, first_episode: int = 0) -> dict[str, np.ndarray]:
+    """Plays episodes with the mean action and keeps what probes need.
+
+    Returns:
+        feat (N, F), episode (N,), and the state variables of each step, (N,) each, by name: vector observations
+        ("height", "velocity/0", …) and, on tasks with a video or clouds in the background, "background/mean" and an
+        8×8 grayscale thumbnail "background/0" … "background/63".
+    """
+    rows: dict[str, list] = {}
+    dynamics = agent.world_model.dynamics
+    n = len(group)
+    for start in range(0, episodes, n):
+        count = min(n, episodes - start)
+        obs, state = group.reset([first_episode + start // n] * n), None
+        running = [True] * count + [False] * (n - count)
+        while any(running):
+            action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
+            feat = dynamics.feat(state).float().cpu().numpy()
+            for i in range(count):
+                if running[i]:
+                    for key, value in {"feat": feat[i], "episode": start + i, **variables(obs[i])}.items():
+                        rows.setdefault(key, []).append(value)
+            actions = action.cpu().numpy().clip(-1, 1)
+            group.send([{"action": one} if running[i] else None for i, one in enumerate(actions)])
+            for i, transition in enumerate(group.receive()):
+                if transition is not None:
+                    obs[i], running[i] = transition.obs, not transition.done
+    return {key: np.asarray(values) for key, values in rows.items()}
+
+
+def variables(obs: dict[str, np.ndarray]) -> dict[str, float]:
+    """The numbers to predict from one observation, by name."""
+    found = {}
+    for key, value in obs.items():
+        value = np.asarray(value)
+        if value.dtype != np.float32 or value.ndim > 2:
+            continue
+        flat = value.reshape(-1)
+        found.update({key if len(flat) == 1 else f"{key}/{i}": float(x) for i, x in enumerate(flat)})
+        if key == "background":
+            found["background/mean"] = float(flat.mean())
+    return found
+
+
+def probe(data: dict[str, np.ndarray]) -> dict[str, float]:
+    """R² on held-out episodes of a ridge regression from the features to each variable.
+
+    A third of the episodes is held out; another third chooses the penalty. Variables that do not vary are left out.
+    R² is against the held-out mean, so it is negative where a probe is worse than a constant.
+    """
+    episode = data["episode"]
+    numbers = np.unique(episode)
+    if len(numbers) < 3:
+        raise ValueError(f"--probe_state needs 3 episodes or more, got {len(numbers)}: raise --episodes")
+    part = (np.searchsorted(numbers, episode)) % 3  # 0 fit, 1 penalty, 2 held out
+    names = [k for k in data if k not in ("feat", "episode") and all(data[k][part == p].std() > 1e-6 for p in range(3))]
+    targets = np.stack([data[name] for name in names], 1).astype(np.float64)
+    feat = data["feat"].astype(np.float64)
+    feat = (feat - feat[part < 2].mean(0)) / (feat[part < 2].std(0) + 1e-8)
+
+    def fit(rows: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        x, y = feat[rows], targets[rows]
+        middle = x.mean(0), y.mean(0)
+        x, y = x - middle[0], y - middle[1]
+        weight = np.linalg.solve(x.T @ x + penalty * len(x) * np.eye(x.shape[1]), x.T @ y)
+        return weight, middle[1] - middle[0] @ weight
+
+    def score(rows: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        error = ((targets[rows] - feat[rows] @ weight - bias) ** 2).mean(0)
+        return 1 - error / targets[rows].var(0)
+
+    scores = np.stack([score(part == 1, *fit(part == 0, penalty)) for penalty in RIDGE])
+    best = scores.argmax(0)
+    result = {}
+    for index in np.unique(best):  # a penalty for each variable
+        r2 = score(part == 2, *fit(part < 2, RIDGE[index]))
+        result.update({names[i]: float(r2[i]) for i in np.flatnonzero(best == index)})
+    return {name: result[name] for name in names}
+
+
+def summarize(r2: dict[str, float]) -> dict[str, float]:
+    """Mean R² of each observation ("height", "velocity", …), of all state variables, and of the background."""
+    groups: dict[str, list[float]] = {}
+    for name, value in r2.items():
+        group = name.split("/")[0] if name != "background/mean" else "background_mean"
+        groups.setdefault(group, []).append(value)
+    means = {name: float(np.mean(values)) for name, values in groups.items()}
+    state = [value for name, value in r2.items() if not name.startswith("background")]
+    return {"state": float(np.mean(state)), **means} if state else means
