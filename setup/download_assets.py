@@ -1,17 +1,18 @@
 """Gets the files that some tasks need: `python setup/download_assets.py dmcgb davis --to assets`.
 
-    dmcgb        colours and videos of the DMC-GS tasks (color_easy, color_hard, video_easy, video_hard)
+    dmcgb        colors and videos of the DMC-GS tasks (color_easy, color_hard, video_easy, video_hard)
     davis        DAVIS-2017 training videos, the background of the distracting_cs tasks
-    matterport   scans that stand behind the Realistic ManiSkill tasks (rms_*)
+    matterport   scans behind the Realistic ManiSkill tasks (rms_*)
     maniskill2   ManiSkill2's own models, for rms_turn_faucet, rms_assembling_kits and rms_panda_avoid_obstacles
-    kinetics     nothing is fetched: makes a folder of videos that you have (--videos) small, for the _video tasks
+    kinetics     no download: makes a folder of your own videos (--videos) small, for the _video tasks
 
-Each file is verified, and has its final name only once it is whole. What is there is skipped; after an interruption,
-the same command goes on where it stopped.
+Each file is verified, and has its final name only once it is whole. Files that are there are skipped; after an
+interruption, the same command resumes where it stopped.
 """
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -19,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import struct
 import subprocess
@@ -29,7 +31,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -49,55 +50,99 @@ CONTENTS = ".contents.json"  # in an unpacked folder: {file: size}
 
 TRIES = 5  # in a row without a new byte
 DAMAGED_TRIES = 3  # whole files that fail their check
+REQUESTS = 100  # for one file
 TIMEOUT = 30  # seconds without a byte
+MIN_RATE = 1000  # bytes per second, averaged over RATE_SECONDS
+RATE_SECONDS = 60
 BLOCK = 1 << 18
 
 
+# ValueError: headers and addresses that urllib cannot parse
+NETWORK_ERRORS = (
+    urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, ValueError
+)  # fmt: skip
+
+
 class AssetError(Exception):
-    """What the user is told, in one line."""
+    """A download that failed, in one line."""
+
+
+class UserError(AssetError):
+    """A flag or a folder that the user has to change, in one line."""
 
 
 class Damaged(Exception):
     """A file's content is not what it must be; str() says why."""
 
 
+class TooSlow(Exception):
+    """A server sends fewer than MIN_RATE bytes per second."""
+
+
 # ------------------------------------------------------------------------------------------------------------- one file
 
 
 def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait: float) -> None:
-    """Downloads `url` to `path`, going on with what an earlier call left in `path`.part.
+    """Downloads `url` to `path`, resuming from the `path`.part of an earlier call.
 
-    check(file) raises Damaged for a wrong content, which is fetched anew. wait: seconds before the second attempt,
-    doubling with each. Raises AssetError after TRIES attempts that brought nothing, DAMAGED_TRIES damaged files, or an
-    answer such as 404 that will not change.
+    check(file) raises Damaged for a wrong content, which is fetched again. wait: seconds before the second attempt,
+    doubling with each. Raises AssetError after TRIES attempts in a row that brought nothing or were too slow,
+    DAMAGED_TRIES damaged files, REQUESTS attempts, or an answer such as 404 that will not change.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    most, idle, damaged = _size(part), 0, 0
-    while True:
+    largest, idle, damaged = _size(part), 0, 0
+    for _ in range(REQUESTS):
         try:
-            _transfer(url, part, label)
+            with minimum_rate(RATE_SECONDS, lambda: _size(part)):
+                _transfer(url, part, label)
             check(part)
-            break
+            return os.replace(part, path)
         except Damaged as error:
             part.unlink(missing_ok=True)
-            most, damaged, reason = 0, damaged + 1, str(error)
+            largest, damaged, reason = 0, damaged + 1, str(error)
             if damaged == DAMAGED_TRIES:
-                raise AssetError(f"{url}: {reason} ({damaged} times); the source is not what it was") from None
+                raise AssetError(f"{url}: {reason} ({damaged} times); the source has changed") from None
         except urllib.error.HTTPError as error:
             reason = f"the server answers {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 425, 429):
                 raise AssetError(f"{url}: {reason}") from None
             idle += 1
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        except TooSlow as error:
+            reason = str(error)
+            idle += 1
+        except NETWORK_ERRORS as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             held = _size(part)
-            most, idle = (held, 1) if held > most else (most, idle + 1)
+            largest, idle = (held, 1) if held > largest else (largest, idle + 1)
         if idle >= TRIES:
-            raise AssetError(f"{url}: {reason} ({idle} times in a row); the same command goes on with what is there")
+            raise AssetError(f"{url}: {reason} ({idle} times in a row); the same command resumes from here")
         tqdm.write(f"{label}: {reason}; trying again", file=sys.stderr)
         time.sleep(min(30, wait * 2 ** (idle + damaged - 1)))
-    os.replace(part, path)
+    raise AssetError(f"{url}: {reason} (after {REQUESTS} requests); the same command resumes from here")
+
+
+@contextlib.contextmanager
+def minimum_rate(seconds: float, size: Callable[[], int]) -> Iterator[None]:
+    """Within it, TooSlow is raised where size() grew by less than MIN_RATE bytes per second in so many seconds.
+
+    By an alarm signal, so that it also ends a wait for headers that come byte by byte. For the main thread only.
+    """
+    held = size()
+
+    def check(*_) -> None:
+        nonlocal held
+        before, held = held, size()
+        if before <= held < before + MIN_RATE * seconds:  # a smaller file was begun again
+            raise TooSlow(f"fewer than {MIN_RATE} bytes per second in {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, check)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _transfer(url: str, part: Path, label: str) -> None:
@@ -113,21 +158,23 @@ def _transfer(url: str, part: Path, label: str) -> None:
             raise
         if error.headers.get("Content-Range") == f"bytes */{held}":
             return  # all of it is here
-        raise Damaged("what was there of it is not the beginning of the file") from None
+        raise Damaged("its .part is not the beginning of the file") from None
     with answer:
         if answer.status == 206:
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+            content_range = answer.headers.get("Content-Range", "")
+            match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", content_range)
             if match is None or int(match[1]) != held:
                 raise Damaged("the server sends another part than the one asked for")
             total = int(match[2])
         else:  # the whole file, whatever was asked for
             held = 0
-            total = int(answer.headers["Content-Length"]) if answer.headers.get("Content-Length") else None
+            length = answer.headers.get("Content-Length", "")
+            total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         bar = tqdm(desc=label, total=total, initial=held, unit="B", unit_scale=True, leave=False, disable=None)
         with bar, open(part, "ab" if held else "wb") as file:
             while block := answer.read1(BLOCK):
                 file.write(block)
-                file.flush()  # what has come is kept, whenever this process ends
+                file.flush()  # what was received is kept, whenever this process ends
                 bar.update(len(block))
             os.fsync(file.fileno())
     if total is not None and _size(part) < total:
@@ -192,12 +239,21 @@ def check_archive(archive: Path) -> None:
                     pass
 
 
+# What unpacking damaged content raises, apart from an OSError without a number: sizes and names that cannot be.
+CONTENT_ERRNOS = {errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
+
+
 @contextlib.contextmanager
 def _archive_errors() -> Iterator[None]:
+    """Turns what the libraries raise at damaged, encrypted or unknown content, which is nearly anything, to Damaged."""
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, struct.error, NotImplementedError) as error:
-        raise Damaged(f"is a damaged archive ({error})") from None
+    except Damaged:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in CONTENT_ERRNOS:
+            raise  # the disk
+        raise Damaged(f"is a damaged archive ({str(error) or type(error).__name__})") from None
 
 
 def unpack(archive: Path, folder: Path, names: dict[str, str], check: Callable[[Path], None] | None = None) -> None:
@@ -236,7 +292,7 @@ def is_whole(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / CONTENTS).read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # absent or damaged
         return False
 
 
@@ -249,7 +305,7 @@ def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callab
     if is_whole(folder):
         return say(f"{folder}: there already")
     if folder.exists() and not (folder / CONTENTS).exists():
-        raise AssetError(f"{folder} was not made by this script and may be yours; move it away to have it fetched")
+        raise UserError(f"{folder} was not made by this script and may be yours; move it away to have it fetched")
     if not archive.exists():
         get()
     try:
@@ -279,7 +335,7 @@ def dmcgb(folder: Path, source: str | None, wait: float) -> None:
         if path.exists():
             if git_blob(path) == blob:
                 continue
-            say(f"{path}: not the file that belongs here, fetching it again")
+            say(f"{path}: not the file of the manifest, fetching it again")
         label = f"[{number}/{len(files)}] {name}"
         fetch(f"{source}/{name}", path, expect("its git blob id", blob, git_blob), label, wait)
         fetched += 1
@@ -328,19 +384,23 @@ def fetch_by_gdown(url: str, path: Path) -> None:
     import requests
 
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def parts() -> list[Path]:
+        return [path, *path.parent.glob(f"{path.name}*.part")]
+
+    resumable = (requests.ConnectionError, requests.Timeout, TooSlow)
     for attempt in (1, 2):
         try:
-            gdown.download(url, str(path), resume=True, retries=TRIES, timeout=TIMEOUT, use_cookies=False,
-                           quiet=not sys.stderr.isatty())
-            check_archive(path)
-            return
-        except (gdown.exceptions.DownloadError, gdown.exceptions.FileURLRetrievalError, requests.RequestException,
-                Damaged) as error:
-            reason = " ".join(str(error).split())
-            left = [path, *path.parent.glob(f"{path.name}*.part")]
-            resumable = isinstance(error, requests.ConnectionError | requests.Timeout)
-            if attempt == 1 and not resumable and any(file.exists() for file in left):
-                for file in left:  # what was there may be why: once more from the start
+            with minimum_rate(10 * RATE_SECONDS, lambda: sum(map(_size, parts()))):  # gdown writes 0.5 MB at a time
+                gdown.download(url, str(path), resume=True, retries=TRIES, timeout=TIMEOUT, use_cookies=False,
+                               quiet=not sys.stderr.isatty())
+            return check_archive(path)
+        except Exception as error:  # gdown raises nearly anything at pages and headers that it does not know
+            if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+                raise  # the disk
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if attempt == 1 and not isinstance(error, resumable) and any(file.exists() for file in parts()):
+                for file in parts():  # it may be the reason: once more from the start
                     file.unlink(missing_ok=True)
                 continue
             path.unlink(missing_ok=True)
@@ -407,19 +467,19 @@ def maniskill2(folder: Path, source: str | None, wait: float) -> None:
 
 
 def kinetics(folder: Path, videos: Path, short_side: int) -> None:
-    """Makes the videos under `videos` small: mp4 (H.264) without sound, the shorter side `short_side` pixels at most.
+    """Makes the videos under `videos` small: mp4 (H.264) without sound, the shorter side at most `short_side` pixels.
 
-    Videos that are there and newer than their original are skipped, and those that cannot be decoded are told.
+    Videos that are there and newer than their original are skipped, and those that cannot be decoded are reported.
     envs/backgrounds.py decodes them, once for each frame size.
     """
     import imageio_ffmpeg
 
     if not videos.is_dir():
-        raise AssetError(f"--videos {videos}: no such folder; expected one with videos (Kinetics-400 driving_car, say)")
+        raise UserError(f"--videos {videos}: no such folder; expected one with videos (Kinetics-400 driving_car, say)")
     originals = sorted(path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     originals = [path for path in originals if not path.resolve().is_relative_to(folder.resolve())]
     if not originals:
-        raise AssetError(f"--videos {videos}: no video there ({' '.join(sorted(VIDEO_SUFFIXES))})")
+        raise UserError(f"--videos {videos}: no video there ({' '.join(sorted(VIDEO_SUFFIXES))})")
     side = f"trunc(min({short_side}\\,min(iw\\,ih))/2)*2"
     scale = f"scale='if(gt(iw\\,ih)\\,-2\\,{side})':'if(gt(iw\\,ih)\\,{side}\\,-2)'"
     taken, made, failed = set(), 0, 0
@@ -447,7 +507,7 @@ def kinetics(folder: Path, videos: Path, short_side: int) -> None:
         os.replace(part, path)
         made += 1
     if failed == len(originals):
-        raise AssetError(f"--videos {videos}: none of the {failed} videos could be read")
+        raise UserError(f"--videos {videos}: none of the {failed} videos could be read")
     say(
         f"{folder}: {len(originals) - failed} videos, {made} of them made now, {failed} unreadable; "
         f"use them with --resource_files '{folder}/**/*.mp4'"
@@ -473,19 +533,30 @@ def say(line: str) -> None:
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Holds `folder` for this process, so that two never write the same file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--to {folder}: expected a folder that can be written ({error.strerror})") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise AssetError(f"--to {folder}: another download into it is running") from None
+        raise UserError(f"--to {folder}: another download into it is running") from None
     finally:
         os.close(handle)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="download_assets.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("sets", nargs="+", choices=SETS, metavar=f"{{{','.join(SETS)}}}")
     parser.add_argument("--to", type=Path, default=Path("assets"), help="folder of the assets, as in --assets (assets)")
     parser.add_argument("--videos", type=Path, help="kinetics: the folder with your videos")
@@ -495,30 +566,40 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if "kinetics" in args.sets and args.videos is None:
         parser.error("kinetics needs --videos FOLDER, the videos that you have")
-    if args.short_side < 16:
-        parser.error(f"--short_side is {args.short_side}: expected 16 or more pixels")
-    source = args.source.rstrip("/") if args.source else None
+    if not 16 <= args.short_side <= 4096:
+        parser.error(f"--short_side {args.short_side}: expected 16 to 4096 pixels")
+    if not 0 <= args.wait <= 3600:
+        parser.error(f"--wait {args.wait:g}: expected 0 to 3600 seconds")
+    if args.source is not None:
+        if not re.fullmatch(r"https?://[A-Za-z0-9][^\s?#]*", args.source):
+            parser.error(f"--source {args.source}: expected an address such as http://HOST/FOLDER")
+        args.source = args.source.rstrip("/")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
     try:
+        args = parse(argv)
         with only_one(args.to):
             for name in args.sets:
                 folder = args.to / name
                 match name:
                     case "dmcgb":
-                        dmcgb(folder, source, args.wait)
+                        dmcgb(folder, args.source, args.wait)
                     case "davis":
-                        davis(folder, source, args.wait)
+                        davis(folder, args.source, args.wait)
                     case "matterport":
-                        matterport(folder, source)
+                        matterport(folder, args.source)
                     case "maniskill2":
-                        maniskill2(folder, source, args.wait)
+                        maniskill2(folder, args.source, args.wait)
                     case "kinetics":
                         kinetics(folder, args.videos, args.short_side)
-    except AssetError as error:
-        sys.exit(f"download_assets.py: {error}")
-    except OSError as error:  # the disk: full, not writable
-        sys.exit(f"download_assets.py: {error}")
+    except (AssetError, OSError) as error:  # OSError: the disk is full or cannot be written
+        say(f"download_assets.py: {' '.join(str(error).split())}")
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        sys.exit("download_assets.py: interrupted; the same command goes on from here")
+        say("download_assets.py: interrupted; the same command resumes from here")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,16 @@ class Handler(BaseHTTPRequestHandler):
         content = self.server.files.get(path)
         if fault.isdigit():
             return self.send_error(int(fault))
+        if fault.startswith("redirect "):
+            self.send_response(302)
+            self.send_header("Location", fault.removeprefix("redirect "))
+            return self.end_headers()
+        if fault in ("drip", "drip headers"):  # a byte every half second, until the other end has enough
+            answer = b"HTTP/1.0 200 OK\r\nContent-Length: 900000\r\n\r\n"
+            self.wfile.write(b"" if fault == "drip headers" else answer)
+            for byte in answer * 1000:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.5)
         if content is None:
             return self.send_error(404)
         if fault == "page":  # what a login page or a proxy does
@@ -68,10 +78,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         body = content[start:]
         self.send_response(206 if start else 200)
-        if start:
+        if start and fault == "odd range":
+            self.send_header("Content-Range", "bytes all/of it")
+        elif start:
             first = start + (7 if fault == "other range" else 0)
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        if fault != "no length":
+        if fault.startswith("length "):
+            self.send_header("Content-Length", fault.removeprefix("length "))
+        elif fault != "no length":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if fault in ("short", "whole, short"):  # the answer says a length and ends before it
@@ -160,14 +174,14 @@ def test_a_damaged_file_on_disk_is_fetched_again(dmcgb):
     path = dmcgb.assets / "dmcgb" / "video_hard" / "video3.mp4"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     code, said = dmcgb.run()
-    assert code == 0 and "video3.mp4: not the file that belongs here" in said and "1 of them fetched now" in said
+    assert code == 0 and "video3.mp4: not the file of the manifest" in said and "1 of them fetched now" in said
     assert dmcgb.on_disk() == dmcgb.files
 
 
 @pytest.mark.parametrize(
     "faults",
     [
-        ["short", "short", "short"],  # each goes on where the one before ended
+        ["short", "short", "short"],  # each resumes where the one before ended
         ["503", "429"],
         ["page"],
         ["changed"],
@@ -175,6 +189,10 @@ def test_a_damaged_file_on_disk_is_fetched_again(dmcgb):
         ["short", "other range"],
         ["short", "changed"],  # the beginning of one file and the end of another
         ["no length"],
+        ["length many"],
+        ["length -5"],
+        ["short", "odd range"],
+        ["redirect http://[", "redirect http://127.0.0.1:port/", "redirect http://a b/"],
         ["short", "503", "short", "whole, short", "changed", "short"],
     ],
     ids=", ".join,
@@ -223,8 +241,11 @@ def test_a_part_that_is_not_of_this_file_is_dropped(dmcgb, left):
         (["page"] * 3, "its git blob id is"),
         (["500"] * 5, "500"),
         (["whole, short"] * 20, "450000 of 900000 bytes"),
+        (["redirect file:///etc/passwd"], "302"),
+        (["redirect /video_easy/video0.mp4"] * 30, "302"),
+        (["redirect http://["] * 5, "Invalid IPv6 URL"),
     ],
-    ids=["missing", "wrong hash", "page", "500", "always short"],
+    ids=["missing", "wrong hash", "page", "500", "always short", "to a file", "in a circle", "to no address"],
 )
 def test_gives_up_in_one_line_and_leaves_no_wrong_file(dmcgb, faults, says):
     name = "video_easy/video0.mp4"
@@ -260,14 +281,30 @@ def test_kill_9_at_random_moments_and_restart(dmcgb):
     assert any(start > 0 for _, start in dmcgb.server.requests)
 
 
-def test_ctrl_c_says_how_to_go_on(dmcgb):
+@pytest.mark.parametrize("fault", ["drip", "drip headers"])
+@pytest.mark.parametrize("name", ["davis", "matterport"])
+def test_a_server_that_hardly_sends_is_given_up(server, tmp_path, capsys, monkeypatch, fault, name):
+    from setup import download_assets
+
+    monkeypatch.setattr(download_assets, "RATE_SECONDS", 0.2 if name == "davis" else 0.06)
+    file = "DAVIS-2017-trainval-480p.zip" if name == "davis" else DRIVE
+    server.faults[file] = [fault] * 9
+    with pytest.raises(SystemExit) as stop:
+        download_assets.main([name, "--to", str(tmp_path), "--source", server.url, "--wait", "0.01"])
+    assert stop.value.code == 1
+    assert "fewer than 1000 bytes per second" in capsys.readouterr().err.splitlines()[-1]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert len(server.requests) == (5 if name == "davis" else 1)
+
+
+def test_ctrl_c_says_how_to_resume(dmcgb):
     dmcgb.server.faults = {name: ["stuck"] for name in dmcgb.files}
     process = dmcgb.start()
     while dmcgb.server.sent == 0:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=900)
-    assert process.returncode == 1 and "the same command goes on" in said and "Traceback" not in said
+    assert process.returncode == 1 and "the same command resumes" in said and "Traceback" not in said
 
 
 def test_two_downloads_into_one_folder(dmcgb):
@@ -276,7 +313,7 @@ def test_two_downloads_into_one_folder(dmcgb):
     while not dmcgb.server.requests:
         time.sleep(0.01)
     code, said = dmcgb.run()
-    assert code == 1 and "another download into it is running" in said
+    assert code == 2 and "another download into it is running" in said
     first.communicate(timeout=900)
     assert first.returncode == 0 and dmcgb.on_disk() == dmcgb.files
 
@@ -291,7 +328,7 @@ def test_a_folder_that_cannot_be_written(dmcgb, tmp_path):
     dmcgb.assets = tmp_path / "file"
     dmcgb.assets.write_text("")
     code, said = dmcgb.run()
-    assert code == 1 and str(dmcgb.assets) in said
+    assert code == 2 and f"--to {dmcgb.assets}: expected a folder" in said
 
 
 def test_the_manifest_is_the_whole_benchmark():
@@ -306,7 +343,7 @@ def test_the_manifest_is_the_whole_benchmark():
 
 
 def run(*flags, **settings):
-    command = [sys.executable, str(SCRIPT), *map(str, flags), "--wait", "0.02"]
+    command = [sys.executable, str(SCRIPT), *([] if "--wait" in flags else ["--wait", "0.02"]), *map(str, flags)]
     process = subprocess.run(command, capture_output=True, text=True, **settings)
     assert "Traceback" not in process.stderr, process.stderr
     return process.returncode, process.stderr
@@ -374,16 +411,16 @@ def test_a_folder_of_the_users_is_left_alone(server, tmp_path):
     (tmp_path / "davis").mkdir()
     (tmp_path / "davis" / "mine.txt").write_text("mine")
     code, said = run("davis", "--to", tmp_path, "--source", server.url)
-    assert code == 1 and "move it away" in said and (tmp_path / "davis" / "mine.txt").read_text() == "mine"
+    assert code == 2 and "move it away" in said and (tmp_path / "davis" / "mine.txt").read_text() == "mine"
 
 
 def glb(seed):
     return b"glTF" + struct.pack("<II", 2, 512) + noise(500, seed)
 
 
-def tarred(files):
+def tarred(files, compression="gz"):
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as file:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -426,6 +463,93 @@ def test_matterport_damaged(server, tmp_path, content, says):
     assert not (tmp_path / "matterport").exists()
     server.files[DRIVE] = zipped({"a.glb": glb(1)})
     assert run("matterport", "--to", tmp_path, "--source", server.url)[0] == 0
+
+
+def encrypted() -> bytes:
+    """A zip whose member says that it is encrypted."""
+    data = bytearray(zipped({"a.glb": glb(0)}))
+    for magic, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(magic) + flags] |= 1
+    return bytes(data)
+
+
+def with_method(method: int) -> bytes:
+    """A zip with another compression than the one that it names."""
+    data = bytearray(zipped({"a.glb": glb(0)}))
+    for magic, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        data[data.index(magic) + place] = method
+    return bytes(data)
+
+
+def damaged(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes(99) + data[len(data) // 2 + 99 :]
+
+
+LEFT_BEHIND = {
+    "xz": damaged(tarred({"m/a.glb": glb(1), "m/b.glb": glb(2)}, "xz")),
+    "bz2": damaged(tarred({"m/a.glb": glb(1), "m/b.glb": glb(2)}, "bz2")),
+    "gz": damaged(tarred({"m/a.glb": glb(1), "m/b.glb": glb(2)}, "gz")),
+    "cut xz": tarred({"m/a.glb": glb(1)}, "xz")[:-99],
+    "encrypted": encrypted(),
+    "lzma": with_method(14),
+    "bzip2": with_method(12),
+    "deflate": with_method(8),
+    "unknown": with_method(99),
+    "long name": zipped({"x" * 300 + ".glb": glb(1)}),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("case", LEFT_BEHIND)
+def test_a_damaged_archive_on_disk_is_fetched_again(server, tmp_path, case):
+    (tmp_path / "matterport.archive").write_bytes(LEFT_BEHIND[case])
+    server.files[DRIVE] = zipped({"a.glb": glb(1)})
+    command = ("matterport", "--to", tmp_path, "--source", server.url)
+    code, said = run(*command)
+    assert code == 1 and "it was removed, and the same command fetches it again" in said.splitlines()[-1]
+    assert run(*command)[0] == 0
+    assert tree(tmp_path / "matterport") == {"a.glb"}
+
+
+@pytest.mark.parametrize("train", [b"\xff\xfe train00\n", b"", b"../../x\n" * 60])
+def test_a_damaged_list_on_disk_is_fetched_again(server, tmp_path, train):
+    files = davis_files()
+    server.files["DAVIS-2017-trainval-480p.zip"] = zipped(files)
+    (tmp_path / "DAVIS-2017-trainval-480p.zip").write_bytes(zipped({**files, "DAVIS/ImageSets/2017/train.txt": train}))
+    command = ("davis", "--to", tmp_path, "--source", server.url)
+    assert run(*command)[0] == 1
+    assert run(*command)[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b'{"a": []}', b"[" * 100_000])
+def test_a_folder_whose_list_is_damaged_is_not_whole(tmp_path, content):
+    from setup import download_assets
+
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / ".contents.json").write_text('{"a": 0}')
+    assert download_assets.is_whole(tmp_path)
+    (tmp_path / ".contents.json").write_bytes(content)
+    assert not download_assets.is_whole(tmp_path)
+
+
+def test_no_random_damage_of_an_archive_is_another_error(tmp_path):
+    from setup import download_assets
+
+    rng = np.random.default_rng(0)
+    files = {"m/a.glb": glb(1), "m/b.glb": glb(2)}
+    path = tmp_path / "archive"
+    for good in (zipped(files), *(tarred(files, kind) for kind in ("", "gz", "bz2", "xz"))):
+        found = 0
+        for _ in range(60):
+            data = bytearray(good)
+            for place in rng.integers(len(good), size=rng.integers(1, 4)):
+                data[place] ^= 1 << rng.integers(8)
+            path.write_bytes(data[: rng.integers(len(data))] if rng.random() < 0.2 else data)
+            try:
+                download_assets.check_archive(path)
+            except download_assets.Damaged:
+                found += 1
+        assert found > 5  # a plain tar has checksums of its headers only
 
 
 def test_matterport_refused(server, tmp_path):
@@ -541,18 +665,26 @@ def test_kinetics_feeds_the_video_source(tmp_path):
         (["kinetics"], "needs --videos"),
         (["kinetics", "--videos", "nowhere"], "nowhere: no such folder"),
         (["kinetics", "--videos", "."], "no video there"),
-        (["kinetics", "--videos", ".", "--short_side", "3"], "--short_side is 3"),
+        (["kinetics", "--videos", ".", "--short_side", "3"], "--short_side 3: expected 16"),
+        (["davis", "--source", "nonsense"], "--source nonsense: expected an address such as http"),
+        (["davis", "--source", "file:///data"], "--source file:///data: expected"),
+        (["davis", "--source", "http://[", "--to", "x"], "--source http://[: expected"),
+        (["davis", "--source", "http://host/a b"], "--source http://host/a b: expected"),
+        (["davis", "--wait", "-1"], "--wait -1: expected 0 to 3600 seconds"),
+        (["davis", "--wait", "nan"], "--wait nan: expected"),
+        (["davis", "--wait", "soon"], "--wait: invalid float value"),
         (["dmcbg"], "dmcbg"),
         ([], "required"),
     ],
 )
 def test_bad_flags(tmp_path, flags, says):
     code, said = run(*flags, cwd=tmp_path)
-    assert code != 0 and says in said
+    assert code == 2 and says in said and said.startswith("download_assets.py: ") and said.count("\n") == 1
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_kinetics_with_no_readable_video(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(noise(1000))
     code, said = run("kinetics", "--videos", tmp_path / "in", "--to", tmp_path / "out")
-    assert code == 1 and "none of the 1 videos could be read" in said
+    assert code == 2 and "none of the 1 videos could be read" in said
