@@ -133,9 +133,9 @@ def make(
 
             env = DMCGS(domain, name, mode, **common, assets=assets)
 
-    from .wrappers import CheckAction, TimeLimit
+    from .wrappers import CheckAction, CheckFinite, TimeLimit
 
-    return TimeLimit(CheckAction(env), time_limit // action_repeat)
+    return TimeLimit(CheckAction(CheckFinite(env, task)), time_limit // action_repeat)
 
 
 # Largest reward of an environment step, where it is not dm_control's 1.

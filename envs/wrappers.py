@@ -1,10 +1,10 @@
-"""What every env needs around it: an end by time, and a look at the actions that come in."""
+"""What every env needs around it: a time limit, and checks of what goes in and what comes out."""
 
 import numpy as np
 
 
 class Wrapper:
-    """Passes everything on to the env inside."""
+    """Passes everything through to the env inside."""
 
     def __init__(self, env):
         self.env = env
@@ -66,3 +66,31 @@ class CheckAction(Wrapper):
         if discrete and not (np.count_nonzero(values) == 1 and values.max() == 1):
             raise ValueError(f"action must be one-hot, got {values.tolist()}")
         return self.env.step({"action": values})
+
+
+class CheckFinite(Wrapper):
+    """Refuses rewards and observations with NaN or infinity in them (ValueError), before they reach the replay."""
+
+    def __init__(self, env, task: str):
+        super().__init__(env)
+        self.task = task
+        self._episode, self._step = -1, 0  # of the last observation
+
+    def reset(self, episode: int | None = None) -> dict:
+        obs = self.env.reset(episode)
+        self._episode, self._step = self._episode + 1 if episode is None else int(episode), 0
+        self._check(obs)
+        return obs
+
+    def step(self, action: dict) -> tuple[dict, float, bool, dict]:
+        obs, reward, done, info = self.env.step(action)
+        self._step += 1
+        self._check({**obs, "reward": reward})
+        return obs, reward, done, info
+
+    def _check(self, values: dict) -> None:
+        for key, value in values.items():
+            if not np.isfinite(value).all():
+                bad = np.asarray(value)[~np.isfinite(value)].flat[0]
+                where = f"step {self._step} of episode {self._episode} of the env with seed {self.env.seed}"
+                raise ValueError(f"--task {self.task} gave {bad} as {key}, at {where}: expected finite numbers")

@@ -133,6 +133,33 @@ def test_a_bad_action_is_refused(env, action, message):
     np.testing.assert_array_equal(env.physics.get_state(), before)
 
 
+@pytest.mark.parametrize("key, value", [("reward", np.nan), ("position", np.inf), ("position", -np.inf)])
+def test_numbers_that_are_not_finite_are_refused(key, value, env):
+    """Where they come from, so that they never reach the replay."""
+    inside = env.env.env.env
+    step = type(inside).step
+
+    def broken(action):
+        obs, reward, done, info = step(inside, action)
+        if key == "reward":
+            return obs, value, done, info
+        obs[key][1] = value
+        return obs, reward, done, info
+
+    action = {"action": np.zeros(2)}
+    for _ in range(2):
+        env.reset()
+    env.step(action)
+    inside.step = broken
+    message = f"--task dmc_cup_catch gave {value} as {key}, at step 2 of episode 1 of the env with seed 0: "
+    with pytest.raises(ValueError, match=message) as error:
+        env.step(action)
+    assert "\n" not in str(error.value)
+    inside.reset = lambda episode: {"position": np.array([np.nan])}
+    with pytest.raises(ValueError, match="gave nan as position, at step 0 of episode 7 "):
+        env.reset(7)
+
+
 def test_wrappers_show_the_env_inside(env):
     assert isinstance(env, TimeLimit) and isinstance(env.env, CheckAction)
     assert env.seed == 0 and env.action_repeat == 3
