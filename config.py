@@ -288,7 +288,7 @@ def _convert(label: str, value: Any, default: Any) -> Any:
             found = int(value)
     if type(found) is type(default) and (name not in LEGAL or LEGAL[name].allows(found)):
         return found
-    shown = " ".join(map(str, value)) if isinstance(value, list) else value
+    shown = " ".join(map(str, value)) if isinstance(value, list) else "''" if value == "" else value
     raise ConfigError(f"{label} is {shown}: expected {_expected(name, default)}")
 
 

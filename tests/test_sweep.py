@@ -287,6 +287,7 @@ def test_seeds(words, seeds):
         (["--batch_size", "8"], ["--batch_size", "after --"]),
         (["--", "--batch_sise", "8"], ["batch_sise", "batch_size"]),
         (["--", "--batch_size", "eight"], ["batch_size", "eight"]),
+        (["--", "--batch_length", "30"], ["--batch_length 30", "--block_size 4"]),
         (["--", "--seed", "8"], ["--seed behind --", "--seeds"]),
         (["--", "--logdir=elsewhere"], ["--logdir behind --"]),
     ],
