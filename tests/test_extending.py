@@ -39,7 +39,8 @@ def extended(tmp_path_factory):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copy(ROOT / "configs.yaml", folder)
-    shutil.copytree(ROOT / "envs", folder / "envs", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("baselines", "envs", "setup"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     commands = []
     for language, text in blocks():
         name = re.match(r"# (\S+)\n", text)
