@@ -1,6 +1,12 @@
 """Video files: frames to MP4 or GIF."""
 
+import contextlib
 import io
+import itertools
+import os
+import re
+import subprocess
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,30 +19,55 @@ def enlarge(frame: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """Writes (H, W, 3) uint8 frames as a video that browsers play (mp4: H.264 in yuv420p); returns their number."""
-    if path.suffix.lower() == ".gif":
-        frames = list(frames)
-        path.write_bytes(encode_gif(frames, fps))
-        return len(frames)
+    """Writes (H, W, 3) uint8 frames as a video that browsers play: .gif, or H.264 in yuv420p. Returns their number.
 
+    The file is there whole or not at all. Raises OSError, one line, where it cannot be written.
+    """
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix.lower() == ".gif":
+            frames = list(frames)
+            part.write_bytes(encode_gif(frames, fps))
+            count = len(frames)
+        else:
+            count = _write_h264(part, frames, fps)
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path}: the video cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return count
+
+
+def _write_h264(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     import imageio_ffmpeg
 
-    writer, count = None, 0
-    try:
-        for frame in frames:
-            height, width = frame.shape[:2]
-            # yuv420p halves the colors' resolution: an odd side gets its last line twice
-            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            if writer is None:
-                options = {"codec": "libx264", "pix_fmt_out": "yuv420p", "macro_block_size": 2, "quality": 8}
-                size = frame.shape[1::-1]
-                writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, ffmpeg_log_level="error", **options)
-                writer.send(None)
-            writer.send(np.ascontiguousarray(frame))
-            count += 1
-    finally:
-        if writer is not None:
-            writer.close()
+    frames = iter(frames)
+    first = next(frames)
+    height, width = first.shape[:2]
+    # yuv420p halves the colors' resolution: an odd side gets its last line twice
+    pad = ((0, height % 2), (0, width % 2), (0, 0))
+    size = f"{width + width % 2}x{height + height % 2}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", str(fps), "-i", "pipe:0"]
+    target = ["-c:v", "libx264", "-crf", "10", "-pix_fmt", "yuv420p", "-r", str(fps), "-y", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *target]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
+        count = 0
+        try:
+            with contextlib.suppress(BrokenPipeError):  # ffmpeg has ended; its log says why
+                for frame in itertools.chain([first], frames):
+                    process.stdin.write(np.pad(frame, pad, mode="edge").tobytes())
+                    count += 1
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            status = process.wait()
+        if status:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").splitlines() or [f"ffmpeg ended with status {status}"]
+            raise OSError(re.sub(r"^\[.*?\] ", "", lines[0]))  # without the name of the part of ffmpeg that says it
     return count
 
 

@@ -1,6 +1,8 @@
 """Task names and settings, what is refused, and the protocol that every env speaks."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,12 @@ from PIL import Image
 
 import envs
 import envs.__main__ as watch
+import video
 from envs.dmc import suite
 from envs.wrappers import CheckAction, TimeLimit
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOW_TO_COMPILE = ("dmc_dog_run", "dmc_quadruped_fetch")
 
 
 def test_every_name_is_taken_apart():
@@ -167,14 +171,21 @@ def test_wrappers_show_the_env_inside(env):
         _ = env.no_such_thing
 
 
-@pytest.mark.parametrize("task", ["dmc_humanoid_CMU_run", "dmc_dog_run", "dmc_quadruped_fetch"])
+@pytest.mark.parametrize(
+    "task",
+    ["dmc_humanoid_CMU_run", "gym_CartPole-v1", *(pytest.param(t, marks=pytest.mark.slow) for t in SLOW_TO_COMPILE)],
+)
 def test_starting_prints_nothing(task):
-    code = f"import envs; env = envs.make({task!r}); env.reset(); env.step({{'action': env.action_space.sample()}})"
+    code = (
+        f"import envs, numpy; env = envs.make({task!r}); env.reset();"
+        "n = getattr(env.action_space, 'n', None);"
+        "env.step({'action': numpy.eye(n)[0] if n else env.action_space.sample()})"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def film(path):
+def read_video(path):
     capture = cv2.VideoCapture(str(path))
     fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode()
     frames = []
@@ -183,24 +194,24 @@ def film(path):
     return fourcc, capture.get(cv2.CAP_PROP_FPS), frames
 
 
-def test_watching_a_task_as_a_film(tmp_path):
+def test_watching_a_task_as_a_video(tmp_path):
     """From the command line: H.264 in yuv420p, which browsers play, of the very frames that the env shows."""
     out = tmp_path / "clip.mp4"
     command = [sys.executable, "-m", "envs", "--task", "dmc_cup_catch_video", "--img_source", "color", "--steps", "5"]
     run = subprocess.run([*command, "--out", out], cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, f"{out}: 6 frames\n", "")
-    fourcc, fps, frames = film(out)
+    fourcc, fps, frames = read_video(out)
     assert fourcc.lower() in ("avc1", "h264") and fps == 20
     assert len(frames) == 6 and frames[0].shape == (256, 256, 3)
     env = envs.make("dmc_cup_catch_video", img_source="color")
-    expected = watch.enlarge(env.reset()["image"], 4)[..., ::-1]
+    expected = video.enlarge(env.reset()["image"], 4)[..., ::-1]
     assert np.abs(frames[0].astype(int) - expected).mean() < 6  # lossy, colours at half the resolution
 
 
-def test_an_odd_size_is_filmed_too(tmp_path):
+def test_an_odd_size_is_recorded_too(tmp_path):
     out = tmp_path / "clip.mp4"
     watch.main(["--task", "dmc_cup_catch", "--out", str(out), "--steps", "2", "--size", "33", "47", "--zoom", "1"])
-    assert [frame.shape for frame in film(out)[2]] == [(34, 48, 3)] * 3
+    assert [frame.shape for frame in read_video(out)[2]] == [(34, 48, 3)] * 3
 
 
 def test_episodes_as_a_gif(tmp_path, capsys):
@@ -210,6 +221,48 @@ def test_episodes_as_a_gif(tmp_path, capsys):
     assert "8 frames, returns of its episodes: " in capsys.readouterr().out
 
 
+def test_discrete_actions_are_recorded_too(tmp_path, capsys):
+    out = tmp_path / "clip.mp4"
+    watch.main(["--task", "gym_CartPole-v1", "--out", str(out), "--episodes", "1", "--zoom", "1"])
+    frames = read_video(out)[2]
+    assert f"{out}: {len(frames)} frames, returns of its episodes: " in capsys.readouterr().out and len(frames) > 4
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_full_disk_is_an_error_and_leaves_the_old_video(suffix, tmp_path):
+    """The limit of a process on the size of a file stands for a full disk."""
+    out = tmp_path / f"clip{suffix}"
+    out.write_text("an older video")
+    flags = ["--task", "dmc_cup_catch_video", "--img_source", "noise", "--out", str(out), "--zoom", "1"]
+    limited = f"ulimit -f 20; exec {shlex.join([sys.executable, '-m', 'envs', *flags])}"
+    run = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert run.stderr.startswith(f"python -m envs: {out}: the video cannot be written: ")
+    assert [path.name for path in tmp_path.iterdir()] == [out.name] and out.read_text() == "an older video"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_video_where_there_can_be_none(suffix, tmp_path):
+    frames = np.zeros((3, 16, 16, 3), np.uint8)
+    (tmp_path / f"folder{suffix}").mkdir()
+    for path in (tmp_path / f"folder{suffix}", tmp_path / "missing" / f"clip{suffix}"):
+        with pytest.raises(OSError, match=rf"{re.escape(str(path))}: the video cannot be written: ") as error:
+            video.write(path, frames, 20)
+        assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == [f"folder{suffix}"]
+
+
+def test_frames_that_fail_leave_no_video(tmp_path):
+    def frames():
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise ZeroDivisionError
+
+    for name in ("clip.mp4", "clip.gif"):
+        with pytest.raises(ZeroDivisionError):
+            video.write(tmp_path / name, frames(), 20)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -217,7 +270,15 @@ def test_episodes_as_a_gif(tmp_path, capsys):
         (["--out", "clip"], ["--out clip", ".mp4"]),
         (["--out", "no/such/folder/clip.mp4"], ["--out", "there is no folder"]),
         (["--out", "clip.mp4", "--steps", "0"], ["--steps is 0"]),
-        (["--out", "clip.mp4", "--fps", "nan"], ["--fps is nan"]),
+        (["--out", "clip.mp4", "--fps", "nan"], ["--fps is nan", "from 0.1 to 1000"]),
+        (["--out", "clip.mp4", "--fps", "inf"], ["--fps is inf"]),
+        (["--out", "clip.mp4", "--fps", "0"], ["--fps is 0.0"]),
+        (["--out", "clip.mp4", "--zoom", "1000000"], ["--zoom is 1000000", "4096 pixels"]),
+        (["--out", "clip.mp4", "--zoom", "-1"], ["--zoom is -1"]),
+        (["--out", "clip.mp4", "--episodes", "0"], ["--episodes is 0"]),
+        (["--out", "clip.mp4", "--time_limit", "1"], ["--time_limit is 1"]),
+        (["--out", "clip.mp4", "--seed", "-1"], ["--seed is -1"]),
+        (["--out", "clip.mp4", "--task", "gym_CartPol-v1"], ["did you mean CartPole-v1"]),
         (["--out", "clip.mp4", "--task", "dmc_cup_cach"], ["did you mean catch"]),
         (["--out", "clip.mp4", "--size", "0", "64"], ["--size is (0, 64)"]),
         (["--out", "clip.mp4", "--task", "dmc_cup_catch_video", "--resource_files", "none/*.mp4"], ["none/*.mp4"]),
@@ -226,9 +287,8 @@ def test_episodes_as_a_gif(tmp_path, capsys):
 def test_watching_what_cannot_be(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
         watch.main(["--task", "dmc_cup_catch", *flags])
-    assert stop.value.code != 0
-    message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err.splitlines()[-1]
-    assert "\n" not in message
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
     for word in words:
         assert word in message
     assert not Path("clip.mp4").exists()
