@@ -1,20 +1,27 @@
-"""The representation losses of other methods: numbers of the public R2-Dreamer code, and properties."""
+"""The representation losses of other methods: numbers of the public R2-Dreamer code, properties, agents and runs."""
 
 import functools
 import math
+import signal
 from pathlib import Path
 
+import agents
 import numpy as np
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_dreamer import PIXELS, entries, run, start, wait_for
 
+import baselines
 import distributed
 import distributions as dists
+import models
+import tools
 from baselines import dreamerpro, infonce, r2dreamer, repo
+from config import LEGAL
 
 # Numbers of the public code
 
@@ -186,12 +193,13 @@ def test_shares_of_the_batch_have_its_loss_and_gradient(monkeypatch, loss):
 # DreamerPro
 
 
+@settings(max_examples=20)
 @given(st.integers(2, 30), st.integers(2, 12), st.sampled_from([0.05, 0.1, 1.0]), st.integers(0, 1000))
 def test_sinkhorn_balances_rows_and_columns(rows, prototypes, eps, seed):
     scores = torch.rand(rows, prototypes, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     few = dreamerpro.sinkhorn(scores, eps, 3)
     torch.testing.assert_close(few.sum(1), torch.ones(rows))  # to the last step, a row is normalized
-    balanced = dreamerpro.sinkhorn(scores.double(), eps, 3000)
+    balanced = dreamerpro.sinkhorn(scores.double(), eps, 1000)
     torch.testing.assert_close(balanced.sum(1), torch.ones(rows).double())
     share = torch.full((prototypes,), rows / prototypes).double()
     torch.testing.assert_close(balanced.sum(0), share, rtol=1e-2, atol=1e-2)
@@ -274,3 +282,175 @@ def test_random_shift_is_bilinear_and_repeats_the_edges():
         torch.manual_seed(seed)
         torch.testing.assert_close(dreamerpro.random_shift(image, 3)[0, 0], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(dreamerpro.random_shift(image, 0), image)
+
+
+# Agents
+
+CHANGED = {"hybrid": False, "mask_ratio": 0.0, "mbr_scale": 0.0, "simsr_scale": 0.0}
+EXPECTED = {  # settings that differ as well, losses
+    "repo": ({"dyn_scale": 0.0, "rep_scale": 0.0}, {"repo"}),
+    "r2dreamer": ({"dyn_scale": 1.0}, {"barlow"}),
+    "infonce": ({"dyn_scale": 1.0}, {"infonce"}),
+    "dreamerpro": ({}, {"swav", "temp", "norm"}),
+}
+FEW = ("--proto_count", "20", "--proto_size", "8")  # prototypes
+
+
+def agent(name: str, *flags: str):
+    return agents.agent(*FEW, *flags, base=("dmc_vision", name))
+
+
+def test_every_method_is_a_choice_and_a_config():
+    assert LEGAL["baseline"].choices == ("none", *baselines.METHODS) == ("none", *EXPECTED)
+    assert agents.config().baseline == "none" and agents.agent().world_model.baseline is None
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_method_differs_in_what_it_should_and_trains(name):
+    also_changed, losses = EXPECTED[name]
+    default, config = agents.config().flat(), agents.config(base=("dmc_vision", name)).flat()
+    changed = {k: v for k, v in config.items() if v != default[k] and k != "configs"}
+    assert changed == {**CHANGED, **also_changed, "baseline": name}
+
+    ours, plain = agent(name), agents.agent(base=("dmc_vision", "no_hybrid"))
+    parameters, plain_parameters = dict(ours.named_parameters()), dict(plain.named_parameters())
+    # the networks that all methods have start from the same numbers
+    assert all(torch.equal(parameters.pop(k), v) for k, v in plain_parameters.items())
+    assert parameters and all(k.startswith("world_model.baseline.") for k in parameters)
+
+    before = {k: v.detach().clone() for k, v in ours.named_parameters()}
+    metrics = [ours.update(agents.batch(seed=seed)) for seed in range(3)]
+    assert all(value.isfinite() for found in metrics for value in found.values())
+    found = {k.removesuffix("_loss") for k in metrics[0] if k.endswith("_loss")}
+    assert found == {"reward", "cont", "dyn", "rep", "model", "actor", "value"} | losses
+    for one in metrics:
+        scales = {k: ours.config[f"{k}_scale"] for k in ("reward", "cont", "dyn", "rep", *losses)}
+        torch.testing.assert_close(one["model_loss"], sum(v * one[f"{k}_loss"] for k, v in scales.items()))
+    same = {k for k, v in ours.named_parameters() if torch.equal(v, before[k])}
+    assert same == {"world_model.dynamics.projection.weight"}  # which serves the latent reconstruction alone
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_imagination_starts_from_the_posterior(name):
+    model, batch = agent(name).world_model, agents.batch()
+    data = models.preprocess(batch)
+    torch.manual_seed(3)
+    _, states, _ = model.loss(data, model.draw_mask(data))
+    torch.manual_seed(3)
+    start, embed, _ = model.update(batch)
+    assert all(torch.equal(v, states["post"][k].flatten(0, 1)) and not v.requires_grad for k, v in start.items())
+    assert torch.equal(embed, states["embed"])
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_loss_alone_trains_encoder_and_dynamics(name):
+    model = agent(name).world_model
+    data = models.preprocess(agents.batch())
+    embed = model.encoder(data)
+    post, prior = model.dynamics.observe(embed, data["action"], data["is_first"])
+    losses, metrics = model.baseline.loss(model, data, post, prior, model.dynamics.feat(post), embed)
+    assert not any(value.requires_grad for value in metrics.values())
+    for loss in losses.values():
+        assert loss.shape == ()
+    total = sum(losses.values())
+    for part in (model.encoder.cnn.convs[0].weight, model.dynamics.cell.weight, model.dynamics.post_out.weight):
+        assert torch.autograd.grad(total, part, retain_graph=True)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_checkpoint_holds_all_of_a_method(name, tmp_path):
+    """Updates that a checkpoint interrupts are those of an agent that nothing interrupted, to the bit."""
+    flags = ("--proto_freeze", "2")
+    whole = agent(name, *flags)
+    expected = []
+    for seed in range(4):
+        if seed == 2:
+            tools.save_checkpoint(tmp_path / "latest.pt", whole.state())
+        torch.manual_seed(seed)
+        expected.append(whole.update(agents.batch(seed=seed)))
+    resumed = agents.agent(*FEW, *flags, base=("dmc_vision", name), seed=1)
+    resumed.load(tools.load_checkpoint(tmp_path / "latest.pt"))
+    for seed in range(2, 4):
+        torch.manual_seed(seed)
+        found = resumed.update(agents.batch(seed=seed))
+        assert all(torch.equal(found[k], v) for k, v in expected[seed].items())
+    assert all(torch.equal(resumed.state_dict()[k], v) for k, v in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("target, sign", [("0.001", 1), ("1000", -1)])
+def test_beta_follows_the_budget(target, sign):
+    ours = agent("repo", "--repo_target", target, "--repo_lr", "0.01", "--repo_init_beta", "0.1")
+    found = [ours.update(agents.batch(seed=seed)) for seed in range(5)]
+    betas = torch.stack([metrics["repo_beta"] for metrics in found])
+    assert all(metrics["repo_kl_excess"] * sign > 0 for metrics in found)
+    torch.testing.assert_close(found[0]["kl"] - float(target), found[0]["repo_kl_excess"])
+    assert betas[0] == pytest.approx(0.1)
+    # Adam's first steps are about the learning rate
+    torch.testing.assert_close(betas.log().diff(), torch.full((4,), 0.01 * sign), rtol=0.3, atol=0)
+    # its own optimizer alone trains it
+    assert not any(ours.world_model.baseline.log_beta is p for p in ours.world_model.opt.params)
+
+
+def test_prototypes_wait_and_stay_unit_vectors():
+    ours = agent("dreamerpro", "--proto_freeze", "2")
+    baseline = ours.world_model.baseline
+    for update in range(4):
+        before, projection = baseline.prototypes.detach().clone(), baseline.feat_projection.weight.detach().clone()
+        assert baseline.updates == update
+        ours.update(agents.batch(seed=update))
+        torch.testing.assert_close(baseline.prototypes.norm(dim=-1), torch.ones(20))
+        moved = (baseline.prototypes - before).abs().max()
+        assert moved < 1e-6 if update < 2 else moved > 1e-5
+        assert (baseline.prototypes.grad.abs().max() == 0) == (update < 2)
+        assert not torch.equal(baseline.feat_projection.weight, projection)
+
+
+def test_the_first_move_of_the_ema_is_a_copy():
+    ours = agent("dreamerpro")
+    model, baseline = ours.world_model, ours.world_model.baseline
+    pairs = [(baseline.target_encoder, model.encoder), (baseline.target_projection, baseline.embed_projection)]
+    with torch.no_grad():
+        for online in (*model.encoder.parameters(), *baseline.embed_projection.parameters()):
+            online += 0.1
+    for update in range(3):
+        expected = [
+            torch.lerp(old, new, 0.05 if update else 1.0).detach().clone()
+            for target, online in pairs
+            for old, new in zip(target.parameters(), online.parameters(), strict=True)
+        ]
+        ours.update(agents.batch(seed=update))
+        found = [p for target, _ in pairs for p in target.parameters()]
+        assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(found, expected, strict=True))
+
+
+def test_views_are_two_shifts_of_each_sequence():
+    baseline, data = agent("dreamerpro").world_model.baseline, models.preprocess(agents.batch())
+    views = baseline.views(data, ["image"])
+    for key, value in data.items():
+        assert views[key].shape == (6, *value.shape[1:])
+        if key != "image":
+            assert torch.equal(views[key][::2], value) and torch.equal(views[key][1::2], value)
+    assert not torch.isclose(views["image"][::2], views["image"][1::2]).all(-1).all(-1).all(-1).any()
+    # sequences of one color each stay what they are: no view is of another sequence
+    data["image"] = torch.rand(3, 1, 1, 1, 3).expand_as(data["image"])
+    views = baseline.views(data, ["image"])
+    torch.testing.assert_close(views["image"], data["image"].repeat_interleave(2, 0))
+
+
+# Runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["repo", "dreamerpro"])  # which have more than networks and their optimizer
+def test_a_stopped_run_resumes_to_the_same_numbers(name, tmp_path):
+    flags = [*PIXELS, "--configs", name, *FEW, "--proto_freeze", "20", "--steps", "400"]
+    assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
+    process = start(*flags, "--logdir", tmp_path / "stopped")
+    wait_for(tmp_path / "stopped", 4, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(600) == 0
+    code, out, err = run(*flags, "--logdir", tmp_path / "stopped")
+    assert code == 0 and "resumed at step" in out, err
+    lines = entries(tmp_path / "stopped")
+    assert lines == entries(tmp_path / "whole")
+    assert all(any(f"{loss}_loss" in line for line in lines) for loss in EXPECTED[name][1])
