@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
@@ -18,10 +19,15 @@ from typing import Any, NamedTuple
 
 # Raised in the parent as they are; all others as RuntimeError.
 USER_ERRORS = (ValueError, FileNotFoundError, ImportError)
+PATIENCE = 10  # seconds that workers have to close their envs
+
+
+class WorkerDied(RuntimeError):
+    """The process of an env ended by itself; says which env and its exit code."""
 
 
 class Transition(NamedTuple):
-    """What a step led to. `first`: when done, the first observation of the next episode, which has already begun."""
+    """The result of a step. `first`: when done, the first observation of the next episode, which has already begun."""
 
     obs: dict
     reward: float
@@ -58,7 +64,7 @@ class Host:
 
 
 class InProcess:
-    """A host in this process: works when its result is asked for."""
+    """A host in this process: works when its result is fetched."""
 
     def __init__(self, constructor: Callable[[], Any], index: int):
         self.host = Host(constructor)
@@ -71,8 +77,11 @@ class InProcess:
         method, args = self.request
         return getattr(self.host, method)(*args)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self.host.close()
+
+    def join(self, deadline: float) -> None:
+        pass
 
 
 class Worker:
@@ -115,10 +124,13 @@ class Worker:
             raise kind(message) from RuntimeError(f"in the worker of env {self.index}:\n{where}")
         raise RuntimeError(f"env {self.index} raised {message}\nin its worker:\n{where}")
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self.pipe.close()  # which ends the worker, after what it is doing
+
+    def join(self, deadline: float) -> None:
+        """Waits for the end of the process up to a moment of time.monotonic(), then kills it."""
         try:
-            self.process.wait(10)
+            self.process.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -132,17 +144,18 @@ class Worker:
 
     def _died(self):
         try:
-            code = self.process.wait(10)
+            code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             code = "unknown: it closed its pipe"
-        raise RuntimeError(f"the worker of env {self.index} died (exit code {code})") from None
+        raise WorkerDied(f"the worker of env {self.index} died (exit code {code})") from None
 
 
 class EnvGroup:
     """Envs that step together; constructors are picklable, e.g. `functools.partial(envs.make, task, seed=1)`.
 
     Raises what an env raises: ValueError, FileNotFoundError and ImportError as they are, others as RuntimeError; each
-    with the worker's traceback. A worker that dies is a RuntimeError that names it and its exit code.
+    with the worker's traceback. A worker that dies is a WorkerDied. A worker that hangs is waited for: a signal
+    handler that raises ends the wait, and then `close` is all that the group is good for.
     """
 
     def __init__(self, constructors: list[Callable[[], Any]], parallel: bool):
@@ -182,9 +195,13 @@ class EnvGroup:
         return self._results()
 
     def close(self) -> None:
-        """Closes all envs and ends their processes. Can be called again."""
-        while self.hosts:
-            self.hosts.pop().close()
+        """Closes all envs and ends their processes, after PATIENCE by force. Can be called again."""
+        hosts, self.hosts = self.hosts, []
+        for host in hosts:
+            host.stop()
+        deadline = time.monotonic() + PATIENCE
+        for host in hosts:
+            host.join(deadline)
 
     def _post(self, method: str, args: list[tuple]) -> None:
         if len(args) != len(self.hosts):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import envs
-from envs.parallel import EnvGroup, Transition
+from envs import parallel
+from envs.parallel import EnvGroup, Transition, WorkerDied
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -265,11 +266,11 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(moment):
         if moment == "stepping":
             g.send([{}, {"do": "sleep", "seconds": 60}])
             threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-            with pytest.raises(RuntimeError, match=r"env 1 died \(exit code -9\)"):
+            with pytest.raises(WorkerDied, match=r"env 1 died \(exit code -9\)"):
                 g.receive()
         else:
             os.kill(victim, signal.SIGKILL)
-            with pytest.raises(RuntimeError, match=r"env 1 died \(exit code -9\)"):
+            with pytest.raises(WorkerDied, match=r"env 1 died \(exit code -9\)"):
                 g.send([{}, {}])
                 g.receive()
         pids = [host.process.pid for host in g.hosts]
@@ -284,11 +285,36 @@ def test_a_worker_that_exits_and_leaves_a_child_behind():
         child = g.receive()[0].info["pid"]
         try:
             g.send([{"do": "exit"}])
-            with pytest.raises(RuntimeError, match=r"exit code 3"):
+            with pytest.raises(WorkerDied, match=r"exit code 3"):
                 g.receive()
             assert alive(child)
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_signal_ends_the_wait_for_workers_that_hang(monkeypatch):
+    """Handlers that raise, as those of a run do; closing then waits for all of them together, and kills them."""
+    monkeypatch.setattr(parallel, "PATIENCE", 0.5)
+
+    class Signal(Exception):
+        pass
+
+    def handle(*_):
+        raise Signal
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        g = group(3)
+        g.reset([0, 0, 0])
+        pids = [host.process.pid for host in g.hosts]
+        g.send([{"do": "sleep", "seconds": 600}] * 3)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(Signal):
+            g.receive()
+        g.close()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_close_ends_all_workers(tmp_path):
