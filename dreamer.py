@@ -140,7 +140,7 @@ class Dreamer(nn.Module):
             opt.load_state_dict(state["optimizers"][name])
         for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
             behavior.updates = updates
-        self.learn.reset()  # the optimisers' tensors are others
+        self.learn.reset()  # the optimizers' tensors are others
 
 
 def make_agent(config: Config, group: EnvGroup) -> Dreamer:
@@ -624,7 +624,7 @@ def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool, prob
         folder = logdir / "videos"
         folder.mkdir(exist_ok=True)
         for i, frames in enumerate(videos):
-            path = folder / f"{config.task}-step{step}-seed{config.seed}-{i}.mp4"
+            path = folder / f"{config.task.replace('/', '_')}-step{step}-seed{config.seed}-{i}.mp4"
             video.write(path, (video.enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
         tools.log_line(f"videos of {len(videos)} episodes: {folder}")
 

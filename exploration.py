@@ -10,7 +10,7 @@ import tools
 
 
 def make(config, world_model: models.WorldModel, actions: int) -> nn.Module:
-    """The exploring behaviour that `expl_behavior` names."""
+    """The exploring behavior that `expl_behavior` names."""
     if config.expl_behavior == "plan2explore":
         return Plan2Explore(config, world_model, actions)
     if config.expl_behavior == "random":
@@ -28,7 +28,7 @@ def add_noise(action: Tensor, amount: float, discrete: bool) -> Tensor:
 
 
 class Greedy(nn.Module):
-    """No exploring behaviour: the task's own policy gathers the data."""
+    """No exploring behavior: the task's own policy gathers the data."""
 
     behaviors: tuple[models.ImagBehavior, ...] = ()  # that it trains
 

@@ -277,9 +277,6 @@ class WorldModel(nn.Module):
                 "cont": networks.BinaryHead(feat, units, config.cont_layers, dtype, one_hot),
             }
         )
-        for name in config.grad_heads:
-            if name not in (*self.heads, "decoder"):
-                raise ValueError(f"grad_heads names {name!r}; heads are {', '.join(self.heads)}, decoder")
         trained = list(self.parameters())
         self.decoder = self.probe_opt = None
         if "decoder" in config.grad_heads or config.probe_decoder:
@@ -452,12 +449,8 @@ class WorldModel(nn.Module):
 class ImagBehavior(nn.Module):
     """Actor and critic that learn in the world model's imagination (docs/algorithm.md, section 4)."""
 
-    GRADIENTS = ("dynamics", "reinforce", "both")
-
     def __init__(self, config, world_model: WorldModel, actions: int):
         super().__init__()
-        if config.imag_gradient not in self.GRADIENTS:
-            raise ValueError(f"imag_gradient is one of {', '.join(self.GRADIENTS)}, not {config.imag_gradient!r}")
         self.config = config
         dtype = world_model.dynamics.dtype
         feat, one_hot = world_model.dynamics.feat_size, world_model.dynamics.one_hot

@@ -133,8 +133,6 @@ class ScalarHead(MLP):
     def __init__(
         self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32, one_hot: int = 0
     ):
-        if dist not in ("symlog_disc", "normal"):
-            raise ValueError(f"a reward_head or value_head is symlog_disc or normal, not {dist!r}")
         discrete = dist == "symlog_disc"
         outputs = dists.BUCKETS if discrete else 1
         super().__init__(inputs, units, layers, outputs, outscale=0.0, dtype=dtype, one_hot=one_hot)
@@ -168,8 +166,6 @@ class Actor(MLP):
         dist: normal, trunc_normal, tanh_normal for continuous actions, onehot for discrete ones.
     """
 
-    DISTS = ("normal", "trunc_normal", "tanh_normal", "onehot")
-
     def __init__(
         self,
         inputs: int,
@@ -184,8 +180,6 @@ class Actor(MLP):
         dtype=torch.float32,
         one_hot: int = 0,
     ):
-        if dist not in self.DISTS:
-            raise ValueError(f"an actor_dist is one of {', '.join(self.DISTS)}, not {dist!r}")
         outputs = actions if dist == "onehot" else 2 * actions
         super().__init__(inputs, units, layers, outputs, dtype=dtype, one_hot=one_hot)
         self.dist, self.unimix = dist, unimix
@@ -436,12 +430,6 @@ class RSSM(nn.Module):
         dtype=torch.float32,
     ):
         super().__init__()
-        if initial not in ("learned", "zeros"):
-            raise ValueError(f"initial is learned or zeros, not {initial!r}")
-        if mean_act not in ("none", "tanh5"):
-            raise ValueError(f"dyn_mean_act is none or tanh5, not {mean_act!r}")
-        if std_act not in ("sigmoid2", "sigmoid", "softplus", "abs"):
-            raise ValueError(f"dyn_std_act is sigmoid2, sigmoid, softplus or abs, not {std_act!r}")
         self.stoch, self.discrete, self.deter, self.actions = stoch, discrete, deter, actions
         self.unimix, self.initial_state = unimix, initial
         self.mean_act, self.std_act, self.min_std = mean_act, std_act, min_std

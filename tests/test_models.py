@@ -1,4 +1,4 @@
-"""The losses and updates of world model and behaviour, beyond what the reference numbers see."""
+"""The losses and updates of world model and behavior, beyond what the reference numbers see."""
 
 import agents
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import distributions as dists
 import models
 import tools
+from config import LEGAL
 
 
 @settings(max_examples=40, deadline=None)
@@ -226,7 +227,7 @@ def test_return_scale_is_at_least_one():
     assert scale.item() == pytest.approx(5.0, abs=0.1)
 
 
-@pytest.mark.parametrize("gradient", models.ImagBehavior.GRADIENTS)
+@pytest.mark.parametrize("gradient", LEGAL["imag_gradient"].choices)
 @pytest.mark.parametrize("dist", ["normal", "onehot"])
 def test_actor_gradients(gradient, dist):
     agent = agents.agent("--imag_gradient", gradient, "--imag_gradient_mix", "0.5", "--actor_dist", dist)
@@ -256,7 +257,7 @@ def test_reinforce_and_dynamics_gradients_differ_as_they_should():
     torch.testing.assert_close(found["both"], mixed, rtol=1e-3, atol=1e-6)
 
 
-def test_learning_behaviour_leaves_the_world_model_alone():
+def test_learning_behavior_leaves_the_world_model_alone():
     agent = agents.agent()
     start = imagination(agent)
     before = {k: v.clone() for k, v in agent.world_model.state_dict().items()}

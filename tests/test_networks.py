@@ -8,6 +8,7 @@ import torch
 
 import distributions as dists
 import networks
+from config import LEGAL
 
 
 def test_initialisation_moments_of_each_layer():
@@ -213,7 +214,7 @@ def test_imagination_acts_without_gradient_to_the_features():
     assert set(torch.autograd.grad(feat.sum(), inner, allow_unused=True)) == {None}
 
 
-@pytest.mark.parametrize("dist", networks.Actor.DISTS)
+@pytest.mark.parametrize("dist", LEGAL["actor_dist"].choices)
 def test_actors(dist):
     actor = networks.Actor(10, 16, 2, 4, dist=dist)
     policy = actor(torch.randn(7, 10))

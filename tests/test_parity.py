@@ -1,4 +1,4 @@
-"""Number for number against the public implementation; the numbers and what they mean: section 7 of ALGORITHM.
+"""Number for number against the public implementation; the numbers and what they mean: docs/algorithm.md, section 8.
 
 PARITY_DIR names another folder of such numbers, of any sizes.
 """
