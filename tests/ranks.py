@@ -21,6 +21,10 @@ SETTINGS = {
     "explore": ("--expl_behavior", "plan2explore", "--imag_gradient", "both", "--imag_gradient_mix", "0.3"),
     "one branch": ("--hybrid", "False", "--kl_free", "0.1"),
     "continuous": ("--dyn_discrete", "0", "--reward_head", "normal", "--value_head", "normal", "--mask_ratio", "0"),
+    **{
+        name: ("--configs", name, "--proto_count", "20", "--proto_size", "8", "--proto_freeze", "1")
+        for name in ("repo", "r2dreamer", "infonce", "dreamerpro")
+    },
 }
 
 
