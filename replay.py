@@ -34,7 +34,7 @@ Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of each key
 FileEntry = tuple[int, int, int, int, Path]  # order of finishing, env, episode, rows, file
 
 FILE_NAME = re.compile(r"(\d+)-env(\d+)-(\d+)-(\d+)\.npz")  # order of finishing, env, episode, rows
-# As numpy writes it. It is matched, not evaluated: there is no telling what a damaged one evaluates to.
+# As numpy writes it. It is matched, not evaluated: a damaged one could evaluate to anything.
 ARRAY_HEADER = re.compile(
     rb"\{'descr': '([<>|][biufc]\d+)', 'fortran_order': False, 'shape': \((\d+,(?: \d+,)*(?: \d+)?)\), \} *\n"
 )
@@ -212,7 +212,7 @@ class Replay:
     def unfinished(self, env: int) -> tuple[int, dict[str, np.ndarray]] | None:
         """Index and rows so far (views) of the env's unfinished episode, None without one.
 
-        Its `action` rows after the first are what brings the environment back to where it was.
+        Its `action` rows after the first bring the environment back to where it was.
         """
         episode = self._unfinished.get(env)
         if episode is None:
@@ -224,7 +224,7 @@ class Replay:
         return {"order": self._order, "total_finished_steps": self._total_finished_steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes the counters of a checkpoint. Call it before `load`, which counts what finished after it."""
+        """Restores the counters. Call it before `load`, which counts the episodes that finished after it."""
         if self._by_key:
             raise RuntimeError("Replay.load_state_dict has to come before load and add")
         self._order = state["order"]
@@ -578,7 +578,7 @@ def list_members(file: io.FileIO) -> list[tuple[str, tuple[int, ...], np.dtype, 
             dtype = np.dtype(match[1].decode())
             shape = tuple(int(number) for number in match[2].split(b",") if number)
             if len(header) + math.prod(shape) * dtype.itemsize != info.file_size:
-                raise ValueError(f"{name!r} has another size than its header says")
+                raise ValueError(f"{name!r} has another size than in its header")
             if info.header_offset != end:
                 raise ValueError(f"an array is missing before {name!r}")
             end = start + info.file_size
@@ -611,7 +611,7 @@ def batch_arrays(views: list[list[View]]) -> dict[str, np.ndarray]:
 class Prefetcher:
     """Batches on the device, gathered and uploaded by a thread while the learner works.
 
-    What is in a batch is decided by the calls alone: `prefetch` draws, in the caller's thread, and holds on to the
+    The calls alone decide the content of a batch: `prefetch` draws, in the caller's thread, and holds on to the
     drawn episodes; the thread only copies. So a run is repeatable, and rows may be added, episodes grow and be evicted
     meanwhile.
 
@@ -641,12 +641,12 @@ class Prefetcher:
             self._slots: deque[tuple[dict[str, torch.Tensor], torch.cuda.Event]] = deque()
 
     def prefetch(self) -> None:
-        """Draws now what is missing to `depth` batches, and starts to gather it."""
+        """Draws the batches that are missing to `depth` now, and starts to gather them."""
         while len(self._pending) < self.depth:
             self._start(self.replay.draw(self.rng, self.batch, self.length))
 
     def next(self) -> dict[str, torch.Tensor]:
-        """The oldest batch, (B, T, ...) for each key, drawn now if none is under way; raises what its thread raised."""
+        """The oldest batch, (B, T, ...) for each key, drawn now if none is under way; raises an error of its thread."""
         if not self._pending:
             self._start(self.replay.draw(self.rng, self.batch, self.length))
         _, future = self._pending.popleft()
@@ -672,7 +672,7 @@ class Prefetcher:
         return {"rng": self.rng.bit_generator.state, "pending": [segments for segments, _ in self._pending]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Gathers the batches that were under way again. Call it when the replay holds what it held then.
+        """Gathers the batches that were under way again. Call it when the replay holds the same episodes as then.
 
         A batch with an episode that is no longer to be found is drawn again.
         """

@@ -69,6 +69,8 @@ def find_runs(argument: str, label: str | None) -> list[tuple[Path, str | None]]
     name, equals, rest = argument.partition("=")
     if equals and not Path(argument).exists():
         label, argument = name, rest
+    if label and not label.isprintable():
+        raise PlotError(f"{label!r}: expected the name of a method, in printable characters")
     path = Path(argument)
     if not path.is_dir():
         raise PlotError(f"{argument}: no such folder; expected the --logdir of a run, or a folder of them")
@@ -129,7 +131,7 @@ def read_settings(path: Path) -> tuple[str, int, list[str]]:
         config = YAML(typ="safe", pure=True).load(path)
         return str(config["task"]), int(config["seed"]), [str(name) for name in config.get("configs") or []]
     except OSError as error:
-        raise PlotError(f"{path}: {error.strerror}; it says the task and the seed of a run") from None
+        raise PlotError(f"{path}: {error.strerror}; expected the settings of the run, its task and seed") from None
     except Exception:  # the YAML parser raises nearly anything at a damaged file
         raise PlotError(f"{path}: not the config of a run (expected the keys task and seed)") from None
 
@@ -250,7 +252,7 @@ def summarize(groups: dict[str, dict[str, list[Run]]], at: list[float], reps: in
 
 
 def legend_name(name: str) -> str:
-    """A name as it is written in a figure: matplotlib reads $ as math, and hides what begins with _."""
+    """A name as it is written in a figure: matplotlib reads $ as math, and hides names that begin with _."""
     name = METHOD_NAMES.get(name, name).replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
@@ -431,7 +433,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         table, remarks = plot(parser.parse_args(argv))
     except (PlotError, OSError) as error:
-        print(f"plot.py: {error}", file=sys.stderr)
+        print(f"plot.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     print(table)
     for line in remarks:

@@ -57,14 +57,14 @@ class Job:
     SIGTERM is passed on to dreamer.py, which saves a checkpoint and ends. `checkpoint` is submitit's hook for SLURM's
     warning before a time limit or a preemption (SIGUSR2): it does the same, and the job is queued again.
 
-    gpu: what CUDA_VISIBLE_DEVICES will be, None to leave it.
+    gpu: value of CUDA_VISIBLE_DEVICES, None to leave it.
     """
 
     def __init__(self, command: list[str], folder: Path, gpu: str | None = None):
         self.command, self.folder, self.gpu = command, folder, gpu
         self.pid: int | None = None  # of dreamer.py
         self.stopping = False
-        self.told = False  # dreamer.py has had its SIGTERM; another one could hit it while it saves
+        self.terminated = False  # dreamer.py has had its SIGTERM; another one could hit it while it saves
         self.slurm = False
 
     def __call__(self) -> None:
@@ -82,7 +82,7 @@ class Job:
             )  # fmt: skip
         self.pid = process.pid
         if self.stopping:
-            self.tell()
+            self.terminate()
         # Popen.wait holds a lock that `checkpoint`, called from a signal handler within it, would wait for in vain
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         code = process.wait()
@@ -117,12 +117,12 @@ class Job:
     def stop(self, *_) -> None:
         self.stopping = True
         if self.pid is not None:
-            self.told = self.told or self.slurm  # SLURM sends SIGTERM to all processes of a job by itself
-            self.tell()
+            self.terminated = self.terminated or self.slurm  # SLURM sends SIGTERM to all processes of a job by itself
+            self.terminate()
 
-    def tell(self) -> None:
-        if not self.told:
-            self.told = True
+    def terminate(self) -> None:
+        if not self.terminated:
+            self.terminated = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
@@ -130,7 +130,7 @@ class Job:
         import submitit
 
         if self.pid is not None:
-            self.tell()
+            self.terminate()
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Job(self.command, self.folder, self.gpu))
@@ -141,7 +141,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the grid. steps: environment steps after which it is finished, None if nothing says so yet."""
+    """A run of the grid. steps: environment steps after which it is finished, None if unknown."""
 
     task: str
     method: str
@@ -168,7 +168,7 @@ class Run:
             os.close(lock)
 
     def record(self) -> dict:
-        """What the last process left: its `gpu`, and its `exit` status if it ended."""
+        """Left by the last process: its `gpu`, and its `exit` status if it ended."""
         try:
             found = json.loads((self.folder / ".sweep.json").read_text())
             code, gpu = found.get("exit"), found.get("gpu")
@@ -329,7 +329,7 @@ def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
         name = flag.partition("=")[0]
         if name in ("--task", "--seed", "--logdir", "--configs"):
             instead = name + "s" if name in ("--task", "--seed") else name
-            raise SweepError(f"{name} behind --: the sweep sets it; give {instead} before the --")
+            raise SweepError(f"{name} after --: the sweep sets it; give {instead} before the --")
     seeds = parse_seeds(args.seeds)
     logdir = log_folder(args)
     methods, steps = {}, {}
@@ -459,7 +459,7 @@ def thin(rows: list[dict]) -> list[dict]:
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to, one GPU each: what it is set to, or else all GPUs here."""
+    """Values for CUDA_VISIBLE_DEVICES, one GPU each: those of its present value, or else all GPUs here."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
     try:
@@ -480,7 +480,7 @@ def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel:
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=60 * 24 * 365)
     active: dict[Run, tuple[submitit.Job, str | None]] = {}
-    todo, total, failed, lost, told = list(todo), len(todo), 0, False, False
+    todo, total, failed, lost, stopping = list(todo), len(todo), 0, False, False
     with tools.Interrupt() as interrupt:
         while active or (todo and not interrupt.requested):
             elsewhere = [run for run in elsewhere if run.locked()]
@@ -499,16 +499,16 @@ def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel:
                 print(f"[{total - len(todo)}/{total}] {run}: started{where}, logs in {run.folder}", flush=True)
             time.sleep(0.2)
             if interrupt.requested:
-                if not told:
+                if not stopping:
                     print("stopping: the runs save their checkpoints", flush=True)
-                told = True
+                stopping = True
                 for job, _ in active.values():  # again and again: a process that is just starting may miss it
                     if not job.done():
                         os.kill(int(job.job_id), signal.SIGTERM)  # its id is that of submitit's process beside the run
             for run in [run for run, (job, _) in active.items() if job.done()]:
                 del active[run]
                 code, progress = run.record().get("exit"), run.progress()
-                if code in (0, -signal.SIGTERM) or (code is None and told):
+                if code in (0, -signal.SIGTERM) or (code is None and stopping):
                     what = "finished" if progress["finished"] else "stopped"
                     print(f"{run}: {what} at step {progress['step']}", flush=True)
                 else:
@@ -567,7 +567,7 @@ def main(argv: list[str]) -> int:
     if args.max_parallel is not None and args.max_parallel < 1:
         raise SweepError(f"--max_parallel {args.max_parallel}: expected 1 or more")
     if args.slurm and args.executor != "slurm":
-        raise SweepError("--slurm sets what --executor slurm asks for: add that, or leave it out")
+        raise SweepError("--slurm belongs to --executor slurm: add that, or leave it out")
     if not args.tasks and not args.status and args.export is None:
         raise SweepError("--tasks: which? such as --tasks dmc_walker_walk dmc_cup_catch")
     runs = make_grid(args, flags) if args.tasks else find_runs(logdir)
@@ -607,7 +607,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except (SweepError, OSError) as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
+        print(f"sweep.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

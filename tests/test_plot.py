@@ -108,12 +108,12 @@ def test_runs_without_a_value_yet_do_not_stop_the_others(tmp_path, capsys):
     assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["1"]
 
 
+@pytest.mark.filterwarnings("error")
 def test_names_that_matplotlib_would_read_as_math_or_hide(tmp_path):
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", seed=1)
-    flags = [rf"$\frac$={tmp_path / '0'}", f"_hidden={tmp_path / '1'}", "--out", tmp_path / "a.svg"]
-    code, _, remarks = run(*flags)
-    assert code == 0 and "Warning" not in remarks, remarks
+    flags = [rf"$\frac$={tmp_path / '0'}", f"_hidden={tmp_path / '1'}", "--out", str(tmp_path / "a.svg")]
+    plot.main(flags)
     assert "_hidden" in (tmp_path / "a.svg").read_text() and "frac" in (tmp_path / "a.svg").read_text()
 
 
@@ -219,6 +219,8 @@ def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):
         ("", ["run", "--window", "-1"], "--window -1"),
         ("", ["run", "--window", "nan"], "--window nan: expected 0 or more"),
         ("", ["run", "--at", "nan"], "--at nan: expected environment steps"),
+        ("", ["\udcff=run"], "expected the name of a method"),
+        ("", ["run", "--metric", "a\nb"], "no `a b` in its metrics.jsonl"),
         ("", ["run", "--at", "1e5", "inf"], "--at inf: expected environment steps"),
         ("", ["run", "--at", "soon"], "argument --at: invalid float value: 'soon'"),
         ("", ["run", "--metrics", "eval_return"], "unrecognized arguments: --metrics"),

@@ -25,7 +25,7 @@ from replay import Prefetcher, Replay, episode_key, read_episode, spec_of
 
 
 def make_row(env, episode, t, size=4):
-    """A row from which environment, episode and t can be told."""
+    """A row from which environment, episode and t can be read."""
     return {
         "image": np.full((size, size, 3), (env * 31 + episode * 7 + t) % 256, np.uint8),
         "id": np.array([env, episode, t], np.float32),
@@ -294,7 +294,7 @@ def test_episodes_that_finished_after_the_checkpoint_count(tmp_path):
     assert again.finished == {0: (1, 4), 1: (0, 8)}
     with pytest.raises(RuntimeError, match="before load"):
         again.load_state_dict(state)
-    fill(again, 0, 2, 3)  # goes on behind the others
+    fill(again, 0, 2, 3)  # numbered after the others
     assert sorted(path.name for path in tmp_path.iterdir())[-1] == "00000003-env000-000002-3.npz"
     assert Replay(tmp_path, 1000).load() == 17  # and without a checkpoint
 
@@ -614,7 +614,7 @@ def test_no_more_open_files_is_said_with_what_to_do(tmp_path):
 
 
 def test_kill_at_any_moment_leaves_whole_files(tmp_path, capsys):
-    """Real writers, killed for real; each restart goes on behind the files that it finds."""
+    """Real writers, killed for real; each restart resumes after the files that it finds."""
     kill_after = random.Random(0)
     finished = {}
     for _ in range(10):
@@ -779,7 +779,7 @@ def test_error_of_the_thread_is_raised_in_next():
     prefetcher._start([[(episode_key(0, 0), 6, 4)]])  # beyond its last row
     with pytest.raises(ValueError, match="broadcast"):
         prefetcher.next()
-    prefetcher.next()  # and goes on
+    prefetcher.next()  # and works again
     prefetcher.close()
 
 

@@ -1,4 +1,4 @@
-"""Grids of real runs: stopped, killed, taken up again; as SLURM jobs; what the table says of them."""
+"""Grids of real runs: stopped, killed, resumed; as SLURM jobs; the status table; export."""
 
 import contextlib
 import importlib.util
@@ -288,8 +288,8 @@ def test_seeds(words, seeds):
         (["--", "--batch_sise", "8"], ["batch_sise", "batch_size"]),
         (["--", "--batch_size", "eight"], ["batch_size", "eight"]),
         (["--", "--batch_length", "30"], ["--batch_length 30", "--block_size 4"]),
-        (["--", "--seed", "8"], ["--seed behind --", "--seeds"]),
-        (["--", "--logdir=elsewhere"], ["--logdir behind --"]),
+        (["--", "--seed", "8"], ["--seed after --", "--seeds"]),
+        (["--", "--logdir=elsewhere"], ["--logdir after --"]),
     ],
 )
 def test_bad_input_is_one_line(flags, words, tmp_path, capsys, monkeypatch):
@@ -300,13 +300,13 @@ def test_bad_input_is_one_line(flags, words, tmp_path, capsys, monkeypatch):
         sweep.main(["--logdir", str(tmp_path / "log"), *flags])
         raise AssertionError("it started")
     except sweep.SweepError as error:
-        told = str(error)
+        error_text = str(error)
     except SystemExit as stop:
         assert stop.code == 2
-        told = capsys.readouterr().err
-    assert len(told.strip().splitlines()) == 1, told
+        error_text = capsys.readouterr().err
+    assert len(error_text.strip().splitlines()) == 1, error_text
     for word in words:
-        assert word in told
+        assert word in error_text
     assert not list(tmp_path.rglob("seed*"))
 
 
