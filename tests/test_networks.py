@@ -224,5 +224,3 @@ def test_actors(dist):
     if dist == "normal":
         assert (policy.std >= 0.1).all() and (policy.std <= 1).all()
         assert policy.std.mean().item() == pytest.approx(0.9 / (1 + math.exp(-2)) + 0.1, abs=0.1)
-    with pytest.raises(ValueError, match="actor_dist"):
-        networks.Actor(10, 16, 2, 4, dist="gaussian")
