@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dreamer import PIXELS, entries, run, start, wait_for
+from test_fast import needs_gpu
+from test_native import needs_compiler
 
 import baselines
 import distributed
 import distributions as dists
+import fast
 import models
 import tools
 from baselines import dreamerpro, infonce, r2dreamer, repo
@@ -435,6 +438,57 @@ def test_views_are_two_shifts_of_each_sequence():
     data["image"] = torch.rand(3, 1, 1, 1, 3).expand_as(data["image"])
     views = baseline.views(data, ["image"])
     torch.testing.assert_close(views["image"], data["image"].repeat_interleave(2, 0))
+
+
+# Backends
+
+
+def updates(name: str, backend: fast.Backend, *flags: str, count: int = 2) -> list[dict[str, torch.Tensor]]:
+    ours = agent(name, *flags)
+    ours.use_backend(backend)
+    torch.manual_seed(1)
+    batches = [{k: v.to(ours.device) for k, v in agents.batch(seed=seed).items()} for seed in range(count)]
+    return [ours.update(batch) for batch in batches]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", EXPECTED)
+def test_native_updates_are_those_of_plain_pytorch(name):
+    for plain, native in zip(*(updates(name, fast.Backend(how)) for how in ("", "native")), strict=True):
+        for key in plain:
+            torch.testing.assert_close(native[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.slow
+def test_the_second_rollout_can_be_traced(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: real(f, backend="aot_eager", **settings))
+    try:
+        found = [updates("dreamerpro", fast.Backend(how)) for how in ("", "compiled")]
+    finally:
+        fast._compiled.cache_clear()
+        torch._dynamo.reset()
+    for plain, traced in zip(*found, strict=True):
+        for key in plain:
+            torch.testing.assert_close(traced[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_bfloat16_losses_are_near_those_of_float32(name):
+    (single,), (half,) = (updates(name, fast.Backend(), "--precision", p, count=1) for p in ("32", "16"))
+    for loss in EXPECTED[name][1]:
+        assert half[f"{loss}_loss"].dtype == torch.float32
+        assert half[f"{loss}_loss"].item() == pytest.approx(single[f"{loss}_loss"].item(), rel=0.05, abs=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", EXPECTED)
+def test_captured_updates_are_those_of_plain_pytorch(name):
+    device = ("--device", "cuda", "--proto_freeze", "2")
+    backends = fast.Backend(), fast.choose_backend(True, torch.device("cuda"))
+    for plain, captured in zip(*(updates(name, backend, *device, count=8) for backend in backends), strict=True):
+        for key in plain:
+            assert captured[key].item() == pytest.approx(plain[key].item(), rel=1e-2, abs=1e-2), key
 
 
 # Runs
