@@ -3,19 +3,20 @@
     python tests/benchmarks/loop.py [--rows configured balanced] [--seconds 60] [--SETTING VALUE ...]
     python tests/benchmarks/loop.py --long [AGENT_STEPS]
 
-It drives the real `dreamer.Trainer`. The first row is dmc_vision as it is (other flags are settings of dreamer.py). In
-the second row the two sides are about equally busy, by the number of updates for each step, and on a CPU by a small
-model too: only there can one see an overlap or the lack of it. On a CPU learner and envs then have cores of their own, the
-same ones alone and together, as "the larger of the two" means nothing where the two sides compete for cores.
+It drives the real `dreamer.Trainer`. The first row is dmc_vision as it is (other flags are settings of dreamer.py).
+In the second row the two sides are about equally busy, by the number of updates for each step, and on a CPU by a
+small model too: only there can one see an overlap or the lack of it. On a CPU learner and envs then have cores of
+their own, the same ones alone and together, as "the larger of the two" means nothing where the two sides compete for
+cores.
 
 learner   the updates of an iteration, the envs idle
 envs      an iteration without its updates: the policy acts, all envs step, their answers go into the replay
 both      an iteration, as `Trainer.train` has it
 
 --long trains a tiny model on vectors through `Trainer.train`, with its logs, checkpoints and evaluations, and prints
-speed and what the process and the folder hold after each tenth. The CPU time of a step, that of the learner's process,
-tells more than the speed where the machine has other work. The replay is full after three tenths: from there on nothing but
-the logs may grow.
+speed and what the process and the folder hold after each tenth. The CPU time of a step, that of the learner's
+process, tells more than the speed where the machine has other work. The replay is full after three tenths: from there
+on nothing but the logs may grow.
 """
 
 import argparse
