@@ -180,7 +180,7 @@ def _parse(task: str):
 
     if rest == "cup" or rest.startswith("cup_"):
         rest = "ball_in_" + rest
-    # Domains, tasks and modes contain underscores, and one may begin another (humanoid, humanoid_CMU): longest.
+    # Names contain underscores, and one may be the start of another (humanoid, humanoid_CMU): take the longest.
     domains = [d for d in TASKS if rest == d or rest.startswith(d + "_")]
     if not domains:
         raise ValueError(f"--task {task}: no such domain; {nearest(rest.split('_')[0], TASKS)}")

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what cannot be read is told in our own words
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: files that cannot be read raise errors here
 
 IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
 
@@ -88,7 +88,7 @@ class Clouds:
     """Moving clouds with the statistics of natural images: amplitudes fall as 1/f, and large shapes outlive small ones.
 
     Each spatial frequency f (cycles per image) is a complex Ornstein-Uhlenbeck process: it forgets itself over about
-    80/f frames while the whole picture drifts. Grayscale; an episode draws its own clouds, drift and brightness.
+    80/f frames while the whole image drifts. Grayscale; an episode draws its own clouds, drift and brightness.
     """
 
     MEAN, STD = 128, 56  # gray levels, before clipping
@@ -195,7 +195,7 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
         frames = _read_skvideo(path)
         first = next(frames, None)
     if first is None:
-        raise ValueError(f"{path}: not a readable video (no frame of it could be decoded); mend or remove the file")
+        raise ValueError(f"{path}: not a readable video (no frame of it could be decoded); repair or remove the file")
     yield first
     yield from frames
 
@@ -222,7 +222,7 @@ def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
 
             frames = skvideo.io.vreader(str(path))
             first = next(frames, None)
-        except Exception:  # it has as many exceptions as ways to fail; a file without frames is told by read_video
+        except Exception:  # of many kinds; read_video raises its own error for a file without frames
             return
         if first is not None:
             yield first
@@ -233,7 +233,7 @@ def read_image(path: Path) -> Iterator[np.ndarray]:
     """The one frame of an image file, (h, w, 3) uint8 RGB."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"{path}: not a readable image; mend or remove the file")
+        raise ValueError(f"{path}: not a readable image; repair or remove the file")
     yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -333,5 +333,5 @@ def _locked_folder(cache: Path) -> Iterator[Path]:
         cache.mkdir(mode=0o700, exist_ok=True)
     with open(cache / ".lock", "a") as lock:
         with contextlib.suppress(OSError):  # a file system without locks: envs that start together decode twice
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file closes or its process dies
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes or its process dies
         yield cache

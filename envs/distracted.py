@@ -128,7 +128,7 @@ class DMCGS(DMC):
 
     color_*: at each reset floor, robot and sky take colors from a set of 100. video_*: the sky, in video_hard the
     floor too, is a green screen on which a video plays, the next one at each reset, one frame for each agent step,
-    from its first frame on, wrapping.
+    from its first frame, wrapping around.
 
     assets: folder of the downloaded assets: the sets are read from dmcgb/{mode}.pt in it (or drawn where it is not
     there), the videos from dmcgb/{mode}/*.mp4. The other arguments are DMC's.
@@ -195,7 +195,7 @@ def texture(model, index: int) -> np.ndarray:
 
 
 def _texture_templates() -> dict[str, np.ndarray]:
-    """The shared textures, (h, w) uint8, their parts told apart by level.
+    """The shared textures, (h, w) uint8, their parts distinguished by level.
 
     skybox: the gradient from 0 to 254, the random marks 255. grid: rgb1 is 0, rgb2 is 255, the lines are between.
     Coloring a template by a table of levels gives in milliseconds what compiling takes a tenth of a second for (the

@@ -26,11 +26,11 @@ class DistractingCS(DMC):
     """`dmc_{domain}_{task}_distracting_cs` and `_sensor_cs`: what the camera sees moves every second environment step.
 
     A step here is a step of the suite's env, not a step of its integrator (of which a walker's has 10) and not the
-    agent's: with an action repeat of 2 each of the agent's frames is one move on, with a repeat of 4 two moves.
+    agent's: with an action repeat of 2 there is one move between the agent's frames, with a repeat of 4 there are two.
 
-    Camera: `CameraWalk`, round the robot's center of mass where the stock camera tracks it, else round the point that
+    Camera: `CameraWalk`, around the robot's center of mass where the stock camera tracks it, else around the point that
     the stock camera looks at, as far away as the robot. Background: a sequence of DAVIS on the sky, on all six faces.
-    Colors: `ColorWalk` of every material. All is drawn anew in each episode.
+    Colors: `ColorWalk` of every material. All of it is drawn again in each episode.
 
     intensity: one of VIDEOS. ds_resource_path: DAVIS-2017 (see DAVIS_FRAMES), by default the folder davis of `assets`.
     Decoded frames are cached in `assets`/cache: about 2 MB for each. The other arguments are DMC's.
@@ -146,7 +146,7 @@ def find_davis(root: str | Path, count: int) -> list[list[Path]]:
 
 
 class CameraWalk:
-    """The camera on its random walk round its target, in spherical coordinates (radius, vertical, horizontal).
+    """The camera on its random walk around its target, in spherical coordinates (radius, vertical, horizontal).
 
     Angles are in radians: vertical from straight above, horizontal from the x axis. With intensity i they stay within
     (pi/2) i of stock and the radius within (1 - 0.5 i) and (1 + 1.5 i) of stock. Unless `free` (reacher), the camera

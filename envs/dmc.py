@@ -47,7 +47,7 @@ class DMC:
     suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
 
     An episode is a pure function of (seed, its number, actions): everything random in it comes from `self.rng`. What a
-    subclass changes in `self.physics.model` it sets anew in every begin_episode.
+    subclass changes in `self.physics.model` it sets again in every begin_episode.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class DMC:
         return self._view.render().copy()
 
     def reset(self, episode: int | None = None) -> dict[str, np.ndarray]:
-        """Begins the next episode, or the one with this number, and returns its first observation."""
+        """Starts the next episode, or the one with this number, and returns its first observation."""
         self._episode = self._episode + 1 if episode is None else int(episode)
         self.rng = np.random.default_rng([self.seed, self._episode])
         self._env.task.random.seed(self.rng.integers(2**32, dtype=np.uint32))

@@ -16,7 +16,7 @@ from . import nearest, opengl
 # Frames are drawn in memory: pygame, which many envs draw with, needs no screen, and no greeting.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # pygame's affair; setuptools is pinned
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by pygame; setuptools is pinned
 gymnasium.logger.min_level = gymnasium.logger.ERROR  # its warnings would come from every worker
 
 RESERVED = ("action", "reward", "is_first", "is_last", "is_terminal")  # names of what else a step consists of

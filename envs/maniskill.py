@@ -1,7 +1,7 @@
 """Realistic ManiSkill: tasks of ManiSkill2 before a random scan of a real room, as RePo defines them.
 
 Importing this module imports ManiSkill2 and SAPIEN, which exist for Python up to 3.11 and numpy below 1.24. It raises
-one ImportError that says so where they are not to be had, and one RuntimeError where nothing can render.
+one ImportError that says so where they are missing, and one RuntimeError where nothing can render.
 """
 
 import importlib.util
@@ -31,10 +31,10 @@ if absent:
     )
 ON_CPU = vulkan.prepare()
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sapien's affair; setuptools is pinned
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by sapien; setuptools is pinned
     import sapien
     import sapien.core
-# The soft-body tasks, which nobody asks for, would import warp and torch into every worker.
+# The soft-body tasks, which are not offered here, would import warp and torch into every worker.
 sys.modules.setdefault("mani_skill2.envs.mpm", types.ModuleType("mani_skill2.envs.mpm"))
 from mani_skill2.envs.assembly.assembling_kits import AssemblingKitsEnv  # noqa: E402
 from mani_skill2.envs.assembly.peg_insertion_side import PegInsertionSideEnv  # noqa: E402
@@ -45,7 +45,7 @@ from mani_skill2.envs.pick_and_place.pick_cube import PickCubeEnv  # noqa: E402
 from mani_skill2.envs.sapien_env import BaseEnv  # noqa: E402
 from mani_skill2.utils.sapien_utils import look_at  # noqa: E402
 
-# Not told: that the envs of a process share what renders.
+# Silences the warning that the envs of a process share a renderer.
 os.environ.setdefault("MS2_RENDERER_LOG_LEVEL", "error")
 sapien.core.SapienRenderer.set_log_level(os.environ["MS2_RENDERER_LOG_LEVEL"])
 
@@ -65,7 +65,7 @@ class Room(BaseEnv):
 
     def _configure_cameras(self):
         super()._configure_cameras()
-        self._camera_cfgs = {"base_camera": self._camera_cfgs["base_camera"]}  # no hand camera: nobody looks
+        self._camera_cfgs = {"base_camera": self._camera_cfgs["base_camera"]}  # no hand camera: its image is not used
 
     def _register_render_cameras(self):
         return []
@@ -220,7 +220,7 @@ class RealisticManiSkill:
             settings["model_ids"] = [FAUCET]
         engine.scan = self.scans[0]  # ManiSkill2 resets while it is constructed
         self._env = engine(
-            obs_mode="none",  # rgbd would render depth and the hand's camera too; `_observe` takes the same picture
+            obs_mode="none",  # rgbd would render depth and the hand's camera too; `_observe` takes the same image
             control_mode="pd_ee_delta_pose",
             reward_mode="dense",
             camera_cfgs={"base_camera": camera},
@@ -232,7 +232,7 @@ class RealisticManiSkill:
         self.action_space = gym.spaces.Box(-1.0, 1.0, self._env.action_space.shape, np.float32)
 
     def reset(self, episode: int | None = None) -> dict[str, np.ndarray]:
-        """Begins the next episode, or the one with this number, and returns its first observation."""
+        """Starts the next episode, or the one with this number, and returns its first observation."""
         self._episode = self._episode + 1 if episode is None else int(episode)
         rng = np.random.default_rng([self.seed, self._episode])
         self._env.scan = self.scans[rng.integers(len(self.scans))]
@@ -285,8 +285,8 @@ def _downloads(task: str, assets: str, path: str, required: str) -> Path:
 def _shaders() -> str:
     """The engine's own shaders; for the CPU, without a table that takes it 10 s to compute in each process.
 
-    The table weighs the light that comes from an environment map. The tasks have none: that light is 0 with any weight,
-    and every pixel the same.
+    The table weighs the light from an environment map. The tasks have none: that light is 0 with any weight, and all
+    pixels stay the same.
     """
     if not ON_CPU:
         return "ibl"

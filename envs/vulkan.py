@@ -1,7 +1,7 @@
 """Vulkan for SAPIEN on a machine without a GPU: the devices, what is missing, and the environment variables.
 
 SAPIEN wants a Vulkan device with descriptor indexing and VK_KHR_external_semaphore_fd. Mesa's software device,
-lavapipe, has the first in releases after Debian 12's; the layer in setup/vulkan makes up for the second. A machine with
+lavapipe, has the first in releases after Debian 12's; the layer in setup/vulkan adds the second. A machine with
 a GPU is left alone.
 
 Needs nothing but the standard library: setup/install_vulkan.sh runs it as a script, before anything is installed. It

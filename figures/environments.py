@@ -2,8 +2,8 @@
 
     python figures/environments.py [--assets assets] [--resource_files 'FOLDER/*.mp4'] [--out figures/environments.png]
 
-A task whose files are missing is left out, and a line says what it needs. The flags are those of the tasks' settings.
-The picture in the repository has the benchmark's videos, and the tests' stand-ins for the scans and the faucet.
+A task whose files are missing is left out with a line that says what it needs. The flags are settings of the tasks.
+The figure in the repository has the benchmark's videos, and the tests' stand-ins for the scans and the faucet.
 """
 
 import argparse
@@ -56,7 +56,7 @@ FAMILIES = {
 MOMENTS = (4, 40)  # agent steps after a reset that are shown
 
 
-def film(task: str, settings: dict, seed: int) -> list[np.ndarray]:
+def record(task: str, settings: dict, seed: int) -> list[np.ndarray]:
     """The frames of an episode's MOMENTS, each of another episode."""
     repeat = {"action_repeat": 1, "time_limit": 100} if task.startswith("rms_") else {}
     env = envs.make(task, seed=seed, **repeat, **settings)
@@ -90,7 +90,7 @@ def main() -> None:
         columns_left = iter(axes.T)
         for number, (task, settings) in enumerate(tasks):
             try:
-                frames = film(task, paths | settings, args.seed + number)
+                frames = record(task, paths | settings, args.seed + number)
             except (FileNotFoundError, ImportError) as error:
                 print(f"{task} is left out: {error}", file=sys.stderr)
                 continue

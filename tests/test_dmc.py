@@ -43,7 +43,10 @@ def test_every_benchmark_task_runs(domain, task):
     env.close()
 
 
-@pytest.mark.parametrize("domain, task", [t for t in suite.ALL_TASKS if t[0] != "dog" or t[1] == "fetch"])
+@pytest.mark.parametrize(
+    "domain, task",
+    [t for t in suite.ALL_TASKS if t[0] != "dog"] + [pytest.param("dog", "fetch", marks=pytest.mark.slow)],
+)
 def test_an_episode_follows_from_seed_number_and_actions(domain, task):
     """One env plays episodes 0, 1, 2; the other jumps to 2 at once. Observations, states and the model itself agree."""
     played, jumped = (DMC(domain, task, seed=7, image=False) for _ in range(2))

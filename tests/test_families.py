@@ -12,6 +12,8 @@ import dreamer
 import envs
 import replay
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [
     *TINY, "--envs", "1", "--device", "cpu", "--steps", "48", "--time_limit", "24", "--prefill", "8", "--pretrain", "1",
     "--eval_every", "48", "--eval_episode_num", "1", "--log_every", "24", "--checkpoint_every", "48",

@@ -201,6 +201,7 @@ def test_task(task, assets):
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_episodes_follow_from_seed_and_number(task, assets):
     one, other = make(task, assets, seed=2, size=(32, 32)), make(task, assets, seed=2, size=(32, 32))
@@ -228,6 +229,7 @@ def test_actions_are_clipped(assets):
     np.testing.assert_array_equal(play(env, 5 * np.ones((2, 7)))[0], play(env, np.ones((2, 7)), 0)[0])
 
 
+@pytest.mark.slow
 def test_pixels_are_those_of_rgbd_observations(assets):
     """ManiSkill2's own way to an observation: its shaders, all its cameras, its rgbd wrapper. Metal shines most."""
     env = bare("turn_faucet", assets)
@@ -256,6 +258,7 @@ def test_pixels_are_those_of_rgbd_observations(assets):
     stock.close()
 
 
+@pytest.mark.slow
 def test_workers(assets):
     from envs.parallel import EnvGroup
 
@@ -296,6 +299,7 @@ class TestScene:
         np.testing.assert_allclose(names["scan"].pose.p, [0, 0, -0.8])
         np.testing.assert_allclose(names["scan"].pose.q, [0, 0, 0, 1])
 
+    @pytest.mark.slow
     def test_scans_are_drawn_at_each_reset(self, assets):
         env = bare("push_cube", assets, size=(32, 32))
         scans, pictures = [], {}

@@ -386,6 +386,7 @@ def test_signals_while_the_worker_still_imports():
             g.close()
 
 
+@pytest.mark.slow
 def test_a_slow_import(tmp_path, monkeypatch):
     (tmp_path / "slowly.py").write_text("import time; time.sleep(2)\nfrom test_parallel import Counter\n")
     monkeypatch.syspath_prepend(tmp_path)
