@@ -228,6 +228,7 @@ class Trainer:
 
         Raises TrainingError or collect.EnvError if it cannot; OSError if a file cannot be written.
         """
+        behind = False  # there are updates to do that were lost with a checkpoint
         with tools.Interrupt() as interrupt:
             while True:
                 if not self.collector.under_way:
@@ -236,13 +237,14 @@ class Trainer:
                     self.collector.act(self.agent)
                 if not self.learn(interrupt):
                     break
-                behind = self.updates < self.updates_due()
+                redone, behind = behind, self.updates < self.updates_due()
                 finished = self.env_step >= self.config.steps and not behind
                 if finished and self.is_due("eval") and not self.evaluate(interrupt):
                     break
-                if self.is_due("log") or behind:
+                if self.is_due("log") or redone or behind:
                     self.log()
-                if self.is_due("checkpoint") or behind or finished or 0 < self.done_at["eval"] == self.env_step:
+                evaluated = self.done_at["eval"] == self.env_step > self.done_at["checkpoint"]
+                if self.is_due("checkpoint") or behind or evaluated or finished:
                     self.save()
                 if finished:
                     return
@@ -454,6 +456,8 @@ class Trainer:
         if state is None:
             return None
         check_state(state, self.agent, path)
+        if "ranks" not in state:
+            raise ValueError(f"{path} holds an agent alone, as setup/export_agent.py writes it: training cannot resume")
         count = len(state["episode"])
         if count != self.config.envs:
             raise ValueError(f"--envs is {self.config.envs}: {path} is of a run with {count}, and resumes with as many")
@@ -501,19 +505,19 @@ class Trainer:
                 f"training has diverged: {broken} is not finite at step {self.env_step}; "
                 f"the last checkpoint in {self.logdir} is of step {self.done_at['checkpoint']}"
             )
-        self.done_at["checkpoint"] = self.env_step
+        done_at = {**self.done_at, "checkpoint": self.env_step}
         own = {
             "batches": self.batches.state_dict(),
             "metrics": self.metrics.state_dict(),
             "rng": tools.rng_state(prefill=self.collector.rng),
         }
         state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own), "agent": agent}
-        if not distributed.is_main():
-            return
-        for name in ("updates", "eval_episodes", "last_return", "done_at"):
-            state[name] = getattr(self, name)
-        state["lines"] = self.logger.lines
-        tools.save_checkpoint(self.logdir / LATEST, state, self.logdir / PREVIOUS)
+        if distributed.is_main():
+            for name in ("updates", "eval_episodes", "last_return"):
+                state[name] = getattr(self, name)
+            state["done_at"], state["lines"] = done_at, self.logger.lines
+            tools.save_checkpoint(self.logdir / LATEST, state, self.logdir / PREVIOUS)
+        self.done_at = done_at
 
     def close(self) -> None:
         for part in (self.collector.envs, self.eval_envs, self.batches, self.logger, self.progress):
@@ -549,7 +553,7 @@ def find_checkpoint(logdir: Path) -> tuple[Path | None, dict | None, str]:
 
 def check_state(state: dict, agent: Dreamer, path: Path) -> None:
     """Raises ValueError, one line, if a checkpoint is not one of a run or is of another agent."""
-    if not state.keys() >= {"agent", "step", "episode", "ranks", "updates"}:
+    if not state.keys() >= {"agent", "step"}:
         raise ValueError(f"{path} is not a checkpoint of a run (for the public code's, see --from_checkpoint)")
     theirs, ours = state["agent"]["agent"], agent.state_dict()
     for name in sorted(ours.keys() | theirs.keys()):
@@ -691,8 +695,9 @@ def run_command(argv: list[str]) -> int:
         except TrainingError as error:
             return complain(error, 1)
         except OSError as error:  # a full disk, or a folder that is gone
-            kept = trainer.done_at["checkpoint"]
-            return complain(f"{error}; the last checkpoint is of step {kept}, and the same command resumes from it", 1)
+            step = trainer.done_at["checkpoint"]
+            problem = f"{error.strerror or error} ({error.filename or logdir})"
+            return complain(f"{problem}; the same command resumes from the last checkpoint, of step {step}", 1)
     return 0
 
 
