@@ -11,6 +11,7 @@ import collect
 import dreamer
 import tools
 from config import Config, read_config, save_config
+from setup import export_agent
 
 HERE = ["--parallel", "False", "--device", "cpu"]
 
@@ -196,3 +197,14 @@ def test_a_run_from_before_a_setting_existed_resumes(run):
     del config["eval_tasks"]
     save_config(Config(config), run / "config.yaml")
     assert main(*VECTORS, *HERE, "--steps", "300", "--logdir", run) == 0
+
+
+def test_an_exported_agent_is_evaluated_and_not_resumed(run, tmp_path, capsys):
+    small = tmp_path / "agent"
+    export_agent.export(run, small)
+    assert (small / "latest.pt").stat().st_size < (run / "latest.pt").stat().st_size / 3
+    assert main("--eval_only", "--logdir", small, "--episodes", "2") == 0
+    assert "return" in capsys.readouterr().out
+    assert main(*VECTORS, *HERE, "--logdir", small, "--allow_config_change", "True") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "cannot resume" in err
