@@ -283,8 +283,8 @@ class Metrics:
         self._numbers = {key: list(total) for key, total in state["numbers"].items()}
 
 
-class Interrupted(Exception):
-    """A signal came within `Interrupt.immediate`."""
+class Interrupted(BaseException):
+    """A signal came within `Interrupt.immediate`; not an Exception, which env code may catch."""
 
 
 class Interrupt:
