@@ -117,7 +117,7 @@ def whole_run(tmp_path_factory):
 
 
 def test_two_ranks_leave_one_run(whole_run):
-    logdir, out, err = whole_run
+    logdir, out, _ = whole_run
     lines = entries(logdir)
     # two envs, one for each rank, 30 agent steps an episode, 2 environment steps each
     assert [line["step"] for line in lines if "train_return" in line] == [120, 120, 240, 240, 360, 360, 480, 480]
@@ -132,8 +132,7 @@ def test_two_ranks_leave_one_run(whole_run):
     assert not (first[0]["action"] == first[1]["action"]).any(1)[1:].any()  # and ranks random numbers
     # one logger
     assert len(list(logdir.glob("events.out.tfevents.*"))) == 1
-    assert sum(line.startswith("[") for line in out.splitlines()) == len(lines)
-    assert sum(line.startswith("step ") for line in err.splitlines()) == 3
+    assert sum(line.startswith("step ") for line in out.splitlines()) == 3 + 2  # of the log and of evaluations
     saved = tools.load_checkpoint(logdir / "latest.pt")
     assert len(saved["ranks"]) == len(saved["sent"]) == 2 and saved["episode"] == [4, 4]
 

@@ -1,0 +1,387 @@
+"""What goes wrong around a run: signals, dead workers, full disks, lost or damaged files, divergence. Nothing is lost
+or wrong in silence, and what a user can mend is one line."""
+
+import fcntl
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_dreamer import PYTHON, ROOT, VECTORS, entries, run, start, wait_for
+
+import dreamer
+import tools
+
+HERE = ["--parallel", "False", "--device", "cpu", "--compile", "False"]
+SHORT = [*VECTORS, *HERE, "--steps", "480", "--eval_episode_num", "1"]
+
+
+def main(*flags) -> int:
+    return dreamer.main([str(flag) for flag in flags])
+
+
+def one_line(err: str) -> str:
+    (line,) = err.strip().splitlines()
+    return line
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 480 steps, 8 episodes, with checkpoints at 200, 400 and 480."""
+    logdir = tmp_path_factory.mktemp("finished") / "run"
+    assert main(*SHORT, "--logdir", logdir) == 0
+    return logdir
+
+
+@pytest.fixture
+def logdir(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# Checkpoints
+
+
+def update_count(logdir: Path) -> int:
+    return int(max(line.get("update_count", 0) for line in entries(logdir)))
+
+
+def test_updates_are_done_again_where_there_is_no_checkpoint(logdir, capsys):
+    before = entries(logdir)
+    updates, first = update_count(logdir), tools.load_checkpoint(logdir / "latest.pt")
+    for name in ("latest.pt", "previous.pt"):
+        (logdir / name).unlink()
+    assert main(*SHORT, "--logdir", logdir) == 0
+    out = capsys.readouterr().out
+    assert f"{updates} updates that were lost with the last checkpoint are due" in out and "nothing" not in out
+    state = tools.load_checkpoint(logdir / "latest.pt")
+    assert state["updates"] == update_count(logdir) == updates == 3 + (240 - 40) // 4 == first["updates"]
+    episodes = [line for line in before if "train_return" in line]
+    assert [line for line in entries(logdir) if "train_return" in line] == episodes
+    assert sum("eval_return" in line for line in entries(logdir)) == 1  # of the agent that there is now
+
+
+def test_many_lost_updates_are_logged_and_saved_in_parts_and_can_be_interrupted(logdir):
+    for name in ("latest.pt", "previous.pt", "metrics.jsonl"):
+        (logdir / name).unlink()
+    flags = [*SHORT, "--checkpoint_every", "40", "--logdir", logdir]  # 5 updates for each checkpoint
+    process = start(*flags)
+    wait_for(logdir, 8 + 2, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0 and "the same command resumes" in out, err
+    assert 0 < tools.load_checkpoint(logdir / "latest.pt")["updates"] < 53
+    code, out, err = run(*flags)
+    assert code == 0, err
+    counts = [line["update_count"] for line in entries(logdir) if "update_count" in line]
+    assert counts == sorted(set(counts)) and counts[-1] == 53 and len(counts) >= 10
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "text", "missing"])
+def test_the_checkpoint_before_the_last_is_used_where_that_is_damaged(logdir, how, capsys):
+    before, updates = entries(logdir), update_count(logdir)
+    path = logdir / "latest.pt"
+    if how == "flip":
+        flip_a_bit(path)
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif how == "text":
+        path.write_text("hello")
+    else:
+        path.unlink()
+    assert main(*SHORT, "--logdir", logdir) == 0
+    out = capsys.readouterr().out
+    assert f"resumed from {logdir / 'previous.pt'}" in out
+    assert ("is missing" if how == "missing" else "is damaged") in out
+    assert (logdir / "latest.pt.damaged").exists() == (how != "missing")
+    assert update_count(logdir) == updates
+    assert [x for x in entries(logdir) if "train_return" in x] == [x for x in before if "train_return" in x]
+    assert tools.load_checkpoint(path)["step"] == 240
+
+
+def test_damaged_checkpoints_alone_are_one_line(logdir, capsys):
+    flip_a_bit(logdir / "latest.pt")
+    flip_a_bit(logdir / "previous.pt")
+    assert main(*SHORT, "--logdir", logdir) == 2
+    assert "previous.pt is damaged" in one_line(capsys.readouterr().err.replace("\n\n", "\n"))
+
+
+@pytest.mark.parametrize(
+    "content, words", [({"a": 1}, "not a checkpoint of a run"), ([1, 2], "it holds a list"), (None, "is damaged")]
+)
+def test_foreign_contents_are_one_line(logdir, content, words, capsys):
+    (logdir / "previous.pt").unlink()
+    torch.save(content, logdir / "latest.pt")
+    assert main(*SHORT, "--logdir", logdir) == 2
+    assert words in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--units", "24"], ["latest.pt does not fit", "(24", "(16"]),
+        (["--envs", "3"], ["--envs is 3", "a run with 2"]),
+        (["--task", "dmc_walker_walk"], ["latest.pt does not fit", "dmc_walker_walk"]),
+    ],
+)
+def test_a_config_change_that_the_checkpoint_cannot_follow_is_one_line(logdir, flags, words, capsys):
+    assert main(*SHORT, *flags, "--allow_config_change", "True", "--logdir", logdir) == 2
+    line = one_line(capsys.readouterr().err)
+    assert all(word in line for word in words), line
+
+
+def test_episodes_that_were_moved_away_are_one_line(logdir, capsys):
+    (logdir / "train_eps").rename(logdir / "elsewhere")
+    assert main(*SHORT, "--steps", "600", "--logdir", logdir) == 2
+    assert "train_eps holds no episode" in one_line(capsys.readouterr().err)
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("weight, words", [(1e12, "_loss is .* beyond 1e\\+09"), (3e38, "_loss is nan .* not finite")])
+def test_a_run_that_diverges_ends_with_the_last_good_checkpoint(logdir, weight, words, capsys):
+    state = tools.load_checkpoint(logdir / "latest.pt")
+    state["agent"]["agent"]["behavior.value.out.weight"][::2] = weight
+    tools.save_checkpoint(logdir / "latest.pt", state)
+    before = (logdir / "latest.pt").read_bytes()
+    assert main(*SHORT, "--steps", "1200", "--log_every", "100", "--logdir", logdir) == 1
+    err = one_line(capsys.readouterr().err)
+    assert re.search(f"training has diverged: .*{words}", err) and "the last checkpoint" in err, err
+    assert "is of step 480" in err and (logdir / "latest.pt").read_bytes() == before
+
+
+def test_a_checkpoint_that_is_not_finite_is_neither_written_nor_resumed(logdir, capsys):
+    before = (logdir / "latest.pt").read_bytes()
+    state = tools.load_checkpoint(logdir / "latest.pt")
+    config = dreamer.load_config([*SHORT, "--logdir", str(logdir)])
+    trainer = dreamer.Trainer(config, logdir)
+    try:
+        trainer.resume()
+        with torch.no_grad():
+            trainer.agent.behavior.actor.out.bias[0] = float("nan")
+        with pytest.raises(dreamer.TrainingError, match=r"behavior\.actor\.out\.bias is not finite at step 480"):
+            trainer.save()
+    finally:
+        trainer.close()
+    assert (logdir / "latest.pt").read_bytes() == before
+    next(iter(state["agent"]["optimizers"]["actor"]["state"].values()))["exp_avg"][0] = float("inf")
+    tools.save_checkpoint(logdir / "latest.pt", state)
+    capsys.readouterr()
+    assert main(*SHORT, "--logdir", logdir) == 2
+    line = one_line(capsys.readouterr().err)
+    assert "exp_avg is not finite" in line and "previous.pt" in line
+
+
+# Signals and workers
+
+WORKERS = [*VECTORS, "--device", "cpu", "--compile", "False", "--steps", "480", "--eval_episode_num", "0"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert run(*WORKERS, "--logdir", logdir)[0] == 0
+    return entries(logdir)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("how", ["closed terminal", "killed", "hung"])
+def test_nothing_is_lost_with_a_terminal_or_a_worker(how, undisturbed, tmp_path):
+    logdir = tmp_path / "run"
+    process = start(*WORKERS, "--logdir", logdir, start_new_session=True)
+    wait_for(logdir, 3, process)
+    if how == "closed terminal":  # which reaches the workers too
+        os.killpg(process.pid, signal.SIGHUP)
+    elif how == "killed":
+        os.kill(children(process)[0], signal.SIGKILL)
+    else:
+        hung = children(process)[0]
+        os.kill(hung, signal.SIGSTOP)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    if how == "killed":
+        assert process.returncode == 1 and "worker of env" in err and "saved a checkpoint" in out
+    else:
+        assert process.returncode == 0 and "the same command resumes" in out, err
+    saved = tools.load_checkpoint(logdir / "latest.pt")["step"] * 2
+    assert saved >= entries(logdir)[-1]["step"]
+    code, out, err = run(*WORKERS, "--logdir", logdir)
+    assert code == 0 and f"resumed at step {saved} with" in out, err
+    assert entries(logdir) == undisturbed
+
+
+def test_nohup_ignores_the_end_of_the_terminal(tmp_path):
+    logdir = tmp_path / "run"
+    process = start(*SHORT, "--logdir", logdir, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(logdir, 2, process)
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0 and "the same command" not in out and entries(logdir)[-1]["step"] == 480, err
+
+
+def test_an_interrupted_evaluation_is_dropped_and_done_again(tmp_path):
+    flags = [*SHORT, "--steps", "240", "--eval_every", "120", "--eval_episode_num", "12", "--eval_noise", "0.1"]
+    assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
+    logdir = tmp_path / "run"
+    process = start(*flags, "--logdir", logdir)
+    wait_for(logdir, 2, process)  # the episodes' lines of step 120, just before its evaluation
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped at step 120" in out and len(entries(logdir)) == 2, (out, err)
+    code, _, err = run(*flags, "--logdir", logdir)
+    assert code == 0, err
+    assert entries(logdir) == entries(tmp_path / "whole")
+
+
+# Files
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    logdir = tmp_path / "run"
+    process = start(*SHORT, "--steps", "100000", "--logdir", logdir)
+    wait_for(logdir, 2, process)
+    code, _, err = run(*SHORT, "--logdir", logdir)
+    assert code == 2 and f"process {process.pid} on " in one_line(err)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(600) == 0
+    assert run(*SHORT, "--logdir", logdir)[0] == 0
+
+
+def test_the_lock_is_not_that_of_a_sweep(tmp_path):
+    """setup/sweep.py holds `.lock` while the processes that it starts live."""
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(*SHORT, "--steps", "100", "--logdir", tmp_path / "run") == 0
+
+
+def long_name(folder: Path) -> Path:
+    return folder / ("x" * 300)
+
+
+def a_file(folder: Path) -> Path:
+    (folder / "file").touch()
+    return folder / "file"
+
+
+def a_dangling_link(folder: Path) -> Path:
+    (folder / "link").symlink_to(folder / "nowhere")
+    return folder / "link"
+
+
+def not_writable(folder: Path) -> Path:
+    return Path("/proc/run")
+
+
+@pytest.mark.parametrize("make", [long_name, a_file, a_dangling_link, not_writable])
+def test_a_logdir_that_cannot_be_is_one_line(make, tmp_path, capsys):
+    logdir = make(tmp_path)
+    assert main(*SHORT, "--logdir", logdir) == 2
+    line = one_line(capsys.readouterr().err)
+    assert f"--logdir {logdir}" in line and "expected a folder" in line
+    assert main("--eval_only", "--logdir", logdir) == 2
+    one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted"])
+def test_lost_lines_of_the_log_are_noticed(logdir, how, capsys):
+    count = len(entries(logdir))
+    if how == "emptied":
+        (logdir / "metrics.jsonl").write_text("")
+    else:
+        (logdir / "metrics.jsonl").unlink()
+    assert main(*SHORT, "--steps", "540", "--logdir", logdir) == 0
+    assert f"metrics.jsonl holds 0 of the checkpoint's {count} lines" in capsys.readouterr().out
+
+
+def test_episodes_after_the_checkpoint_keep_their_lines(logdir):
+    """Killed after episodes and before a checkpoint; some lines reached the log and some did not."""
+    path, before = logdir / "metrics.jsonl", entries(logdir)
+    shutil.copy(logdir / "previous.pt", logdir / "latest.pt")
+    kept = [line for line in path.read_text().splitlines() if json.loads(line).get("train_episodes") != 7]
+    path.write_text("\n".join(kept) + "\n")
+    assert main(*SHORT, "--logdir", logdir) == 0
+    ours, theirs = ([x for x in lines if "train_episodes" in x] for lines in (entries(logdir), before))
+    assert [x["train_episodes"] for x in ours] == list(range(1, len(theirs) + 1))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["train_return"] == pytest.approx(other["train_return"], rel=1e-5)
+        assert mine["step"] == other["step"] or other["train_episodes"] == 7
+    steps = [line["step"] for line in entries(logdir)]
+    assert steps == sorted(steps)
+
+
+def test_a_line_of_the_log_is_whole_or_not_there(tmp_path):
+    logger = tools.Logger(tmp_path)
+    logger.scalar("a", 1)
+    logger.write(1)
+    size = logger.path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        logger.scalar("a", 2)
+        with pytest.raises(OSError, match=r"metrics\.jsonl"):
+            logger.write(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert logger.path.read_text() == '{"step": 1, "a": 1.0}\n'
+    logger.write(2)
+    logger.close()
+    assert [line["step"] for line in entries(tmp_path)] == [1, 2]
+
+
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(logdir):
+    before = (logdir / "latest.pt").read_bytes()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    process = start(*SHORT, "--steps", "800", "--logdir", logdir, preexec_fn=limit)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1, err
+    assert str(logdir) in one_line(err) and "from the last checkpoint, of step 480" in err
+    assert (logdir / "latest.pt").read_bytes() == before
+    assert run(*SHORT, "--steps", "800", "--logdir", logdir)[0] == 0
+
+
+@pytest.mark.parametrize("how", ["closed", "full"])
+def test_a_stdout_that_is_closed_or_full_costs_nothing(how, finished, tmp_path):
+    logdir = tmp_path / "run"
+    command = [*PYTHON, str(ROOT / "dreamer.py"), *SHORT, "--logdir", str(logdir)]
+    out = subprocess.PIPE if how == "closed" else open("/dev/full", "w")  # noqa: SIM115
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=env)
+    if how == "closed":
+        process.stdout.readline()
+        process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(600) == 0 and "stdout cannot be written" in one_line(err)
+    assert entries(logdir) == entries(finished)
+
+
+def test_eval_only_names_the_settings_that_the_run_lacks(logdir, capsys):
+    values = dreamer.read_config(logdir / "config.yaml").to_dict()
+    del values["time_limit"]
+    dreamer.save_config(dreamer.Config(values), logdir / "config.yaml")
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE, "--time_limit", "60") == 0
+    assert "lacks" not in capsys.readouterr().out
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
+    assert "config.yaml lacks settings, which are taken as time_limit 1000" in capsys.readouterr().out
