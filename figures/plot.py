@@ -34,6 +34,10 @@ AGGREGATES = ("iqm", "mean", "median")
 METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
     "hrssm": "HRSSM",
     "dreamerv3": "DreamerV3",
+    "repo": "RePo",
+    "r2dreamer": "R2-Dreamer",
+    "infonce": "InfoNCE",
+    "dreamerpro": "DreamerPro",
     "no_mask": "HRSSM without mask",
     "no_mbr": "HRSSM without latent reconstruction",
     "no_simsr": "HRSSM without bisimulation",

@@ -68,7 +68,28 @@ def test_the_worked_examples_train(extended):
     assert lines[-1]["step"] == 400 and "eval_return" in set().union(*lines)
     smooth = [line["smooth_loss"] for line in lines if "smooth_loss" in line]
     assert smooth and all(0 < value < 4 for value in smooth)
+    byol = [line["byol_loss"] for line in lines if "byol_loss" in line]
+    assert byol and all(0 < value < 2 for value in byol)
     assert list((folder / "log/point/train_eps").glob("*.npz"))
+
+
+def test_the_new_method_learns(extended):
+    """On one batch, its loss falls and the EMA encoder follows the online one."""
+    folder, _ = extended
+    code = """
+import agents
+agent = agents.agent("--model_lr", "1e-3", base=("dmc_proprio", "byol"), shapes=agents.VECTORS)
+batch = agents.batch(agents.VECTORS)
+encoder, target = agent.world_model.encoder, agent.world_model.baseline.target_encoder
+start = [p.clone() for p in target.parameters()]
+losses = [agent.update(batch)["byol_loss"].item() for _ in range(60)]
+assert losses[-1] < 0.8 * losses[0], losses
+for before, slow, online in zip(start, target.parameters(), encoder.parameters()):
+    assert 0 < (slow - online).norm() < (before - online).norm()
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_new_env_keeps_the_protocol(extended):
