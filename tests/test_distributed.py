@@ -21,6 +21,8 @@ import replay
 import tools
 from config import check_config
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SHORT = [*VECTORS, "--train_ratio", "2", "--eval_episode_num", "1", "--parallel", "False", "--steps", "480"]
 

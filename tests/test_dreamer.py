@@ -21,6 +21,8 @@ import tools
 from config import read_config
 from setup.import_checkpoint import public_name
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
     "--dyn_hidden 16 --dyn_deter 16 --dyn_stoch 4 --dyn_discrete 4 --units 16 --imag_horizon 4 --encoder.cnn_depth 2 "
@@ -199,7 +201,7 @@ def test_kill_at_ten_random_moments(tmp_path):
     steps = [line["step"] for line in entries(logdir)]
     assert steps == sorted(steps)
     episodes = [line["train_episodes"] for line in entries(logdir) if "train_episodes" in line]
-    assert episodes == sorted(set(episodes))
+    assert episodes == list(range(1, len(episodes) + 1)) and len(episodes) >= int(found[2])  # each exactly once
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_name(tmp_path):

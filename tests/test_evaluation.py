@@ -13,6 +13,8 @@ import tools
 from config import Config, read_config, save_config
 from setup import export_agent
 
+pytestmark = pytest.mark.slow
+
 HERE = ["--parallel", "False", "--device", "cpu"]
 
 

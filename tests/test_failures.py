@@ -19,6 +19,8 @@ from test_dreamer import PYTHON, ROOT, VECTORS, entries, run, start, wait_for
 import dreamer
 import tools
 
+pytestmark = pytest.mark.slow
+
 HERE = ["--parallel", "False", "--device", "cpu", "--compile", "False"]
 SHORT = [*VECTORS, *HERE, "--steps", "480", "--eval_episode_num", "1"]
 

@@ -14,6 +14,8 @@ import pytest
 import envs
 from envs import vulkan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

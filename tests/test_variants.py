@@ -13,6 +13,8 @@ import networks
 import tools
 from config import check_config, load_config
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {**agents.IMAGE, **agents.VECTORS}
 DEFAULT_LOSSES = {"reward_loss", "cont_loss", "mbr_loss", "simsr_loss", "dyn_loss", "rep_loss"}
 DREAMER = {
