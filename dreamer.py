@@ -587,7 +587,7 @@ def load_weights(agent: Dreamer, logdir: Path) -> int:
     if state is None:
         raise ValueError(f"--logdir {logdir} holds no checkpoint yet: {LATEST} is missing")
     if problem:
-        tools.log_line(f"{problem}: evaluated is {path}")
+        tools.log_line(f"{problem}: evaluating {path}")
     check_state(state, agent, path)
     agent.load_state_dict(state["agent"]["agent"])
     return state["step"]

@@ -143,6 +143,10 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_one_line(run, capsys):
 
     path = run / "latest.pt"
     path.write_bytes(path.read_bytes()[:1000])
+    assert main("--eval_only", "--logdir", run) == 0  # the checkpoint before it is whole
+    out = capsys.readouterr().out
+    assert "latest.pt is damaged" in out and "evaluating" in out and lines(run)[0]["step"] < 240
+    (run / "previous.pt").unlink()
     assert main("--eval_only", "--logdir", run) == 2 and "damaged" in capsys.readouterr().err
     shutil.copy(reference.FOLDER / "reference_checkpoint.pt", path)
     assert main("--eval_only", "--logdir", run) == 2 and "not a checkpoint of a run" in capsys.readouterr().err
