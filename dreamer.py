@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import checkpoint
 import collect
 import distributed
 import envs
@@ -401,7 +402,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Begins a new run, or resumes the one in `logdir`: its checkpoint, and every episode that finished since."""
-        state = self.read_state()
+        state = checkpoint.read(self.logdir, self.agent)
         own = self.load_state_dict(state) if state is not None else None
         step = self.env_step  # of the checkpoint
         exact, newer = self.collector.restore(exact=own is not None)
@@ -439,35 +440,6 @@ class Trainer:
             step = min(max(line.pop("step", step), step), self.env_step)
             self.logger.scalars({**summary, **{k: v for k, v in line.items() if v is not None}})
             self.logger.write(step)
-
-    def read_state(self) -> dict | None:
-        """The newest checkpoint of the run that is whole, None without one; a damaged one is renamed."""
-        state = None
-        if distributed.is_main():
-            path, state, problem = find_checkpoint(self.logdir)
-            if problem:
-                tools.log_line(f"{problem}: resumed from {path}")
-                latest = self.logdir / LATEST
-                if latest.exists():
-                    latest.replace(latest.with_name(f"{LATEST}.damaged"))
-        distributed.all_gather(None)
-        if not distributed.is_main():
-            path, state, _ = find_checkpoint(self.logdir)
-        if state is None:
-            return None
-        check_state(state, self.agent, path)
-        if "ranks" not in state:
-            raise ValueError(f"{path} holds an agent alone, as setup/export_agent.py writes it: training cannot resume")
-        count = len(state["episode"])
-        if count != self.config.envs:
-            raise ValueError(f"--envs is {self.config.envs}: {path} is of a run with {count}, and resumes with as many")
-        broken = tools.find_nonfinite(state["agent"])
-        if broken:
-            raise ValueError(
-                f"{path} is of a run that has diverged ({broken} is not finite): move it away to resume from "
-                f"{PREVIOUS}, or use another --logdir"
-            )
-        return state
 
     def load_state_dict(self, state: dict) -> dict | None:
         """Restores a checkpoint; returns what it holds of this rank, None if it was of another number of ranks.
@@ -516,7 +488,7 @@ class Trainer:
             for name in ("updates", "eval_episodes", "last_return"):
                 state[name] = getattr(self, name)
             state["done_at"], state["lines"] = done_at, self.logger.lines
-            tools.save_checkpoint(self.logdir / LATEST, state, self.logdir / PREVIOUS)
+            tools.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
         self.done_at = done_at
 
     def close(self) -> None:
@@ -525,44 +497,7 @@ class Trainer:
                 part.close()
 
 
-# Checkpoints and their evaluation
-
-LATEST, PREVIOUS = "latest.pt", "previous.pt"
-
-
-def find_checkpoint(logdir: Path) -> tuple[Path | None, dict | None, str]:
-    """The newest checkpoint of a run that is whole: its path, its contents, and what is wrong with a newer one.
-
-    Raises ValueError, one line, if all that there are are damaged.
-    """
-    problem = ""
-    for path in (logdir / LATEST, logdir / PREVIOUS):
-        try:
-            return path, tools.load_checkpoint(path), problem
-        except FileNotFoundError:
-            problem = problem or f"{path} is missing"
-        except ValueError as error:
-            if problem or not (logdir / PREVIOUS).exists():
-                raise ValueError(
-                    f"{error}: put a copy of it back; without a checkpoint, the run keeps its episodes and does its "
-                    "updates again"
-                ) from None
-            problem = str(error)
-    return None, None, ""
-
-
-def check_state(state: dict, agent: Dreamer, path: Path) -> None:
-    """Raises ValueError, one line, if a checkpoint is not one of a run or is of another agent."""
-    if not state.keys() >= {"agent", "step"}:
-        raise ValueError(f"{path} is not a checkpoint of a run (for the public code's, see --from_checkpoint)")
-    theirs, ours = state["agent"]["agent"], agent.state_dict()
-    for name in sorted(ours.keys() | theirs.keys()):
-        shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (theirs, ours)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{path} does not fit --task {agent.config.task} and the settings: "
-                f"{name} is {shapes[0]} in the checkpoint and {shapes[1]} here"
-            )
+# A checkpoint evaluated
 
 
 def run_config(argv: list[str], logdir: Path) -> Config:
@@ -576,21 +511,6 @@ def run_config(argv: list[str], logdir: Path) -> Config:
     if missing:
         tools.log_line(f"{logdir / 'config.yaml'} lacks settings, which are taken as {', '.join(missing)}")
     return config
-
-
-def load_weights(agent: Dreamer, logdir: Path) -> int:
-    """Loads the networks of a run's checkpoint; returns the agent steps that it was trained for.
-
-    Raises ValueError if there is no checkpoint or it is of another agent.
-    """
-    path, state, problem = find_checkpoint(logdir)
-    if state is None:
-        raise ValueError(f"--logdir {logdir} holds no checkpoint yet: {LATEST} is missing")
-    if problem:
-        tools.log_line(f"{problem}: evaluating {path}")
-    check_state(state, agent, path)
-    agent.load_state_dict(state["agent"]["agent"])
-    return state["step"]
 
 
 def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool, probe_state: bool = False) -> None:
@@ -607,7 +527,7 @@ def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool, prob
     count = collect.count_eval_envs(config, episodes)
     with collect.make_envs(config, "eval_only", count, sees_images(config) or record) as group:
         agent = make_agent(config, group)
-        step = load_weights(agent, logdir)
+        step = checkpoint.load_weights(logdir, agent)
         step *= read_config(logdir / "config.yaml").action_repeat
         scores, videos = collect.evaluate(agent, group, episodes, 0, record_all=record)
         r2 = probe.probe(probe.collect_features(agent, group, episodes)) if probe_state else {}
@@ -680,7 +600,7 @@ def run_command(argv: list[str]) -> int:
             distributed.set_device(trainer.device)
             distributed.broadcast(trainer.agent.state_dict().values())
             with distributed.together(*errors):
-                if config.from_checkpoint and not (logdir / LATEST).exists():
+                if config.from_checkpoint and not (logdir / checkpoint.LATEST).exists():
                     for line in import_checkpoint(trainer.agent, config.from_checkpoint):
                         tools.log_line(f"--from_checkpoint: {line}")
                 trainer.resume()

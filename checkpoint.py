@@ -1,0 +1,89 @@
+"""The checkpoints of a run: `latest.pt`, and `previous.pt`, which is used where the latest is damaged or missing."""
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+import distributed
+import tools
+
+LATEST, PREVIOUS = "latest.pt", "previous.pt"
+
+
+def find(logdir: Path) -> tuple[Path | None, dict | None, str]:
+    """The newest checkpoint of a run that is whole: its path, its contents, and what is wrong with a newer one.
+
+    Raises ValueError, one line, if all that there are are damaged.
+    """
+    problem = ""
+    for path in (logdir / LATEST, logdir / PREVIOUS):
+        try:
+            return path, tools.load_checkpoint(path), problem
+        except FileNotFoundError:
+            problem = problem or f"{path} is missing"
+        except ValueError as error:
+            if problem or not (logdir / PREVIOUS).exists():
+                raise ValueError(
+                    f"{error}: put a copy of it back; without a checkpoint, the run keeps its episodes and does its "
+                    "updates again"
+                ) from None
+            problem = str(error)
+    return None, None, ""
+
+
+def read(logdir: Path, agent: nn.Module) -> dict | None:
+    """The newest checkpoint of a run that is whole, None without one; all ranks have to call it together.
+
+    A damaged latest one is renamed. Raises ValueError, one line, if a run of `agent` cannot resume from it.
+    """
+    path, state, problem = find(logdir) if distributed.is_main() else (None, None, "")
+    if problem:
+        tools.log_line(f"{problem}: resumed from {path}")
+        if (logdir / LATEST).exists():
+            os.replace(logdir / LATEST, logdir / f"{LATEST}.damaged")
+    distributed.all_gather(None)
+    if not distributed.is_main():
+        path, state, _ = find(logdir)
+    if state is None:
+        return None
+    check(state, agent, path)
+    envs, before = agent.config.envs, len(state["episode"])
+    if envs != before:
+        raise ValueError(f"--envs is {envs}: {path} is of a run with {before}, and resumes with as many")
+    broken = tools.find_nonfinite(state["agent"])
+    if broken:
+        raise ValueError(
+            f"{path} is of a run that has diverged ({broken} is not finite): move it away to resume from "
+            f"{PREVIOUS}, or use another --logdir"
+        )
+    return state
+
+
+def load_weights(logdir: Path, agent: nn.Module) -> int:
+    """Loads the networks of a run's checkpoint; returns the agent steps that it was trained for.
+
+    Raises ValueError if there is no checkpoint or it is of another agent.
+    """
+    path, state, problem = find(logdir)
+    if state is None:
+        raise ValueError(f"--logdir {logdir} holds no checkpoint yet: {LATEST} is missing")
+    if problem:
+        tools.log_line(f"{problem}: evaluating {path}")
+    check(state, agent, path)
+    agent.load_state_dict(state["agent"]["agent"])
+    return state["step"]
+
+
+def check(state: dict, agent: nn.Module, path: Path) -> None:
+    """Raises ValueError, one line, if a checkpoint is not one of a run or is of another agent."""
+    if not state.keys() >= {"agent", "step"}:
+        raise ValueError(f"{path} is not a checkpoint of a run (for the public code's, see --from_checkpoint)")
+    theirs, ours = state["agent"]["agent"], agent.state_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path} does not fit --task {agent.config.task} and the settings: "
+                f"{name} is {shapes[0]} in the checkpoint and {shapes[1]} here"
+            )
