@@ -48,6 +48,8 @@ def read(logdir: Path, agent: nn.Module) -> dict | None:
     if state is None:
         return None
     check(state, agent, path)
+    if "ranks" not in state:
+        raise ValueError(f"{path} holds an agent alone, as setup/export_agent.py writes it: training cannot resume")
     envs, before = agent.config.envs, len(state["episode"])
     if envs != before:
         raise ValueError(f"--envs is {envs}: {path} is of a run with {before}, and resumes with as many")
