@@ -104,14 +104,14 @@ def missing(found: list[Device] | None) -> list[str]:
 def prepare() -> bool:
     """Sets the environment variables with which SAPIEN renders on the CPU, where there is no GPU.
 
-    Call it before sapien is imported. Returns whether the CPU renders. Raises RuntimeError where nothing can.
+    Call it before sapien is imported. Returns whether the CPU renders. Raises ImportError where nothing can.
     """
     found = devices()
     if any(device.gpu for device in found or ()):
         return False
     if absent := missing(found):
         seen = ", ".join(device.name for device in found or ()) or "none"
-        raise RuntimeError(
+        raise ImportError(
             f"rms_* tasks render with Vulkan: there is no GPU with it here (devices: {seen}), and of what it takes "
             f"to render without one this is missing: {', '.join(absent)}. Install it with `{INSTALL}`"
         )

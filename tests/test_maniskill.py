@@ -81,7 +81,7 @@ class TestVulkan:
     def test_nothing_renders(self, monkeypatch, tmp_path):
         monkeypatch.setattr(vulkan, "devices", lambda: [self.old])
         monkeypatch.setattr(vulkan, "LAYER_LIBRARY", tmp_path / "not_built.so")
-        with pytest.raises(RuntimeError, match=r"devices: old lavapipe.*driver, layer.*bash setup/install_vulkan.sh"):
+        with pytest.raises(ImportError, match=r"devices: old lavapipe.*driver, layer.*bash setup/install_vulkan.sh"):
             vulkan.prepare()
 
     def test_install_names_the_commands_where_it_may_not_install(self, tmp_path):
