@@ -529,8 +529,9 @@ def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool, prob
         agent = make_agent(config, group)
         step = checkpoint.load_weights(logdir, agent)
         step *= read_config(logdir / "config.yaml").action_repeat
-        scores, videos = collect.evaluate(agent, group, episodes, 0, record_all=record)
-        r2 = probe.probe(probe.collect_features(agent, group, episodes)) if probe_state else {}
+        recorder = probe.Recorder(agent.world_model.dynamics) if probe_state else None
+        scores, videos = collect.evaluate(agent, group, episodes, 0, record_all=record, observe=recorder)
+    r2 = probe.probe(recorder.rows) if recorder else {}
     means = collect.summary(scores)
     success = f", success {means['success']:.2f}" if "success" in means else ""
     tools.log_line(

@@ -4,44 +4,34 @@ Used by `python dreamer.py --eval_only --probe_state --logdir RUN`. A feature th
 distractor has a high R² for the first and one near 0 for the second.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from collect import stack_obs
-from envs.parallel import EnvGroup
+import networks
 
 RIDGE = 10.0 ** np.arange(-4, 5)  # penalties tried, for standardized features
 
 
-def collect_features(agent: Any, group: EnvGroup, episodes: int, first_episode: int = 0) -> dict[str, np.ndarray]:
-    """Plays episodes with the mean action and keeps what probes need.
+class Recorder:
+    """Keeps what probes need of the episodes that `collect.evaluate` plays, as its `observe`.
 
-    Returns:
-        feat (N, F), episode (N,), and the state variables of each step, (N,) each, by name: vector observations
-        ("height", "velocity/0", …) and, on tasks with a video or clouds in the background, "background/mean" and an
-        8×8 grayscale thumbnail "background/0" … "background/63".
+    Attributes:
+        rows: lists with an entry for each step: `feat` (F,), `episode`, and the state variables by name: vector
+            observations ("height", "velocity/0", …) and, on tasks with a video or clouds in the background,
+            "background/mean" and an 8×8 grayscale thumbnail "background/0" … "background/63".
     """
-    rows: dict[str, list] = {}
-    dynamics = agent.world_model.dynamics
-    n = len(group)
-    for start in range(0, episodes, n):
-        count = min(n, episodes - start)
-        obs, state = group.reset([first_episode + start // n] * n), None
-        running = [True] * count + [False] * (n - count)
-        while any(running):
-            action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
-            feat = dynamics.feat(state).float().cpu().numpy()
-            for i in range(count):
-                if running[i]:
-                    for key, value in {"feat": feat[i], "episode": start + i, **variables(obs[i])}.items():
-                        rows.setdefault(key, []).append(value)
-            actions = action.cpu().numpy().clip(-1, 1)
-            group.send([{"action": one} if running[i] else None for i, one in enumerate(actions)])
-            for i, transition in enumerate(group.receive()):
-                if transition is not None:
-                    obs[i], running[i] = transition.obs, not transition.done
-    return {key: np.asarray(values) for key, values in rows.items()}
+
+    def __init__(self, dynamics: networks.RSSM):
+        self.dynamics = dynamics
+        self.rows: dict[str, list] = {}
+
+    def __call__(self, episodes: list[int | None], obs: list[dict], state: networks.State) -> None:
+        feats = self.dynamics.feat(state).float().cpu().numpy()
+        for episode, one, feat in zip(episodes, obs, feats, strict=True):
+            if episode is not None:
+                for key, value in {"feat": feat, "episode": episode, **variables(one)}.items():
+                    self.rows.setdefault(key, []).append(value)
 
 
 def variables(obs: dict[str, np.ndarray]) -> dict[str, float]:
@@ -58,12 +48,16 @@ def variables(obs: dict[str, np.ndarray]) -> dict[str, float]:
     return found
 
 
-def probe(data: dict[str, np.ndarray]) -> dict[str, float]:
+def probe(rows: Mapping[str, Sequence]) -> dict[str, float]:
     """R² on held-out episodes of a ridge regression from the features to each variable.
 
     A third of the episodes is held out; another third chooses the penalty. Variables that do not vary are left out.
     R² is against the held-out mean, so it is negative where a probe is worse than a constant.
+
+    Args:
+        rows: see `Recorder`.
     """
+    data = {key: np.asarray(values) for key, values in rows.items()}
     episode = data["episode"]
     numbers = np.unique(episode)
     if len(numbers) < 3:
