@@ -104,7 +104,11 @@ def make(
             raise ValueError(f"--shadow_size is {shadow_size}: expected 0 for the model's own, or pixels up to 16384")
         from .dmc import RENDERS
 
-        common |= {"image": RENDERS if image is None else image, "shadow_size": int(shadow_size)}
+        common |= {
+            "image": RENDERS if image is None else image,
+            "shadow_size": int(shadow_size),
+            "evaluation": evaluation,
+        }
         if mode == "":
             from .dmc import DMC
 
@@ -116,7 +120,6 @@ def make(
                 domain,
                 name,
                 **common,
-                evaluation=evaluation,
                 img_source=img_source,
                 resource_files=resource_files,
                 eval_resource_files=eval_resource_files,

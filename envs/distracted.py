@@ -63,7 +63,7 @@ class DistractedDMC(DMC):
                 cache=Path(assets) / "cache",
             )
         look = {"camera": CAMERA, "assets": altered_look(domain)}
-        super().__init__(domain, task, seed=seed, size=size, image=image, **look, **kwargs)
+        super().__init__(domain, task, seed=seed, size=size, image=image, evaluation=evaluation, **look, **kwargs)
 
     def begin_episode(self) -> None:
         if self.image:

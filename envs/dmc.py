@@ -43,8 +43,9 @@ class DMC:
 
     size: (height, width) of the image. action_repeat: environment steps (the suite's control steps) in an agent step.
     image: False leaves rendering out. camera: by default 2 for the quadruped, else 0. shadow_size: pixels on a side of
-    the shadow map, 0 for the model's own (2048 in the suite). assets: {file name: XML} that replace files of
-    suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
+    the shadow map, 0 for the model's own (2048 in the suite). evaluation: observations also have an 8×8 grayscale
+    thumbnail of what a subclass shows behind the robot, `background`, which probes read. assets: {file name: XML}
+    that replace files of suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
 
     An episode is a pure function of (seed, its number, actions): everything random in it comes from `self.rng`. What a
     subclass changes in `self.physics.model` it sets again in every begin_episode.
@@ -61,6 +62,7 @@ class DMC:
         image: bool = True,
         camera: int | None = None,
         shadow_size: int = 0,
+        evaluation: bool = False,
         assets: dict[str, bytes] | None = None,
     ):
         if image and not RENDERS:
@@ -78,6 +80,7 @@ class DMC:
         if shadow_size:
             self.physics.model.vis.quality.shadowsize = shadow_size
         self._view = None
+        self.evaluation = evaluation
         self.background = None  # (H, W, 3) what a subclass showed behind the robot in the latest frame
         self.rng = np.random.default_rng([seed, 0])
         self._episode = -1  # the running one
@@ -137,7 +140,7 @@ class DMC:
         obs = {key: np.asarray(value, np.float32).reshape(-1) for key, value in time_step.observation.items()}
         if self.image:
             obs["image"] = np.ascontiguousarray(self.render())
-        if self.background is not None:
+        if self.evaluation and self.background is not None:
             gray = self.background.mean(-1, dtype=np.float32)
             obs["background"] = cv2.resize(gray, (8, 8), interpolation=cv2.INTER_AREA)
         obs["is_first"] = time_step.first()
