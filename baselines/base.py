@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 import networks
+from fast import Linear
 
 if TYPE_CHECKING:
     import models
@@ -63,3 +64,16 @@ class Baseline(nn.Module):
     def optimizers(self) -> dict[str, tools.Optimizer]:
         """Optimizers of the method's own, by name."""
         return {}
+
+
+class FeatureProjection(Baseline):
+    """A method that compares the features, mapped linearly to the size of the embedding, with the embedding."""
+
+    def __init__(self, config: Config, encoder: networks.Encoder, dynamics: networks.RSSM):
+        super().__init__(config, encoder, dynamics)
+        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype, dynamics.one_hot)
+        self.projection.apply(networks.init_weights)
+
+    def pair(self, feat: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
+        """Mapped features and embedding, float32: (B, T, F), (B, T, E) → (B·T, E) each."""
+        return self.projection(feat).float().flatten(0, 1), embed.float().flatten(0, 1)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 import distributed
-import networks
-from fast import Linear
 
-from .base import Baseline
+from .base import FeatureProjection
 
 
 def infonce_loss(projected: Tensor, embed: Tensor) -> Tensor:
@@ -26,14 +24,6 @@ def infonce_loss(projected: Tensor, embed: Tensor) -> Tensor:
     return -logits.log_softmax(-1).diagonal(distributed.rank() * len(projected)).mean()
 
 
-class InfoNCE(Baseline):
-    """The linear map of the features to the size of the embedding."""
-
-    def __init__(self, config, encoder, dynamics):
-        super().__init__(config, encoder, dynamics)
-        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype, dynamics.one_hot)
-        self.projection.apply(networks.init_weights)
-
+class InfoNCE(FeatureProjection):
     def loss(self, model, data, post, prior, feat, embed):
-        projected, embed = (x.float().flatten(0, 1) for x in (self.projection(feat), embed))
-        return {"infonce": infonce_loss(projected, embed)}, {}
+        return {"infonce": infonce_loss(*self.pair(feat, embed))}, {}

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 import distributed
-import networks
-from fast import Linear
 
-from .base import Baseline
+from .base import FeatureProjection
 
 
 def barlow_twins_loss(projected: Tensor, embed: Tensor, off_diagonal: float = 5e-4) -> Tensor:
@@ -53,15 +51,10 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat(blocks)
 
 
-class R2Dreamer(Baseline):
-    """The linear map of the features to the size of the embedding."""
-
+class R2Dreamer(FeatureProjection):
     def __init__(self, config, encoder, dynamics):
         super().__init__(config, encoder, dynamics)
         self.off_diagonal = config.barlow_lambda
-        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype, dynamics.one_hot)
-        self.projection.apply(networks.init_weights)
 
     def loss(self, model, data, post, prior, feat, embed):
-        projected, embed = (x.float().flatten(0, 1) for x in (self.projection(feat), embed))
-        return {"barlow": barlow_twins_loss(projected, embed, self.off_diagonal)}, {}
+        return {"barlow": barlow_twins_loss(*self.pair(feat, embed), self.off_diagonal)}, {}
