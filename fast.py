@@ -74,6 +74,8 @@ class Linear(nn.Linear):
         one_hot: how many of the first inputs are one-hot variables, and so mostly 0, which the C++ layers make use of.
     """
 
+    parts = ("",)  # of its parameters, which are called apart
+
     def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype=torch.float32, one_hot: int = 0):
         super().__init__(inputs, outputs, bias)
         self.dtype, self.one_hot = dtype, one_hot
@@ -81,9 +83,6 @@ class Linear(nn.Linear):
 
     def shared(self, part: str = "") -> "_Matrix":
         return _shared(self, part, lambda trained: _Matrix(self.weight, self.bias, self.dtype, self.one_hot, trained))
-
-    def parts(self) -> tuple[str, ...]:
-        return ("",)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.apply_part("", x)
@@ -101,6 +100,8 @@ class SplitLinear(Linear):
         sizes: of the two inputs.
     """
 
+    parts = ("first", "second")
+
     def __init__(self, sizes: tuple[int, int], outputs: int, dtype=torch.float32, one_hot: int = 0):
         super().__init__(sum(sizes), outputs, bias=False, dtype=dtype, one_hot=one_hot)
         self.sizes = sizes
@@ -109,9 +110,6 @@ class SplitLinear(Linear):
         weights = _shared(self, "weights", lambda trained: self.weight.tensor_split([self.sizes[0]], 1))
         weight, one_hot = (weights[0], self.one_hot) if part == "first" else (weights[1], 0)
         return _shared(self, part, lambda trained: _Matrix(weight, None, self.dtype, one_hot, trained))
-
-    def parts(self) -> tuple[str, ...]:
-        return "first", "second"
 
     def first(self, x: Tensor) -> Tensor:
         return self.apply_part("first", x)
@@ -129,6 +127,8 @@ class LayerNorm(nn.LayerNorm):
     A subclass defines `after` the normalization, and `fused`, the same in one function.
     """
 
+    parts = ("",)
+
     def __init__(self, size: int, eps: float):
         super().__init__(size, eps=eps)
         self.calls: dict[str, _Call] = {}
@@ -143,9 +143,6 @@ class LayerNorm(nn.LayerNorm):
 
     def shared(self, part: str = "") -> "_Norm":
         return _shared(self, part, lambda trained: _Norm(self, trained))
-
-    def parts(self) -> tuple[str, ...]:
-        return ("",)
 
     def forward(self, x: Tensor, *args) -> Tensor:
         if self.calls:
@@ -355,7 +352,7 @@ def step(frozen: bool = False) -> Callable[[Callable], Callable]:
             modules = [module for module in owner.modules() if isinstance(module, Linear | LayerNorm)]
             taken = []
             for module in modules:
-                for part in module.parts():
+                for part in module.parts:
                     layer, seen = module.shared(part), []
                     wanted = layer.gradients is not None
                     tap = _Tap.apply(layer.parameters[0], rows, layer.gradients, seen) if wanted else None
