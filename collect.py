@@ -7,7 +7,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import envs
 import tools
 from config import Config, sees_images
 from envs.parallel import EnvGroup, Transition
-from replay import FILE_NAME, Replay, spec_of
+from replay import Replay, spec_of
 
 # First word of the seeds of everything random that is not torch's; the second is the setting `seed`.
 STREAMS = {
@@ -279,7 +279,14 @@ class Collector:
                 f"{self.replay.directory} holds no episode, but the checkpoint beside it counts {known}: "
                 "put them back, or use another --logdir"
             )
-        newer = self.summarize_files(known)
+        newer = [
+            {
+                "train_return": float(reward.sum(dtype=np.float64)),
+                "train_length": len(reward) - 1,
+                "train_episodes": order + 1,
+            }
+            for order, reward in self.replay.rewards_since(known)
+        ]
         for env, number in enumerate(self.numbers):
             last, _ = self.replay.finished.get(number, (-1, 0))
             if last >= self.episode[env]:
@@ -306,36 +313,34 @@ class Collector:
         newer = itertools.chain(*distributed.all_gather(newer))
         return exact, sorted(newer, key=lambda summary: summary["train_episodes"])
 
-    def summarize_files(self, known: int) -> list[dict[str, float]]:
-        """Summaries of this rank's episodes with files, from the episode of this number on."""
-        summaries = []
-        for path in self.replay.directory.glob("*.npz"):
-            match = FILE_NAME.fullmatch(path.name)
-            if match and int(match[1]) >= known and int(match[2]) in self.numbers:
-                with np.load(path) as arrays:
-                    reward = arrays["reward"]
-                summary = {"train_return": float(reward.sum(dtype=np.float64)), "train_length": len(reward) - 1}
-                summaries.append({**summary, "train_episodes": int(match[1]) + 1})
-        return summaries
-
 
 # Evaluation
 
 
 def evaluate(
-    agent: Any, group: EnvGroup, episodes: int, first_episode: int, record_all: bool = False
+    agent: Any,
+    group: EnvGroup,
+    episodes: int,
+    first_episode: int,
+    record_all: bool = False,
+    observe: Callable[[list[int | None], list[dict], dict[str, Tensor]], None] | None = None,
 ) -> tuple[dict[str, list[float]], list[np.ndarray]]:
     """Plays whole episodes with the mean action.
 
     Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
     on which env is faster.
 
+    Args:
+        observe: called after each step of acting with the number of each env's episode among all (None for an env that
+            has played its share), the observations, and the state that the agent inferred from them, (N, ...).
+
     Returns:
         return, length and, if there is one, success of each episode, in the order in which they ended; and the images
         (T, H, W, 3) of the first env's first episode, or with `record_all` of all episodes, in that order.
     """
     n = len(group)
-    quota = [episodes // n + (i < episodes % n) for i in range(n)]
+    shares = [episodes // n + (i < episodes % n) for i in range(n)]
+    quota = list(shares)
     obs, state = group.reset([first_episode] * n), None
     # images so far of the episodes that are recorded
     frames = [[o["image"]] if (record_all or i == 0) and "image" in o else None for i, o in enumerate(obs)]
@@ -344,6 +349,8 @@ def evaluate(
     scores: dict[str, list[float]] = {"return": [], "length": []}
     while any(quota):
         action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
+        if observe is not None:
+            observe([(shares[i] - quota[i]) * n + i if quota[i] else None for i in range(n)], obs, state)
         action = action.cpu().numpy()
         if hasattr(group.action_space, "low"):
             action = action.clip(-1, 1)

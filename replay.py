@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -218,6 +218,13 @@ class Replay:
         if episode is None:
             return None
         return episode.index, {key: array[: episode.rows] for key, array in episode.arrays.items()}
+
+    def rewards_since(self, order: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Place in the order of finishing and rewards (rows,) of each episode with a file, from this place on."""
+        for key, (path, _) in self._files.items():
+            place = int(FILE_NAME.fullmatch(path.name)[1])
+            if place >= order:
+                yield place, self._arrays(key)["reward"]
 
     def state_dict(self) -> dict[str, int]:
         """Counters of the finished episodes; their rows are in the files."""
