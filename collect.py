@@ -1,13 +1,13 @@
 """Experience: what lies between the environments and the replay.
 
 `Collector` steps the training envs, stores their transitions, and brings unfinished episodes back when a run resumes.
-`evaluate` plays whole episodes. Both need of the agent only that it acts (`Dreamer.act`).
+It needs of the agent only that it acts (`Dreamer.act`).
 """
 
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +51,6 @@ def make_train_envs(config: Config) -> EnvGroup:
     """This rank's share of the training envs."""
     count = config.envs // distributed.size()
     return make_envs(config, "train", count, sees_images(config), distributed.rank() * count)
-
-
-def count_eval_envs(config: Config, episodes: int) -> int:
-    """Number of envs that play an evaluation of so many episodes together."""
-    return min(config.eval_envs or config.envs, episodes)
-
-
-def check_eval_task(config: Config, task: str, trained: EnvGroup, keys: list[str]) -> None:
-    """Raises an error that names `eval_tasks` if `task` cannot be made, or acted on by an agent of other envs."""
-    try:
-        with make_envs(config.replace(task=task), "eval", 1, sees_images(config)) as group:
-            action_space, spaces = group.action_space, group.observation_space.spaces
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        raise type(error)(f"--eval_tasks {task}: {error}") from None
-    if action_space != trained.action_space:
-        raise ValueError(
-            f"--eval_tasks {task}: its actions are {action_space}, those of --task {config.task} {trained.action_space}"
-        )
-    for key in keys:
-        ours, theirs = trained.observation_space[key].shape, spaces[key].shape if key in spaces else "absent"
-        if ours != theirs:
-            raise ValueError(f"--eval_tasks {task}: its {key} is {theirs}, that of --task {config.task} {ours}")
 
 
 def stack_obs(obs: list[dict], keys: list[str], device: torch.device) -> dict[str, Tensor]:
@@ -312,72 +290,3 @@ class Collector:
         self.can_sample = all(distributed.all_gather(self.replay.steps))
         newer = itertools.chain(*distributed.all_gather(newer))
         return exact, sorted(newer, key=lambda summary: summary["train_episodes"])
-
-
-# Evaluation
-
-
-def evaluate(
-    agent: Any,
-    group: EnvGroup,
-    episodes: int,
-    first_episode: int,
-    record_all: bool = False,
-    observe: Callable[[list[int | None], list[dict], dict[str, Tensor]], None] | None = None,
-) -> tuple[dict[str, list[float]], list[np.ndarray]]:
-    """Plays whole episodes with the mean action.
-
-    Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
-    on which env is faster.
-
-    Args:
-        observe: called after each step of acting with the number of each env's episode among all (None for an env that
-            has played its share), the observations, and the state that the agent inferred from them, (N, ...).
-
-    Returns:
-        return, length and, if there is one, success of each episode, in the order in which they ended; and the images
-        (T, H, W, 3) of the first env's first episode, or with `record_all` of all episodes, in that order.
-    """
-    n = len(group)
-    shares = [episodes // n + (i < episodes % n) for i in range(n)]
-    quota = list(shares)
-    obs, state = group.reset([first_episode] * n), None
-    # images so far of the episodes that are recorded
-    frames = [[o["image"]] if (record_all or i == 0) and "image" in o else None for i, o in enumerate(obs)]
-    videos: list[np.ndarray] = []
-    returns, lengths = np.zeros(n), np.zeros(n, int)
-    scores: dict[str, list[float]] = {"return": [], "length": []}
-    while any(quota):
-        action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
-        if observe is not None:
-            observe([(shares[i] - quota[i]) * n + i if quota[i] else None for i in range(n)], obs, state)
-        action = action.cpu().numpy()
-        if hasattr(group.action_space, "low"):
-            action = action.clip(-1, 1)
-        group.send([{"action": one} if quota[i] else None for i, one in enumerate(action)])
-        for i, transition in enumerate(group.receive()):
-            if transition is None:
-                continue
-            obs[i] = transition.obs
-            returns[i] += transition.reward
-            lengths[i] += 1
-            if frames[i] is not None:
-                frames[i].append(transition.obs["image"])
-            if transition.done:
-                scores["return"].append(float(returns[i]))
-                scores["length"].append(float(lengths[i]))
-                if "success" in transition.info:
-                    scores.setdefault("success", []).append(float(transition.info["success"]))
-                if frames[i] is not None:
-                    videos.append(np.stack(frames[i]))
-                    frames[i] = [transition.first["image"]] if record_all else None
-                returns[i], lengths[i] = 0, 0
-                obs[i] = transition.first
-                quota[i] -= 1
-    return scores, videos
-
-
-def summary(scores: dict[str, list[float]]) -> dict[str, float]:
-    """Means over the episodes, the std of their returns, and their number."""
-    means = {k: float(np.mean(v)) for k, v in scores.items()}
-    return {**means, "return_std": float(np.std(scores["return"])), "episodes": len(scores["return"])}

@@ -7,7 +7,6 @@ evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (dis
 
 import contextlib
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -25,14 +24,13 @@ import checkpoint
 import collect
 import distributed
 import envs
+import evaluation
 import exploration
 import fast
 import models
 import networks
-import probe
-import video
 from collect import STREAMS, Collector
-from config import ACTIONS, Config, check_config, check_resume, load_config, read_config, save_config, sees_images
+from config import ACTIONS, Config, check_config, check_resume, load_config, save_config, sees_images
 from envs.parallel import EnvGroup
 from replay import Prefetcher
 from setup.import_checkpoint import import_checkpoint
@@ -189,12 +187,12 @@ class Trainer:
         self.device = tools.pick_device(config.device)
         tools.seed_everything(config.seed, config.deterministic_run)
         group = collect.make_train_envs(config)
-        self.eval_envs: EnvGroup | None = None  # made at the first evaluation
+        self.evaluator = evaluation.Evaluator(config)
         self.agent = make_agent(config, group)
         self.backend = fast.choose_backend(config.compile, self.device, distributed.size())
         self.agent.use_backend(self.backend, tools.log_line)
         for task in config.eval_tasks:
-            collect.check_eval_task(config, task, group, self.agent.keys)
+            evaluation.check_eval_task(config, task, group, self.agent.keys)
         self.collector = Collector(config, group, self.agent.keys, logdir / "train_eps")
         if not distributed.is_main():  # its noise is not that of the main rank, which continues from initialization
             self.seed_torch()
@@ -207,7 +205,6 @@ class Trainer:
         )
         self.metrics = tools.Metrics()
         self.updates = 0
-        self.eval_episodes = 0  # of each evaluation env, so far
         self.last_return: float | None = None
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment steps at the last one of each
         self.lines: int | None = None  # of metrics.jsonl at the checkpoint
@@ -294,39 +291,23 @@ class Trainer:
     def evaluate(self, interrupt: tools.Interrupt) -> bool:
         """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
-        On each of `eval_tasks` likewise, from the same seeds and episode numbers; this changes no other number of the
-        run. An interrupt of any rank drops the evaluation, as if it had not begun: it returns False.
+        On each of `eval_tasks` likewise. An interrupt of any rank drops the evaluation, as if it had not begun: it
+        returns False.
         """
-        results, rng, episodes = {}, tools.rng_state(), self.eval_episodes
+        results, rng, episodes = {}, tools.rng_state(), self.evaluator.episodes
         try:
             with interrupt.immediate():
                 if self.config.eval_episode_num and distributed.is_main():
-                    results = self.play_evaluation()
+                    results = self.evaluator.play(self.agent, self.env_step)
         except tools.Interrupted:
             pass
         if distributed.any_rank(interrupt.requested):
             tools.set_rng_state(rng)
-            self.eval_episodes = episodes
+            self.evaluator.episodes = episodes
             return False
         self.done_at["eval"] = self.env_step
         self.log_evaluation(results)
         return True
-
-    def play_evaluation(self) -> dict[str, tuple[dict[str, list[float]], list[np.ndarray]]]:
-        """Scores and videos, as of `collect.evaluate`, by task; '' is the run's own."""
-        c, first = self.config, self.eval_episodes
-        count = collect.count_eval_envs(c, c.eval_episode_num)
-        if self.eval_envs is None:
-            self.eval_envs = collect.make_envs(c, "eval", count, sees_images(c) or None)
-        results = {"": collect.evaluate(self.agent, self.eval_envs, c.eval_episode_num, first)}
-        for task in c.eval_tasks:
-            with (
-                tools.own_randomness(self.device, c.seed, STREAMS["eval_tasks"], self.env_step),
-                collect.make_envs(c.replace(task=task), "eval", count, sees_images(c) or None) as group,
-            ):
-                results[task] = collect.evaluate(self.agent, group, c.eval_episode_num, first)
-        self.eval_episodes += -(-c.eval_episode_num // count)
-        return results
 
     def predict_video(self, sequences: int = 4) -> np.ndarray:
         """Frames of `WorldModel.video_pred` for some of the replay; draws from generators of its own."""
@@ -348,11 +329,11 @@ class Trainer:
                 self.logger.write(self.env_step)
         self.show_progress()
 
-    def log_evaluation(self, results: dict[str, tuple[dict[str, list[float]], list[np.ndarray]]]) -> None:
+    def log_evaluation(self, results: dict[str, tuple[evaluation.Scores, list[np.ndarray]]]) -> None:
         if self.logger is None or not results:
             return
         for task, (scores, videos) in results.items():
-            suffix, means = f"/{task}" if task else "", collect.summary(scores)
+            suffix, means = f"/{task}" if task else "", evaluation.summary(scores)
             self.logger.scalars({f"eval_{k}{suffix}": v for k, v in means.items()})
             if videos:  # an env that cannot be rendered has none
                 self.logger.video(f"eval_policy{suffix}", videos[0])
@@ -448,8 +429,8 @@ class Trainer:
         """
         self.agent.load(state["agent"])
         self.collector.load_state_dict(state, self.device)
-        for name in ("updates", "eval_episodes", "last_return"):
-            setattr(self, name, state[name])
+        self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
+        self.last_return = state["last_return"]
         self.lines = state.get("lines")
         self.done_at = dict(state["done_at"])
         ranks = state["ranks"]
@@ -485,73 +466,15 @@ class Trainer:
         }
         state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own), "agent": agent}
         if distributed.is_main():
-            for name in ("updates", "eval_episodes", "last_return"):
-                state[name] = getattr(self, name)
-            state["done_at"], state["lines"] = done_at, self.logger.lines
+            state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes}
+            state |= {"last_return": self.last_return, "done_at": done_at, "lines": self.logger.lines}
             tools.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
         self.done_at = done_at
 
     def close(self) -> None:
-        for part in (self.collector.envs, self.eval_envs, self.batches, self.logger, self.progress):
+        for part in (self.collector.envs, self.evaluator, self.batches, self.logger, self.progress):
             if part is not None:
                 part.close()
-
-
-# A checkpoint evaluated
-
-
-def run_config(argv: list[str], logdir: Path) -> Config:
-    """The settings of the run in `logdir`, with the flags of the command line over them."""
-    if not (logdir / "config.yaml").is_file():
-        raise ValueError(f"--logdir {logdir} holds no run (it has no config.yaml): name the folder of one")
-    stored = read_config(logdir / "config.yaml")
-    config, _ = load_config(argv, extra=ACTIONS, base=stored)
-    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
-    missing = [f"{k} {v}" for k, v in config.flat().items() if k not in stored.flat() and k not in given]
-    if missing:
-        tools.log_line(f"{logdir / 'config.yaml'} lacks settings, which are taken as {', '.join(missing)}")
-    return config
-
-
-def evaluate_run(config: Config, logdir: Path, episodes: int, record: bool, probe_state: bool = False) -> None:
-    """Evaluates a run's checkpoint on `config.task` and adds a line to its eval.jsonl; the run itself is only read.
-
-    The episodes come from seeds that training and its evaluations do not use, the same ones in every call with the
-    same `seed`, on every task.
-    """
-    check_settings(config)
-    episodes = episodes or config.eval_episode_num
-    if episodes < 1:
-        raise ValueError(f"--episodes is {episodes}: expected 1 or more")
-    tools.seed_everything(config.seed, config.deterministic_run)
-    count = collect.count_eval_envs(config, episodes)
-    with collect.make_envs(config, "eval_only", count, sees_images(config) or record) as group:
-        agent = make_agent(config, group)
-        step = checkpoint.load_weights(logdir, agent)
-        step *= read_config(logdir / "config.yaml").action_repeat
-        recorder = probe.Recorder(agent.world_model.dynamics) if probe_state else None
-        scores, videos = collect.evaluate(agent, group, episodes, 0, record_all=record, observe=recorder)
-    r2 = probe.probe(recorder.rows) if recorder else {}
-    means = collect.summary(scores)
-    success = f", success {means['success']:.2f}" if "success" in means else ""
-    tools.log_line(
-        f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} "
-        f"({episodes} episodes, seed {config.seed}, checkpoint of step {step})"
-    )
-    line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
-    if r2:
-        line["probe_r2"] = r2
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
-        tools.log_line(f"linear probes, held-out R²: {shown}")
-    with open(logdir / "eval.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
-    if record:
-        folder = logdir / "videos"
-        folder.mkdir(exist_ok=True)
-        for i, frames in enumerate(videos):
-            path = folder / f"{config.task.replace('/', '_')}-step{step}-seed{config.seed}-{i}.mp4"
-            video.write(path, (video.enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
-        tools.log_line(f"videos of {len(videos)} episodes: {folder}")
 
 
 # The command line
@@ -590,7 +513,11 @@ def run_command(argv: list[str]) -> int:
                 if action.eval_only:
                     if distributed.size() > 1:
                         raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
-                    evaluate_run(run_config(argv, logdir), logdir, action.episodes, action.video, action.probe_state)
+                    config = evaluation.run_config(argv, logdir)
+                    check_settings(config)
+                    evaluation.evaluate_run(
+                        make_agent, config, logdir, action.episodes, action.video, action.probe_state
+                    )
                     return 0
                 if action.episodes or action.video or action.probe_state:
                     raise ValueError("--episodes, --video and --probe_state belong to --eval_only")

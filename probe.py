@@ -14,7 +14,7 @@ RIDGE = 10.0 ** np.arange(-4, 5)  # penalties tried, for standardized features
 
 
 class Recorder:
-    """Keeps what probes need of the episodes that `collect.evaluate` plays, as its `observe`.
+    """Keeps what probes need of the episodes that `evaluation.play` plays, as its `observe`.
 
     Attributes:
         rows: lists with an entry for each step: `feat` (F,), `episode`, and the state variables by name: vector

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_dreamer import PIXELS, VECTORS, entries
 
-import collect
 import dreamer
+import evaluation
 import tools
 from config import Config, read_config, save_config
 from setup import export_agent
@@ -76,8 +76,8 @@ def test_the_checkpoint_is_what_is_evaluated(run):
 
 @pytest.mark.parametrize("count, together", [(0, 2), (1, 1), (3, 3), (9, 3)])
 def test_so_many_envs_play_an_evaluation_together(count, together, run, monkeypatch):
-    made, make_envs = [], collect.make_envs
-    monkeypatch.setattr(collect, "make_envs", lambda c, mode, n, image: made.append(n) or make_envs(c, mode, n, image))
+    made, make_envs = [], evaluation.make_envs
+    monkeypatch.setattr(evaluation, "make_envs", lambda *args: made.append(args[2]) or make_envs(*args))
     assert main("--eval_only", "--logdir", run, "--episodes", "3", "--eval_envs", count, *HERE) == 0
     assert made == [together] and len(lines(run)[0]["returns"]) == 3
 
@@ -85,8 +85,8 @@ def test_so_many_envs_play_an_evaluation_together(count, together, run, monkeypa
 def test_evaluation_needs_no_replay_and_no_training_env(run, monkeypatch):
     shutil.rmtree(run / "train_eps")
     made = []
-    make_envs = collect.make_envs
-    monkeypatch.setattr(collect, "make_envs", lambda c, mode, *rest: made.append(mode) or make_envs(c, mode, *rest))
+    make_envs = evaluation.make_envs
+    monkeypatch.setattr(evaluation, "make_envs", lambda c, mode, *rest: made.append(mode) or make_envs(c, mode, *rest))
     assert main("--eval_only", "--logdir", run, "--episodes", "1") == 0
     assert made == ["eval_only"] and not (run / "train_eps").exists()
 

@@ -1,0 +1,206 @@
+"""Evaluation: whole episodes with the mean action.
+
+`play` plays them; `Evaluator` holds the evaluations of a training run; `evaluate_run` is `--eval_only`. They need of
+the agent that it acts (`Dreamer.act`), probes its features too.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import checkpoint
+import probe
+import tools
+import video
+from collect import STREAMS, make_envs, stack_obs
+from config import ACTIONS, Config, load_config, read_config, sees_images
+from envs.parallel import EnvGroup
+
+Scores = dict[str, list[float]]  # return, length and, if there is one, success of each episode
+
+
+def count_eval_envs(config: Config, episodes: int) -> int:
+    """Number of envs that play an evaluation of so many episodes together."""
+    return min(config.eval_envs or config.envs, episodes)
+
+
+def check_eval_task(config: Config, task: str, trained: EnvGroup, keys: list[str]) -> None:
+    """Raises an error that names `eval_tasks` if `task` cannot be made, or acted on by an agent of other envs."""
+    try:
+        with make_envs(config.replace(task=task), "eval", 1, sees_images(config)) as group:
+            action_space, spaces = group.action_space, group.observation_space.spaces
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise type(error)(f"--eval_tasks {task}: {error}") from None
+    if action_space != trained.action_space:
+        raise ValueError(
+            f"--eval_tasks {task}: its actions are {action_space}, those of --task {config.task} {trained.action_space}"
+        )
+    for key in keys:
+        ours, theirs = trained.observation_space[key].shape, spaces[key].shape if key in spaces else "absent"
+        if ours != theirs:
+            raise ValueError(f"--eval_tasks {task}: its {key} is {theirs}, that of --task {config.task} {ours}")
+
+
+def play(
+    agent: Any,
+    group: EnvGroup,
+    episodes: int,
+    first_episode: int,
+    record_all: bool = False,
+    observe: Callable[[list[int | None], list[dict], dict[str, Tensor]], None] | None = None,
+) -> tuple[Scores, list[np.ndarray]]:
+    """Plays whole episodes with the mean action.
+
+    Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
+    on which env is faster.
+
+    Args:
+        observe: called after each step of acting with the number of each env's episode among all (None for an env that
+            has played its share), the observations, and the state that the agent inferred from them, (N, ...).
+
+    Returns:
+        Scores of the episodes, in the order in which they ended; and the images (T, H, W, 3) of the first env's first
+        episode, or with `record_all` of all episodes, in that order.
+    """
+    n = len(group)
+    shares = [episodes // n + (i < episodes % n) for i in range(n)]
+    quota = list(shares)
+    obs, state = group.reset([first_episode] * n), None
+    # images so far of the episodes that are recorded
+    frames = [[o["image"]] if (record_all or i == 0) and "image" in o else None for i, o in enumerate(obs)]
+    videos: list[np.ndarray] = []
+    returns, lengths = np.zeros(n), np.zeros(n, int)
+    scores: Scores = {"return": [], "length": []}
+    while any(quota):
+        action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
+        if observe is not None:
+            observe([(shares[i] - quota[i]) * n + i if quota[i] else None for i in range(n)], obs, state)
+        action = action.cpu().numpy()
+        if hasattr(group.action_space, "low"):
+            action = action.clip(-1, 1)
+        group.send([{"action": one} if quota[i] else None for i, one in enumerate(action)])
+        for i, transition in enumerate(group.receive()):
+            if transition is None:
+                continue
+            obs[i] = transition.obs
+            returns[i] += transition.reward
+            lengths[i] += 1
+            if frames[i] is not None:
+                frames[i].append(transition.obs["image"])
+            if transition.done:
+                scores["return"].append(float(returns[i]))
+                scores["length"].append(float(lengths[i]))
+                if "success" in transition.info:
+                    scores.setdefault("success", []).append(float(transition.info["success"]))
+                if frames[i] is not None:
+                    videos.append(np.stack(frames[i]))
+                    frames[i] = [transition.first["image"]] if record_all else None
+                returns[i], lengths[i] = 0, 0
+                obs[i] = transition.first
+                quota[i] -= 1
+    return scores, videos
+
+
+def summary(scores: Scores) -> dict[str, float]:
+    """Means over the episodes, the std of their returns, and their number."""
+    means = {k: float(np.mean(v)) for k, v in scores.items()}
+    return {**means, "return_std": float(np.std(scores["return"])), "episodes": len(scores["return"])}
+
+
+class Evaluator:
+    """The evaluations of a training run, on its task and on each of `eval_tasks`.
+
+    Attributes:
+        episodes: that each env has played so far. Each evaluation plays new ones.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.episodes = config, 0
+        self.envs: EnvGroup | None = None  # made at the first evaluation
+
+    def play(self, agent: Any, env_step: int) -> dict[str, tuple[Scores, list[np.ndarray]]]:
+        """Scores and videos, as of `play`, by task; '' is the run's own.
+
+        The other tasks are played from the same seeds and episode numbers, and change no other number of the run.
+        """
+        c, image = self.config, sees_images(self.config) or None
+        count = count_eval_envs(c, c.eval_episode_num)
+        if self.envs is None:
+            self.envs = make_envs(c, "eval", count, image)
+        results = {"": play(agent, self.envs, c.eval_episode_num, self.episodes)}
+        for task in c.eval_tasks:
+            with (
+                tools.own_randomness(agent.device, c.seed, STREAMS["eval_tasks"], env_step),
+                make_envs(c.replace(task=task), "eval", count, image) as group,
+            ):
+                results[task] = play(agent, group, c.eval_episode_num, self.episodes)
+        self.episodes += -(-c.eval_episode_num // count)
+        return results
+
+    def close(self) -> None:
+        if self.envs is not None:
+            self.envs.close()
+
+
+def run_config(argv: list[str], logdir: Path) -> Config:
+    """The settings of the run in `logdir`, with the flags of the command line over them."""
+    if not (logdir / "config.yaml").is_file():
+        raise ValueError(f"--logdir {logdir} holds no run (it has no config.yaml): name the folder of one")
+    stored = read_config(logdir / "config.yaml")
+    config, _ = load_config(argv, extra=ACTIONS, base=stored)
+    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    missing = [f"{k} {v}" for k, v in config.flat().items() if k not in stored.flat() and k not in given]
+    if missing:
+        tools.log_line(f"{logdir / 'config.yaml'} lacks settings, which are taken as {', '.join(missing)}")
+    return config
+
+
+def evaluate_run(
+    make_agent: Callable[[Config, EnvGroup], Any],
+    config: Config,
+    logdir: Path,
+    episodes: int,
+    record: bool,
+    probe_state: bool = False,
+) -> None:
+    """Evaluates a run's checkpoint on `config.task` and adds a line to its eval.jsonl; the run itself is only read.
+
+    The episodes come from seeds that training and its evaluations do not use, the same ones in every call with the
+    same `seed`, on every task.
+    """
+    episodes = episodes or config.eval_episode_num
+    if episodes < 1:
+        raise ValueError(f"--episodes is {episodes}: expected 1 or more")
+    tools.seed_everything(config.seed, config.deterministic_run)
+    count = count_eval_envs(config, episodes)
+    with make_envs(config, "eval_only", count, sees_images(config) or record) as group:
+        agent = make_agent(config, group)
+        step = checkpoint.load_weights(logdir, agent)
+        step *= read_config(logdir / "config.yaml").action_repeat
+        recorder = probe.Recorder(agent.world_model.dynamics) if probe_state else None
+        scores, videos = play(agent, group, episodes, 0, record_all=record, observe=recorder)
+    r2 = probe.probe(recorder.rows) if recorder else {}
+    means = summary(scores)
+    success = f", success {means['success']:.2f}" if "success" in means else ""
+    tools.log_line(
+        f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} "
+        f"({episodes} episodes, seed {config.seed}, checkpoint of step {step})"
+    )
+    line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
+    if r2:
+        line["probe_r2"] = r2
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
+        tools.log_line(f"linear probes, held-out R²: {shown}")
+    with open(logdir / "eval.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    if record:
+        folder = logdir / "videos"
+        folder.mkdir(exist_ok=True)
+        for i, frames in enumerate(videos):
+            path = folder / f"{config.task.replace('/', '_')}-step{step}-seed{config.seed}-{i}.mp4"
+            video.write(path, (video.enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
+        tools.log_line(f"videos of {len(videos)} episodes: {folder}")
