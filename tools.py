@@ -359,7 +359,7 @@ class Logger:
         "Learning": {
             "losses": ".*_loss",
             "gradient norms": ".*_grad_norm",
-            "divergence": "(.*_)?kl",
+            "divergence": "(.*_)?kl(_.*)?|.*_beta",
             "entropy": ".*_ent(ropy)?",
             "values": r"(?!.*imag_).*_mean|(.*_)?EMA_\d+",
             "imagination": "(.*_)?imag_.*",

@@ -96,7 +96,7 @@ def project(installed, tmp_path):
 
 def test_without_flags_it_trains_the_quickstart(installed):
     code, out, _ = installed.run("run.sh")
-    assert code == 0 and "flags ['--configs', 'quickstart']" in out
+    assert code == 0 and "flags ['--configs', 'dmc_vision', 'small', 'quickstart']" in out
 
 
 def test_what_is_installed_is_left_alone(installed):

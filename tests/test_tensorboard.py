@@ -58,7 +58,7 @@ def test_charts_are_grouped_and_hold_every_scalar(events):
         "simsr_loss decoder_loss probe_loss dyn_loss rep_loss kl prior_ent post_ent model_grad_norm actor_loss "
         "value_loss actor_entropy value_mean target_mean imag_reward_mean EMA_005 EMA_095 actor_grad_norm "
         "expl_actor_loss disag_loss expl_EMA_005 a_new_loss its_grad_norm fps updates_per_second update_count "
-        "replay_steps train_episodes"
+        "replay_steps train_episodes repo_loss repo_kl_excess repo_beta swav_loss"
     ).split()
     for name in names:
         assert sum(bool(re.fullmatch(pattern, name)) for pattern in patterns) == 1, name
