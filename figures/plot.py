@@ -4,7 +4,7 @@ RUN is a --logdir, a folder of them such as results/small, or NAME=either, which
 task, method and seed. FILE.png shows a panel for each task: the mean over seeds and its 95 % confidence interval, by
 bootstrap. FILE_table.png and FILE_table.csv hold IQM, mean and median at the steps of --at with their intervals
 (rliable's stratified bootstrap: "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
-2021). A Markdown table of the means is printed.
+2021). Markdown tables are printed: of the means, and of what linear probes found, for runs that were probed.
 """
 
 import argparse
@@ -362,11 +362,48 @@ def markdown(rows: list[dict], metric: str) -> str:
     return "\n\n".join(tables)
 
 
+def probe_table(groups: dict[str, dict[str, list[Run]]]) -> str:
+    """Means over seeds of what `--eval_only --probe_state` found; empty without runs on which it was called."""
+    lines = []
+    for task, group in groups.items():
+        for method, runs in group.items():
+            found = np.array([probe for run in runs if (probe := read_probe(run)) is not None])
+            if len(found):
+                score, *r2 = found.mean(0)
+                cells = [task, METHOD_NAMES.get(method, method), f"{score:.1f}"]
+                cells += ["" if math.isnan(value) else f"{value:.2f}" for value in r2]
+                lines.append(f"| {' | '.join(cells)} | {len(found)} |")
+    if not lines:
+        return ""
+    header = "| task | method | return | R² state | R² background | seeds |\n|---|---|---:|---:|---:|---:|\n"
+    return "\n\n`--eval_only --probe_state` on the last checkpoints: means over seeds\n\n" + header + "\n".join(lines)
+
+
+def read_probe(run: Run) -> tuple[float, float, float] | None:
+    """Return, and mean R² of the state variables and of the background's pixels, of the last evaluation with probes.
+
+    None if the run's task was never evaluated with probes; NaN for what there is no probe of.
+    """
+    path = run.path / "eval.jsonl"
+    try:
+        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        probed = [entry for entry in entries if entry["task"] == run.task and entry.get("probe_r2")]
+        if not probed:
+            return None
+        r2 = probed[-1]["probe_r2"]
+        state = [value for name, value in r2.items() if not name.startswith("background/")]
+        background = [r2[name] for name in r2.keys() - {"background/mean"} if name.startswith("background/")]
+        means = (float(np.mean(values)) if values else math.nan for values in (state, background))
+        return (float(probed[-1]["return"]), *means)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise PlotError(f"{path}: expected lines as --eval_only writes them") from None
+
+
 # --------------------------------------------------------------------------------------------------------- command line
 
 
 def plot(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """Draws and writes everything; returns the Markdown table, and remarks."""
+    """Draws and writes everything; returns the Markdown tables, and remarks."""
     if args.out.suffix not in SUFFIXES:
         raise PlotError(f"--out {args.out}: expected a file ending in {', '.join(SUFFIXES)}")
     if not args.out.parent.is_dir():
@@ -413,7 +450,8 @@ def plot(args: argparse.Namespace) -> tuple[str, list[str]]:
         writer.writeheader()
         writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     draw_table(rows, args.metric, table.with_suffix(args.out.suffix))
-    return markdown(rows, args.metric), [*remarks, f"{args.out}, {table.with_suffix(args.out.suffix)}, {table}"]
+    tables = markdown(rows, args.metric) + probe_table(groups)
+    return tables, [*remarks, f"{args.out}, {table.with_suffix(args.out.suffix)}, {table}"]
 
 
 class Parser(argparse.ArgumentParser):
