@@ -33,7 +33,7 @@ import probe
 import video
 from collect import STREAMS, Collector
 from config import ACTIONS, Config, check_config, check_resume, load_config, read_config, save_config, sees_images
-from envs.parallel import EnvGroup
+from envs.parallel import EnvGroup, WorkerDied
 from replay import Prefetcher
 from setup.import_checkpoint import import_checkpoint
 
@@ -230,7 +230,7 @@ class Trainer:
         Raises TrainingError or collect.EnvError if it cannot; OSError if a file cannot be written.
         """
         behind = False  # there are updates to do that were lost with a checkpoint
-        with tools.Interrupt() as interrupt:
+        with tools.Interrupt() as interrupt, self.saving_before_errors():
             while True:
                 if not self.collector.under_way:
                     if self.is_due("eval") and not self.evaluate(interrupt):
@@ -251,17 +251,22 @@ class Trainer:
                     return
                 if behind:
                     continue
-                try:
-                    summaries = self.collector.receive(interrupt)
-                except collect.EnvError:
-                    self.save()
-                    tools.log_line(f"saved a checkpoint of step {self.env_step} before ending with an error of an env")
-                    raise
+                summaries = self.collector.receive(interrupt)
                 if summaries is None:
                     break
                 self.log_episodes(summaries)
             self.save()
             tools.log_line(f"stopped at step {self.env_step}: the same command resumes from there")
+
+    @contextlib.contextmanager
+    def saving_before_errors(self) -> Iterator[None]:
+        """Saves a checkpoint before an error of an env ends the loop."""
+        try:
+            yield
+        except collect.EnvError:
+            self.save()
+            tools.log_line(f"saved a checkpoint of step {self.env_step} before ending with an error of an env")
+            raise
 
     def is_due(self, what: str) -> bool:
         """Whether the environment steps since the last `what` call for another, or the end of the run does."""
@@ -295,18 +300,24 @@ class Trainer:
         """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
         On each of `eval_tasks` likewise, from the same seeds and episode numbers; this changes no other number of the
-        run. An interrupt of any rank drops the evaluation, as if it had not begun: it returns False.
+        run. An interrupt of any rank drops the evaluation, as if it had not begun: it returns False. So does an error
+        of an env, which is raised in all ranks as an EnvError.
         """
-        results, rng, episodes = {}, tools.rng_state(), self.eval_episodes
+        results, rng, episodes, failure = {}, tools.rng_state(), self.eval_episodes, None
         try:
             with interrupt.immediate():
                 if self.config.eval_episode_num and distributed.is_main():
                     results = self.play_evaluation()
         except tools.Interrupted:
             pass
-        if distributed.any_rank(interrupt.requested):
+        except Exception as error:
+            failure = error
+        dropped, failed = distributed.any_rank(interrupt.requested), distributed.any_rank(failure is not None)
+        if dropped or failed:
             tools.set_rng_state(rng)
             self.eval_episodes = episodes
+            if not dropped:
+                raise collect.EnvError("an evaluation failed") from failure
             return False
         self.done_at["eval"] = self.env_step
         self.log_evaluation(results)
@@ -615,6 +626,10 @@ def run_command(argv: list[str]) -> int:
             trainer.train()
         except TrainingError as error:
             return complain(error, 1)
+        except collect.EnvError as error:
+            if not isinstance(error.__cause__, WorkerDied):
+                raise  # with the traceback of the env
+            return complain(f"{error.__cause__}; the same command resumes from step {trainer.env_step}", 1)
         except OSError as error:  # a full disk, or a folder that is gone
             step = trainer.done_at["checkpoint"]
             problem = f"{error.strerror or error} ({error.filename or logdir})"

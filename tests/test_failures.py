@@ -230,6 +230,23 @@ def test_nothing_is_lost_with_a_terminal_or_a_worker(how, undisturbed, tmp_path)
     assert entries(logdir) == undisturbed
 
 
+def test_a_worker_that_dies_in_an_evaluation_is_one_line(tmp_path):
+    flags = [*WORKERS, "--eval_episode_num", "12", "--eval_envs", "2"]  # at steps 400 and 480
+    assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
+    logdir = tmp_path / "run"
+    process = start(*flags, "--logdir", logdir)
+    while len(children(process)) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(children(process)[3], signal.SIGKILL)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 1 and "saved a checkpoint of step 400" in out, (out, err)
+    assert re.search(r"worker of env \d died \(exit code -9\); the same command resumes from step 400", one_line(err))
+    code, out, err = run(*flags, "--logdir", logdir)
+    assert code == 0 and "resumed at step 400" in out, err
+    assert entries(logdir) == entries(tmp_path / "whole")
+
+
 def test_nohup_ignores_the_end_of_the_terminal(tmp_path):
     logdir = tmp_path / "run"
     process = start(*SHORT, "--logdir", logdir, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
