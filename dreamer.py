@@ -139,6 +139,9 @@ class Dreamer(nn.Module):
         self.load_state_dict(state["agent"])
         for name, opt in self.optimizers().items():
             opt.load_state_dict(state["optimizers"][name])
+            for param, moments in opt.state.items():
+                if any(moments[key].shape != param.shape for key in ("exp_avg", "exp_avg_sq")):
+                    raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
         for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
             behavior.updates = updates
         self.learn.reset()  # the optimizers' tensors are others
@@ -413,8 +416,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Begins a new run, or resumes the one in `logdir`: its checkpoint, and every episode that finished since."""
-        state = checkpoint.read(self.logdir, self.agent)
-        own = self.load_state_dict(state) if state is not None else None
+        path, state = checkpoint.read(self.logdir, self.agent)
+        with checkpoint.our_layout(path):
+            own = self.load_state_dict(state) if state is not None else None
         step = self.env_step  # of the checkpoint
         exact, newer = self.collector.restore(exact=own is not None)
         episodes = sum(distributed.all_gather(self.collector.replay.episodes))
@@ -433,10 +437,9 @@ class Trainer:
             elif self.env_step >= self.config.steps:
                 tools.log_line(f"nothing is left to train: --steps is {self.config.steps}; a larger number resumes")
         if exact:
-            self.batches.load_state_dict(own["batches"])
+            with checkpoint.our_layout(path):
+                self.batches.load_state_dict(own["batches"])
             return
-        if own is not None:
-            self.batches.rng.bit_generator.state = own["batches"]["rng"]
         self.collector.act(self.agent)
 
     def log_again(self, summaries: list[dict[str, float]], step: int) -> None:
@@ -462,7 +465,7 @@ class Trainer:
         for name in ("updates", "eval_episodes", "last_return"):
             setattr(self, name, state[name])
         self.lines = state.get("lines")
-        self.done_at = dict(state["done_at"])
+        self.done_at = {name: state["done_at"][name] for name in self.done_at}
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
             tools.log_line(f"resumed with another number of processes, {distributed.size()} in place of {len(ranks)}")
@@ -472,6 +475,7 @@ class Trainer:
             return None
         own = ranks[distributed.rank()]
         self.metrics.load_state_dict(own["metrics"])
+        self.batches.rng.bit_generator.state = own["batches"]["rng"]
         tools.set_rng_state(own["rng"], prefill=self.collector.rng)
         return own
 

@@ -131,6 +131,53 @@ def test_foreign_contents_are_one_line(logdir, content, words, capsys):
     assert words in one_line(capsys.readouterr().err)
 
 
+def without(*keys):
+    def change(state):
+        for key in keys[:-1]:
+            state = state[key]
+        del state[keys[-1]]
+
+    return change
+
+
+def other_moments(state):
+    moments = state["agent"]["optimizers"]["actor"]["state"]
+    moments[0], moments[1] = moments[1], moments[0]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (without("agent", "agent"), "KeyError: 'agent'"),
+        (without("agent", "optimizers", "value"), "KeyError: 'value'"),
+        (without("agent", "optimizers", "value", "state", 0, "exp_avg"), "KeyError: 'exp_avg'"),
+        (without("done_at", "eval"), "KeyError: 'eval'"),
+        (without("ranks", 0, "batches"), "KeyError: 'batches'"),
+        (without("ranks", 0, "batches", "pending"), "KeyError: 'pending'"),
+        (without("replay", "order"), "KeyError: 'order'"),
+        (without("episode"), "KeyError: 'episode'"),
+        (other_moments, "optimizer actor has moments of other shapes"),
+    ],
+)
+def test_a_checkpoint_of_another_layout_is_one_line(logdir, change, words, capsys):
+    state = tools.load_checkpoint(logdir / "latest.pt")
+    change(state)
+    tools.save_checkpoint(logdir / "latest.pt", state)
+    assert main(*SHORT, "--logdir", logdir) == 2
+    line = one_line(capsys.readouterr().err)
+    assert f"{logdir / 'latest.pt'} has another layout" in line and words in line
+
+
+@pytest.mark.parametrize("name", ["latest.pt", "metrics.jsonl", "config.yaml"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(logdir, name, capsys):
+    (logdir / name).unlink()
+    (logdir / "previous.pt").unlink()
+    os.mkfifo(logdir / name)
+    assert main(*SHORT, "--logdir", logdir) == 2
+    line = one_line(capsys.readouterr().err)
+    assert str(logdir / name) in line and "not a regular file" in line
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
