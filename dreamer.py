@@ -452,7 +452,7 @@ class Trainer:
         for summary in summaries:
             line = lines.get(summary["train_episodes"], {})
             step = min(max(line.pop("step", step), step), self.env_step)
-            self.logger.scalars({**summary, **{k: v for k, v in line.items() if v is not None}})
+            self.logger.scalars({**summary, **line})
             self.logger.write(step)
 
     def load_state_dict(self, state: dict) -> dict | None:
