@@ -591,6 +591,9 @@ def open_logdir(logdir: Path) -> Iterator[None]:
                 raise ValueError(
                     f"--logdir {logdir}: {error.strerror}; expected a folder that can be made and written"
                 ) from None
+            for path in (logdir / "config.yaml", logdir / "metrics.jsonl"):
+                if path.exists() and not path.is_file():
+                    raise ValueError(f"{path} is not a regular file: move it away, or use another --logdir")
         yield
 
 

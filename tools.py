@@ -101,6 +101,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     import torch
 
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait, a device might never end
+            raise ValueError("not a regular file")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
                 damaged = archive.testzip()
