@@ -443,6 +443,13 @@ def test_a_stdout_that_is_closed_or_full_costs_nothing(how, finished, tmp_path):
     assert entries(logdir) == entries(finished)
 
 
+def test_a_half_line_of_eval_jsonl_costs_no_other(logdir):
+    (logdir / "eval.jsonl").write_text('{"step": 1}\n{"st')
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
+    first, half, last = (logdir / "eval.jsonl").read_text().splitlines()
+    assert (first, half) == ('{"step": 1}', '{"st') and json.loads(last)["step"] == 480
+
+
 def test_eval_only_names_the_settings_that_the_run_lacks(logdir, capsys):
     values = dreamer.read_config(logdir / "config.yaml").to_dict()
     del values["time_limit"]
