@@ -1,6 +1,8 @@
 """The checkpoints of a run: `latest.pt`, and `previous.pt`, which is used where the latest is damaged or missing."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -32,8 +34,8 @@ def find(logdir: Path) -> tuple[Path | None, dict | None, str]:
     return None, None, ""
 
 
-def read(logdir: Path, agent: nn.Module) -> dict | None:
-    """The newest checkpoint of a run that is whole, None without one; all ranks have to call it together.
+def read(logdir: Path, agent: nn.Module) -> tuple[Path | None, dict | None]:
+    """The newest checkpoint of a run that is whole and its path, None without one; all ranks have to call it together.
 
     A damaged latest one is renamed. Raises ValueError, one line, if a run of `agent` cannot resume from it.
     """
@@ -46,11 +48,12 @@ def read(logdir: Path, agent: nn.Module) -> dict | None:
     if not distributed.is_main():
         path, state, _ = find(logdir)
     if state is None:
-        return None
+        return None, None
     check(state, agent, path)
     if "ranks" not in state:
         raise ValueError(f"{path} holds an agent alone, as setup/export_agent.py writes it: training cannot resume")
-    envs, before = agent.config.envs, len(state["episode"])
+    with our_layout(path):
+        envs, before = agent.config.envs, len(state["episode"])
     if envs != before:
         raise ValueError(f"--envs is {envs}: {path} is of a run with {before}, and resumes with as many")
     broken = tools.find_nonfinite(state["agent"])
@@ -59,7 +62,7 @@ def read(logdir: Path, agent: nn.Module) -> dict | None:
             f"{path} is of a run that has diverged ({broken} is not finite): move it away to resume from "
             f"{PREVIOUS}, or use another --logdir"
         )
-    return state
+    return path, state
 
 
 def load_weights(logdir: Path, agent: nn.Module) -> int:
@@ -77,15 +80,29 @@ def load_weights(logdir: Path, agent: nn.Module) -> int:
     return state["step"]
 
 
+@contextlib.contextmanager
+def our_layout(path: Path) -> Iterator[None]:
+    """Within it, what a checkpoint lacks or holds in another form raises a ValueError, one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        problem = f"{type(error).__name__}: {tools.first_line(error)}"
+        raise ValueError(f"{path} has another layout than this code's checkpoints ({problem})") from error
+
+
 def check(state: dict, agent: nn.Module, path: Path) -> None:
     """Raises ValueError, one line, if a checkpoint is not one of a run or is of another agent."""
     if not state.keys() >= {"agent", "step"}:
         raise ValueError(f"{path} is not a checkpoint of a run (for the public code's, see --from_checkpoint)")
-    theirs, ours = state["agent"]["agent"], agent.state_dict()
+    with our_layout(path):
+        theirs, ours = state["agent"]["agent"], agent.state_dict()
+        shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (theirs, ours)]
     for name in sorted(ours.keys() | theirs.keys()):
-        shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (theirs, ours)]
-        if shapes[0] != shapes[1]:
+        found, expected = (known.get(name, "absent") for known in shapes)
+        if found != expected:
             raise ValueError(
                 f"{path} does not fit --task {agent.config.task} and the settings: "
-                f"{name} is {shapes[0]} in the checkpoint and {shapes[1]} here"
+                f"{name} is {found} in the checkpoint and {expected} here"
             )

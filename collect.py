@@ -59,7 +59,7 @@ def stack_obs(obs: list[dict], keys: list[str], device: torch.device) -> dict[st
 
 
 class EnvError(Exception):
-    """An env failed in a step of training. The step is still under way: a run that resumes takes it again."""
+    """An env failed in a step of training or in an evaluation, which is still due: a run that resumes does it again."""
 
 
 class Collector:

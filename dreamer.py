@@ -31,7 +31,7 @@ import models
 import networks
 from collect import STREAMS, Collector
 from config import ACTIONS, Config, check_config, check_resume, load_config, save_config, sees_images
-from envs.parallel import EnvGroup
+from envs.parallel import EnvGroup, WorkerDied
 from replay import Prefetcher
 from setup.import_checkpoint import import_checkpoint
 
@@ -137,6 +137,9 @@ class Dreamer(nn.Module):
         self.load_state_dict(state["agent"])
         for name, opt in self.optimizers().items():
             opt.load_state_dict(state["optimizers"][name])
+            for param, moments in opt.state.items():
+                if any(moments[key].shape != param.shape for key in ("exp_avg", "exp_avg_sq")):
+                    raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
         for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
             behavior.updates = updates
         self.learn.reset()  # the optimizers' tensors are others
@@ -227,7 +230,7 @@ class Trainer:
         Raises TrainingError or collect.EnvError if it cannot; OSError if a file cannot be written.
         """
         behind = False  # there are updates to do that were lost with a checkpoint
-        with tools.Interrupt() as interrupt:
+        with tools.Interrupt() as interrupt, self.saving_before_errors():
             while True:
                 if not self.collector.under_way:
                     if self.is_due("eval") and not self.evaluate(interrupt):
@@ -248,17 +251,22 @@ class Trainer:
                     return
                 if behind:
                     continue
-                try:
-                    summaries = self.collector.receive(interrupt)
-                except collect.EnvError:
-                    self.save()
-                    tools.log_line(f"saved a checkpoint of step {self.env_step} before ending with an error of an env")
-                    raise
+                summaries = self.collector.receive(interrupt)
                 if summaries is None:
                     break
                 self.log_episodes(summaries)
             self.save()
             tools.log_line(f"stopped at step {self.env_step}: the same command resumes from there")
+
+    @contextlib.contextmanager
+    def saving_before_errors(self) -> Iterator[None]:
+        """Saves a checkpoint before an error of an env ends the loop."""
+        try:
+            yield
+        except collect.EnvError:
+            self.save()
+            tools.log_line(f"saved a checkpoint of step {self.env_step} before ending with an error of an env")
+            raise
 
     def is_due(self, what: str) -> bool:
         """Whether the environment steps since the last `what` call for another, or the end of the run does."""
@@ -292,18 +300,23 @@ class Trainer:
         """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
         On each of `eval_tasks` likewise. An interrupt of any rank drops the evaluation, as if it had not begun: it
-        returns False.
+        returns False. So does an error of an env, which is raised in all ranks as an EnvError.
         """
-        results, rng, episodes = {}, tools.rng_state(), self.evaluator.episodes
+        results, rng, episodes, failure = {}, tools.rng_state(), self.evaluator.episodes, None
         try:
             with interrupt.immediate():
                 if self.config.eval_episode_num and distributed.is_main():
                     results = self.evaluator.play(self.agent, self.env_step)
         except tools.Interrupted:
             pass
-        if distributed.any_rank(interrupt.requested):
+        except Exception as error:
+            failure = error
+        dropped, failed = distributed.any_rank(interrupt.requested), distributed.any_rank(failure is not None)
+        if dropped or failed:
             tools.set_rng_state(rng)
             self.evaluator.episodes = episodes
+            if not dropped:
+                raise collect.EnvError("an evaluation failed") from failure
             return False
         self.done_at["eval"] = self.env_step
         self.log_evaluation(results)
@@ -383,8 +396,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Begins a new run, or resumes the one in `logdir`: its checkpoint, and every episode that finished since."""
-        state = checkpoint.read(self.logdir, self.agent)
-        own = self.load_state_dict(state) if state is not None else None
+        path, state = checkpoint.read(self.logdir, self.agent)
+        with checkpoint.our_layout(path):
+            own = self.load_state_dict(state) if state is not None else None
         step = self.env_step  # of the checkpoint
         exact, newer = self.collector.restore(exact=own is not None)
         episodes = sum(distributed.all_gather(self.collector.replay.episodes))
@@ -403,10 +417,9 @@ class Trainer:
             elif self.env_step >= self.config.steps:
                 tools.log_line(f"nothing is left to train: --steps is {self.config.steps}; a larger number resumes")
         if exact:
-            self.batches.load_state_dict(own["batches"])
+            with checkpoint.our_layout(path):
+                self.batches.load_state_dict(own["batches"])
             return
-        if own is not None:
-            self.batches.rng.bit_generator.state = own["batches"]["rng"]
         self.collector.act(self.agent)
 
     def log_again(self, summaries: list[dict[str, float]], step: int) -> None:
@@ -419,7 +432,7 @@ class Trainer:
         for summary in summaries:
             line = lines.get(summary["train_episodes"], {})
             step = min(max(line.pop("step", step), step), self.env_step)
-            self.logger.scalars({**summary, **{k: v for k, v in line.items() if v is not None}})
+            self.logger.scalars({**summary, **line})
             self.logger.write(step)
 
     def load_state_dict(self, state: dict) -> dict | None:
@@ -432,7 +445,7 @@ class Trainer:
         self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
         self.last_return = state["last_return"]
         self.lines = state.get("lines")
-        self.done_at = dict(state["done_at"])
+        self.done_at = {name: state["done_at"][name] for name in self.done_at}
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
             tools.log_line(f"resumed with another number of processes, {distributed.size()} in place of {len(ranks)}")
@@ -442,6 +455,7 @@ class Trainer:
             return None
         own = ranks[distributed.rank()]
         self.metrics.load_state_dict(own["metrics"])
+        self.batches.rng.bit_generator.state = own["batches"]["rng"]
         tools.set_rng_state(own["rng"], prefill=self.collector.rng)
         return own
 
@@ -499,6 +513,9 @@ def open_logdir(logdir: Path) -> Iterator[None]:
                 raise ValueError(
                     f"--logdir {logdir}: {error.strerror}; expected a folder that can be made and written"
                 ) from None
+            for path in (logdir / "config.yaml", logdir / "metrics.jsonl"):
+                if path.exists() and not path.is_file():
+                    raise ValueError(f"{path} is not a regular file: move it away, or use another --logdir")
         yield
 
 
@@ -542,6 +559,10 @@ def run_command(argv: list[str]) -> int:
             trainer.train()
         except TrainingError as error:
             return complain(error, 1)
+        except collect.EnvError as error:
+            if not isinstance(error.__cause__, WorkerDied):
+                raise  # with the traceback of the env
+            return complain(f"{error.__cause__}; the same command resumes from step {trainer.env_step}", 1)
         except OSError as error:  # a full disk, or a folder that is gone
             step = trainer.done_at["checkpoint"]
             problem = f"{error.strerror or error} ({error.filename or logdir})"

@@ -5,6 +5,7 @@ the agent that it acts (`Dreamer.act`), probes its features too.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,8 +196,10 @@ def evaluate_run(
         line["probe_r2"] = r2
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
         tools.log_line(f"linear probes, held-out R²: {shown}")
-    with open(logdir / "eval.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+    with open(logdir / "eval.jsonl", "ab+") as file:
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # of a writer that was killed
+            file.write(b"\n")
+        file.write((json.dumps(line) + "\n").encode())
     if record:
         folder = logdir / "videos"
         folder.mkdir(exist_ok=True)

@@ -101,6 +101,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     import torch
 
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait, a device might never end
+            raise ValueError("not a regular file")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
                 damaged = archive.testzip()
@@ -342,7 +344,7 @@ class Logger:
 
     Attributes:
         lines: number of lines of `metrics.jsonl`.
-        removed: the lines that were removed, as dicts.
+        removed: the lines that were removed, as dicts of their numbers.
 
     A line of `metrics.jsonl` is one strict JSON object, `step` in environment steps first; a number that is not finite
     is null there. `fps` and `updates_per_second` are measured times; all else repeats with the seed.
@@ -390,17 +392,17 @@ class Logger:
     def _cut(self, last_step: int, limit: int | None) -> tuple[int, list[dict]]:
         kept, removed = [], []
         with open(self.path, "rb") as file:
-            for line in file:
+            for number, line in enumerate(file):
                 try:
                     entry = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
-                if not (line.endswith(b"\n") and isinstance(entry, dict)):
+                if not (line.endswith(b"\n") and isinstance(entry, dict) and type(entry.get("step")) is int):
                     continue
-                if entry.get("step", 0) <= last_step and (limit is None or len(kept) < limit):
+                if entry["step"] <= last_step and (limit is None or number < limit):
                     kept.append(line)
                 else:
-                    removed.append(entry)
+                    removed.append({k: v for k, v in entry.items() if type(v) in (int, float)})
         with replacing(self.path) as file:
             file.writelines(kept)
         return len(kept), removed

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 # Raised in the parent as they are; all others as RuntimeError.
 USER_ERRORS = (ValueError, FileNotFoundError, ImportError)
 PATIENCE = 10  # seconds that workers have to close their envs
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that only the parent acts on
 
 
 class WorkerDied(RuntimeError):
@@ -95,7 +96,7 @@ class Worker:
         env.setdefault("OMP_NUM_THREADS", "1")  # the parallelism is in the workers
         command = [sys.executable, "-m", "envs.parallel", str(theirs.fileno())]
         # A child starts with its parent's mask: blocked here, Ctrl-C cannot reach it before it ignores signals itself.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
         finally:
@@ -215,9 +216,9 @@ class EnvGroup:
 
 def work(fd: int) -> None:
     """A worker's life: make the env, then answer each (method, args) with (value, None) or (None, error), pickled."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     os.set_inheritable(fd, False)  # or a child of the env's would hold the pipe open
     pipe, host = Connection(fd), None
     try:

@@ -15,6 +15,8 @@ from config import ACTIONS, load_config, read_config, save_config
 
 def export(run: Path, folder: Path) -> None:
     state = tools.load_checkpoint(run / "latest.pt")
+    if not state.keys() >= {"agent", "step"} or "agent" not in state["agent"]:
+        raise ValueError(f"{run / 'latest.pt'} is not a checkpoint of a run")
     folder.mkdir(parents=True, exist_ok=True)
     # complete, where the run is older than some settings
     config, _ = load_config(["--logdir", str(folder)], extra=ACTIONS, base=read_config(run / "config.yaml"))

@@ -131,6 +131,53 @@ def test_foreign_contents_are_one_line(logdir, content, words, capsys):
     assert words in one_line(capsys.readouterr().err)
 
 
+def without(*keys):
+    def change(state):
+        for key in keys[:-1]:
+            state = state[key]
+        del state[keys[-1]]
+
+    return change
+
+
+def other_moments(state):
+    moments = state["agent"]["optimizers"]["actor"]["state"]
+    moments[0], moments[1] = moments[1], moments[0]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (without("agent", "agent"), "KeyError: 'agent'"),
+        (without("agent", "optimizers", "value"), "KeyError: 'value'"),
+        (without("agent", "optimizers", "value", "state", 0, "exp_avg"), "KeyError: 'exp_avg'"),
+        (without("done_at", "eval"), "KeyError: 'eval'"),
+        (without("ranks", 0, "batches"), "KeyError: 'batches'"),
+        (without("ranks", 0, "batches", "pending"), "KeyError: 'pending'"),
+        (without("replay", "order"), "KeyError: 'order'"),
+        (without("episode"), "KeyError: 'episode'"),
+        (other_moments, "optimizer actor has moments of other shapes"),
+    ],
+)
+def test_a_checkpoint_of_another_layout_is_one_line(logdir, change, words, capsys):
+    state = tools.load_checkpoint(logdir / "latest.pt")
+    change(state)
+    tools.save_checkpoint(logdir / "latest.pt", state)
+    assert main(*SHORT, "--logdir", logdir) == 2
+    line = one_line(capsys.readouterr().err)
+    assert f"{logdir / 'latest.pt'} has another layout" in line and words in line
+
+
+@pytest.mark.parametrize("name", ["latest.pt", "metrics.jsonl", "config.yaml"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(logdir, name, capsys):
+    (logdir / name).unlink()
+    (logdir / "previous.pt").unlink()
+    os.mkfifo(logdir / name)
+    assert main(*SHORT, "--logdir", logdir) == 2
+    line = one_line(capsys.readouterr().err)
+    assert str(logdir / name) in line and "not a regular file" in line
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -228,6 +275,23 @@ def test_nothing_is_lost_with_a_terminal_or_a_worker(how, undisturbed, tmp_path)
     code, out, err = run(*WORKERS, "--logdir", logdir)
     assert code == 0 and f"resumed at step {saved} with" in out, err
     assert entries(logdir) == undisturbed
+
+
+def test_a_worker_that_dies_in_an_evaluation_is_one_line(tmp_path):
+    flags = [*WORKERS, "--eval_episode_num", "12", "--eval_envs", "2"]  # at steps 400 and 480
+    assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
+    logdir = tmp_path / "run"
+    process = start(*flags, "--logdir", logdir)
+    while len(children(process)) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(children(process)[3], signal.SIGKILL)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 1 and "saved a checkpoint of step 400" in out, (out, err)
+    assert re.search(r"worker of env \d died \(exit code -9\); the same command resumes from step 400", one_line(err))
+    code, out, err = run(*flags, "--logdir", logdir)
+    assert code == 0 and "resumed at step 400" in out, err
+    assert entries(logdir) == entries(tmp_path / "whole")
 
 
 def test_nohup_ignores_the_end_of_the_terminal(tmp_path):
@@ -377,6 +441,13 @@ def test_a_stdout_that_is_closed_or_full_costs_nothing(how, finished, tmp_path):
     process.stderr.close()
     assert process.wait(600) == 0 and "stdout cannot be written" in one_line(err)
     assert entries(logdir) == entries(finished)
+
+
+def test_a_half_line_of_eval_jsonl_costs_no_other(logdir):
+    (logdir / "eval.jsonl").write_text('{"step": 1}\n{"st')
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
+    first, half, last = (logdir / "eval.jsonl").read_text().splitlines()
+    assert (first, half) == ('{"step": 1}', '{"st') and json.loads(last)["step"] == 480
 
 
 def test_eval_only_names_the_settings_that_the_run_lacks(logdir, capsys):

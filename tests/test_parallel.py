@@ -346,7 +346,7 @@ def test_a_result_that_nobody_fetched_is_not_taken_for_the_next_one():
         np.testing.assert_array_equal(g.receive()[0].obs["count"], [7, 1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_workers_ignore_what_the_parent_decides_about(number):
     with group(1) as g:
         g.reset([0])

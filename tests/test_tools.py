@@ -346,6 +346,25 @@ def test_logger_resumes_where_the_checkpoint_was(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
+    good = [f'{{"step": {step}, "loss": 1.0}}' for step in (100, 200, 300, 400)]
+    bad = [
+        "[" * 100_000,
+        '{"step": "100"}',
+        '{"step": null}',
+        "{}",
+        '{"step": 1e2}',
+        "\x00",
+        '{"step": 300, "loss": [3]}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([good[0], *bad, *good[1:], '{"step": 200, "loss": 9}']) + "\n")
+    logger = Logger(tmp_path, resume_step=300, resume_lines=10)
+    logger.close()
+    assert lines(tmp_path) == [{"step": 100, "loss": 1.0}, {"step": 300, "loss": [3]}, *map(json.loads, good[1:3])]
+    assert logger.removed == [{"step": 400, "loss": 1.0}, {"step": 200, "loss": 9}]
+    assert "holds 4 of the checkpoint's 10 lines" in capsys.readouterr().out
+
+
 def test_new_run_in_an_old_folder_starts_its_log_anew(tmp_path):
     for value in (1, 2):
         logger = Logger(tmp_path)
