@@ -18,6 +18,7 @@ from test_dreamer import PYTHON, ROOT, VECTORS, entries, run, start, wait_for
 
 import dreamer
 import tools
+from config import Config, read_config, save_config
 
 pytestmark = pytest.mark.slow
 
@@ -451,9 +452,9 @@ def test_a_half_line_of_eval_jsonl_costs_no_other(logdir):
 
 
 def test_eval_only_names_the_settings_that_the_run_lacks(logdir, capsys):
-    values = dreamer.read_config(logdir / "config.yaml").to_dict()
+    values = read_config(logdir / "config.yaml").to_dict()
     del values["time_limit"]
-    dreamer.save_config(dreamer.Config(values), logdir / "config.yaml")
+    save_config(Config(values), logdir / "config.yaml")
     assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE, "--time_limit", "60") == 0
     assert "lacks" not in capsys.readouterr().out
     assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
