@@ -5,13 +5,13 @@ import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; the machine's cores are for the tests' own processes
 
-import submitit  # noqa: F401  its import closes the log handlers that exist by then, and with absl's pytest's own capture
+import submitit  # noqa: F401  first, as its import closes existing log handlers, and pytest's capture with absl's
 from hypothesis import HealthCheck, settings
 
-# What starts in a shell's background ignores Ctrl-C, and so would all that the tests start and interrupt
+# A background job of a shell ignores Ctrl-C, and so would every process that the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No time limits for examples, and the same examples at every run
+# No time limits for examples, and the same examples in every run
 settings.register_profile(
     "hrssm", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -27,7 +27,7 @@ ROOMS = [((150, 110, 70), (90, 120, 160)), ((60, 140, 90), (180, 160, 120)), ((1
 
 
 def checkers(first, second, size: int = 64, tiles: int = 8) -> Image.Image:
-    """A picture of tiles in two colors."""
+    """A checkerboard image in two colors."""
     tile = (np.arange(size) * tiles // size) % 2
     board = tile[:, None] ^ tile[None]
     return Image.fromarray(np.where(board[..., None], np.uint8(first), np.uint8(second)))
@@ -39,7 +39,7 @@ def write_scan(path: Path, floor=ROOMS[0][0], wall=ROOMS[0][1]) -> Path:
 
     def add(name, size, center, color):
         box = trimesh.creation.box(size)
-        # Each face shows the whole picture: split the vertices of the faces, then lay the two long axes over it.
+        # Each face shows the whole image: split the vertices of the faces, then map the two long axes onto it.
         box.unmerge_vertices()
         normals = np.abs(np.repeat(box.face_normals, 3, axis=0)).argmax(1)
         axes = np.array([[1, 2], [0, 2], [0, 1]])[normals]
@@ -64,7 +64,7 @@ def write_scan(path: Path, floor=ROOMS[0][0], wall=ROOMS[0][1]) -> Path:
 
 
 def write_faucet(root: Path) -> Path:
-    """Model 5021 (link_0 its switch, link_1 its base, as the engine's table of models has them), below `root`."""
+    """Model 5021 (link_0 is its switch, link_1 its base, as in the engine's table of models), below `root`."""
     folder = root / "partnet_mobility" / "dataset" / "5021"
     folder.mkdir(parents=True, exist_ok=True)
 

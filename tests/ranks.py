@@ -1,4 +1,4 @@
-"""What one process or several compute alike: `python tests/ranks.py FOLDER`, or torchrun's, saves it in FOLDER."""
+"""Numbers that must not depend on the number of processes: `[torchrun] tests/ranks.py FOLDER` saves them there."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 import distributed
 
 UPDATES = 4
-# Adam divides by next to nothing where a gradient is next to nothing, were it not for a larger epsilon
+# A larger epsilon, as Adam amplifies rounding errors where a gradient is close to zero
 SMOOTH = ("--opt_eps", "1e-3", "--ac_opt_eps", "1e-3", "--model_lr", "1e-2", "--actor_lr", "1e-2", "--value_lr", "1e-2")
 SETTINGS = {
     "pixels": ("--augmentation", "affine", "shift", "intensity", "--aug_prob", "0.5", "--probe_decoder", "True"),
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 class Draws:
-    """Random numbers for the rows of all ranks, of which each takes its own: in the place of torch's."""
+    """Replaces torch's random numbers by draws for the rows of all ranks, of which each rank takes its own."""
 
     def __init__(self):
         self.calls = 0
@@ -43,7 +43,7 @@ class Draws:
     def rand(self, *shape, device=None, dtype=None) -> torch.Tensor:
         return self.draw(shape[0] if isinstance(shape[0], tuple) else shape)
 
-    def in_place_of_torchs(self):
+    def patch_torch(self):
         return mock.patch.multiple(
             torch,
             rand=self.rand,
@@ -55,7 +55,7 @@ class Draws:
 
 
 def updates(flags: tuple[str, ...]) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A few updates, each on another batch of four sequences, of which each rank has its share.
+    """A few updates, each on a new batch of four sequences, of which each rank has its share.
 
     Returns the metrics of each update, means over the ranks, and the agent's tensors before and after.
     """
@@ -66,9 +66,9 @@ def updates(flags: tuple[str, ...]) -> tuple[list[dict[str, float]], dict[str, t
     metrics, draws = [], Draws()
     for number in range(UPDATES):
         batch = agents.batch(size=4, seed=number)
-        # ranks' returns and rewards are not alike
+        # the ranks' returns and rewards differ
         batch["reward"] = batch["reward"] * torch.tensor([0.1, 0.4, 0.7, 1.0])[:, None]
-        with draws.in_place_of_torchs():
+        with draws.patch_torch():
             found = agent.update({key: value[mine] for key, value in batch.items()})
         found = distributed.all_gather({key: value.item() for key, value in found.items()})
         metrics.append({key: float(np.mean([one[key] for one in found])) for key in found[0]})
@@ -76,7 +76,7 @@ def updates(flags: tuple[str, ...]) -> tuple[list[dict[str, float]], dict[str, t
 
 
 def errors() -> list[str]:
-    """What a rank sees of the errors of all: of one that all make, and of one of the last rank alone."""
+    """The errors that a rank sees: when all ranks raise one, and when only the last rank does."""
     seen = []
     for failing in (range(distributed.size()), [distributed.size() - 1]):
         try:

@@ -1,4 +1,4 @@
-"""The reference numbers of the public implementation, and an agent of our own with their sizes and weights."""
+"""The reference numbers of the public implementation, and our agent with the same sizes and weights."""
 
 import json
 import os

@@ -56,7 +56,7 @@ def source(folder: Path, cache: Path, **kwargs):
     return backgrounds.make_source("video", SIZE, resource_files=f"{folder}/*.mp4", cache=cache, **kwargs)
 
 
-def test_videos_come_whole_in_shuffled_order(videos, tmp_path):
+def test_videos_play_whole_in_shuffled_order(videos, tmp_path):
     frames = source(videos, tmp_path / "cache")
     assert len(frames) == len(list(frames)) == 18
     assert frames[0].shape == (*SIZE, 1) and frames[0].dtype == np.uint8 and not frames[0].flags.writeable
@@ -66,14 +66,14 @@ def test_videos_come_whole_in_shuffled_order(videos, tmp_path):
     assert np.abs(np.diff(got) - 2).max() <= 1  # and the frames of a file in their own order
 
 
-def test_the_seed_settles_the_order_of_the_videos(videos, tmp_path):
-    """Each env has an order of its own; the decoded files are shared."""
+def test_the_seed_determines_the_order_of_the_videos(videos, tmp_path):
+    """Each env has its own order; the decoded files are shared."""
     orders = [tuple(levels(source(videos, tmp_path / "cache", seed=seed))[::3]) for seed in (0, 1, 2, 3, 0)]
     assert orders[0] == orders[4] and len(set(orders)) == 4 and len({tuple(sorted(order)) for order in orders}) == 1
     firsts = {tuple(levels(source(videos, tmp_path / "cache", seed=seed, total_frames=3))) for seed in range(20)}
     assert len(firsts) == 6  # so that envs that show few of many files show different ones
     cached = list((tmp_path / "cache").glob("clip*.npy"))
-    assert len(cached) == 12  # per file and limit, and not per seed
+    assert len(cached) == 12  # per file and limit, not per seed
 
 
 def test_evaluation_shows_held_out_files(videos, tmp_path):
@@ -82,8 +82,8 @@ def test_evaluation_shows_held_out_files(videos, tmp_path):
     cache = tmp_path / "cache"
     assert max(levels(source(videos, cache, **held_out))) < 200
     assert min(levels(source(videos, cache, evaluation=True, **held_out))) > 200
-    assert len(source(videos, cache, evaluation=True)) == 18  # none are named: the same files
-    # an evaluation alone needs no others; training says at its start that those of its evaluations are missing
+    assert len(source(videos, cache, evaluation=True)) == 18  # none named: the same files
+    # evaluation alone needs no training files; training reports missing evaluation files at its start
     assert len(source(tmp_path / "nothing", cache, evaluation=True, **held_out)) == 2
     with pytest.raises(FileNotFoundError, match=r"--eval_resource_files .*nowhere: no file there"):
         source(videos, cache, eval_resource_files="nowhere")
@@ -190,8 +190,8 @@ def test_clouds_look_like_natural_images(size):
     assert slope == pytest.approx(-1, abs=0.1)
 
 
-def test_small_clouds_live_shorter_than_large_ones():
-    """A frequency f decorrelates as exp(-f t / 80), apart from the drift, which turns its phase alone."""
+def test_small_clouds_decorrelate_faster_than_large_ones():
+    """A frequency f decorrelates as exp(-f t / 80), apart from the drift, which only rotates its phase."""
     source = clouds((64, 64), 1)
     spectra = np.stack([np.fft.rfft2(source.next()[..., 0].astype(float)) for _ in range(500)])
     lag, ring = 5, rings((64, 64))
@@ -200,7 +200,7 @@ def test_small_clouds_live_shorter_than_large_ones():
         assert correlation[ring == f].mean() == pytest.approx(np.exp(-(f + 0.5) * lag / 80), abs=0.08)
 
 
-def test_an_episode_has_clouds_of_its_own():
+def test_each_episode_has_its_own_clouds():
     def play(seed):
         source = clouds(SIZE, seed)
         return np.stack([source.next() for _ in range(4)]).astype(int)
@@ -212,7 +212,7 @@ def test_an_episode_has_clouds_of_its_own():
     source = clouds(SIZE, [3, 6])
     source.next()
     source.reset(np.random.default_rng([3, 5]))
-    np.testing.assert_array_equal(source.next(), frames[0])  # whatever was shown before
+    np.testing.assert_array_equal(source.next(), frames[0])  # regardless of what was shown before
 
 
 def ffmpeg_av1(path: Path) -> bool:
@@ -232,7 +232,7 @@ def test_scikit_video_reads_what_opencv_cannot(tmp_path):
     assert list(backgrounds._read_opencv(path)) == []
     frames = list(backgrounds.read_video(path))
     assert len(frames) == 5 and frames[0].shape == (48, 64, 3)
-    assert (frames[0].max((0, 1)) - frames[0].min((0, 1))).min() > 150  # the test picture's colors
+    assert (frames[0].max((0, 1)) - frames[0].min((0, 1))).min() > 150  # the test pattern's colors
 
 
 def test_both_decoders_agree(tmp_path):
@@ -246,7 +246,7 @@ def test_both_decoders_agree(tmp_path):
     assert np.abs(np.array(ours, int) - np.array(theirs, int)).mean() < 3
 
 
-def test_files_are_decoded_once_and_anew_when_they_change(videos, tmp_path):
+def test_files_are_decoded_once_and_again_when_they_change(videos, tmp_path):
     cache = tmp_path / "cache"
     frames = np.stack(list(source(videos, cache)))
 
@@ -262,7 +262,7 @@ def test_files_are_decoded_once_and_anew_when_they_change(videos, tmp_path):
     assert max(levels(source(videos, cache))) > 240
     assert len(inodes()) == 7
 
-    for content in (lambda path: path.read_bytes()[:100], lambda path: b""):  # cut short, by a crash of the machine
+    for content in (lambda path: path.read_bytes()[:100], lambda path: b""):  # truncated, as by a crash of the machine
         for path in cache.glob("*.npy"):
             path.write_bytes(content(path))
         assert len(source(videos, cache)) == 17
@@ -270,7 +270,7 @@ def test_files_are_decoded_once_and_anew_when_they_change(videos, tmp_path):
 
 
 def start(code: str, *arguments, **kwargs) -> subprocess.Popen:
-    """A process of its own that runs the code in the repository."""
+    """A new process that runs the code in the repository."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, **pipes)
 
@@ -302,7 +302,7 @@ def test_four_processes_that_start_together_decode_once(long_video, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
 
 
-def test_a_process_killed_while_it_decodes_leaves_the_next_one_a_clean_start(long_video, tmp_path):
+def test_a_process_killed_while_decoding_does_not_affect_the_next_one(long_video, tmp_path):
     process = start(LOAD, long_video, tmp_path / "cache")
     while not (tmp_path / "cache" / ".lock").exists():
         assert process.poll() is None
@@ -338,16 +338,16 @@ def test_four_envs_hold_one_copy(long_video, tmp_path):
     assert start(LOAD, long_video, tmp_path / "cache").wait(timeout=900) == 0
     processes = [start(SHARE, long_video, tmp_path) for _ in range(4)]
 
-    def tell_all():
+    def notify_all():
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
 
     try:
         assert len({process.stdout.readline() for process in processes}) == 1
-        tell_all()
+        notify_all()
         pss, rss, size = np.array([process.stdout.readline().split() for process in processes], int).T
-        tell_all()
+        notify_all()
     finally:
         for process in processes:
             process.communicate(timeout=900)
@@ -376,10 +376,10 @@ def test_a_cache_folder_that_cannot_be_written(videos, tmp_path, capsys, monkeyp
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(cache) in said and "hrssm-cache" in said
     np.testing.assert_array_equal(np.stack(list(source(videos, cache))), frames)
-    assert capsys.readouterr().err == ""  # told when decoding, not by every env
+    assert capsys.readouterr().err == ""  # reported when decoding, not by every env
 
 
-def test_bad_input_is_told_in_one_line(videos, tmp_path):
+def test_bad_input_is_one_line(videos, tmp_path):
     def error(kind, img_source="video", **kwargs):
         with pytest.raises(kind) as caught:
             backgrounds.make_source(img_source, SIZE, cache=tmp_path / "cache", **kwargs)

@@ -50,7 +50,7 @@ def test_parity_barlow_twins():
     loss.backward()
     close(projected.grad, "barlow_projected_grad")
     assert embed.grad is None
-    # the two terms, by two weights
+    # the two terms, from two weights
     invariance = r2dreamer.barlow_twins_loss(projected, embed, off_diagonal=0)
     close(invariance, "barlow_invariance")
     close(r2dreamer.barlow_twins_loss(projected, embed, off_diagonal=1) - invariance, "barlow_redundancy")
@@ -66,11 +66,11 @@ def test_parity_infonce():
 
 
 def test_parity_sinkhorn():
-    # (K, B, T), as the public code has it
+    # (K, B, T), as in the public code
     scores = numbers()["sinkhorn_scores"].permute(1, 2, 0)
     found = dreamerpro.sinkhorn(scores.flatten(0, 1)).view_as(scores)
     close(found.permute(2, 0, 1), "sinkhorn_assignments")
-    # both views at once, each balanced by itself
+    # both views at once, each balanced separately
     close(dreamerpro.assign(torch.stack([scores, -scores]))[0].permute(2, 0, 1), "sinkhorn_assignments")
 
 
@@ -143,13 +143,13 @@ def test_barlow_twins_is_zero_for_views_that_agree_and_whose_columns_are_uncorre
     columns = h[:, 1:]
     diagonal = (len(h) - 1) / len(h)  # std is unbiased, c divides by N
     expected = columns.shape[1] * (1 - diagonal) ** 2
-    # whatever the scale and the offset of a column
+    # regardless of the scale and the offset of a column
     found = r2dreamer.barlow_twins_loss(3 * columns + 1, 0.5 * columns - 2, off_diagonal=1.0)
     torch.testing.assert_close(found, torch.tensor(expected))
     assert r2dreamer.barlow_twins_loss(columns, columns.roll(1, 1)) > columns.shape[1] / 2
 
 
-def test_barlow_twins_bears_constant_columns():
+def test_barlow_twins_handles_constant_columns():
     projected = torch.randn(8, 3)
     projected[:, 1] = 2.0
     projected.requires_grad_()
@@ -158,7 +158,7 @@ def test_barlow_twins_bears_constant_columns():
     assert loss.isfinite() and grad.isfinite().all()
 
 
-def test_infonce_of_rows_that_find_their_own_embedding():
+def test_infonce_of_rows_that_match_their_own_embedding():
     torch.manual_seed(0)
     rows = F.normalize(torch.randn(12, 30), dim=-1)
     assert infonce.infonce_loss(200 * rows, rows) < 1e-3
@@ -169,8 +169,8 @@ def test_infonce_of_rows_that_find_their_own_embedding():
 @pytest.mark.parametrize(
     "loss", [r2dreamer.barlow_twins_loss, infonce.infonce_loss, lambda x, y: r2dreamer.gather_rows(x).pow(3).mean()]
 )
-def test_shares_of_the_batch_have_its_loss_and_gradient(monkeypatch, loss):
-    """What two ranks compute, each from its share, averages to what one computes from the whole."""
+def test_ranks_average_to_the_loss_and_gradient_of_the_batch(monkeypatch, loss):
+    """The mean over two ranks, each with its share, is the result of one process with the whole batch."""
     torch.manual_seed(0)
     whole = torch.randn(12, 5, requires_grad=True), torch.randn(12, 5)
     expected = loss(*whole)
@@ -186,7 +186,7 @@ def test_shares_of_the_batch_have_its_loss_and_gradient(monkeypatch, loss):
 
         monkeypatch.setattr(distributed, "all_gather_rows", all_gather_rows)
         share = loss(*(x[mine] for x in whole))
-        # of the whole batch's rows, those of this rank alone have a gradient
+        # only this rank's rows of the whole batch have a gradient
         grads.append(torch.autograd.grad(share, whole[0])[0])
         found.append(share.detach())
     torch.testing.assert_close(sum(found) / 2, expected.detach())
@@ -201,12 +201,12 @@ def test_shares_of_the_batch_have_its_loss_and_gradient(monkeypatch, loss):
 def test_sinkhorn_balances_rows_and_columns(rows, prototypes, eps, seed):
     scores = torch.rand(rows, prototypes, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     few = dreamerpro.sinkhorn(scores, eps, 3)
-    torch.testing.assert_close(few.sum(1), torch.ones(rows))  # to the last step, a row is normalized
+    torch.testing.assert_close(few.sum(1), torch.ones(rows))  # rows are normalized last
     balanced = dreamerpro.sinkhorn(scores.double(), eps, 1000)
     torch.testing.assert_close(balanced.sum(1), torch.ones(rows).double())
     share = torch.full((prototypes,), rows / prototypes).double()
     torch.testing.assert_close(balanced.sum(0), share, rtol=1e-2, atol=1e-2)
-    # a score that is the same for all changes nothing
+    # a constant added to all scores changes nothing
     torch.testing.assert_close(dreamerpro.sinkhorn(scores + 5, eps, 3), few, rtol=1e-3, atol=1e-4)
 
 
@@ -215,7 +215,7 @@ def test_assignments_are_balanced_over_the_rows_of_all_ranks(monkeypatch):
     scores = torch.rand(2, 4, 3, 5)
     expected = dreamerpro.assign(scores)
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    # the rows of both ranks lie one after the other, (B·T, 2, K)
+    # the rows of both ranks, concatenated, (B·T, 2, K)
     monkeypatch.setattr(distributed, "all_gather_rows", lambda x: scores.flatten(1, 2).transpose(0, 1))
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
@@ -234,7 +234,7 @@ def test_views_are_compared_with_each_other_and_the_first_step_is_left_out():
     found = dreamerpro.prototype_losses(embed, feat, target, prototypes)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
-    # the other view's assignments are those of its embedding, the own view's those of the features
+    # the embedding goes with the other view's assignments, the features with those of their own view
     assignments = dreamerpro.assign(target[:, :, 1:] @ prototypes.T)
     logits = ((embed[:, :, 1:] @ prototypes.T) / 0.1).log_softmax(-1)
     by_hand = -0.5 * sum((assignments[1 - v] * logits[v]).sum(-1).mean() for v in range(2))
@@ -256,9 +256,9 @@ def test_prototypes_of_any_length_give_the_same_losses():
         torch.testing.assert_close(a, b)
 
 
-def test_random_shift_moves_a_sequence_alike_by_up_to_three_pixels():
+def test_random_shift_moves_a_whole_sequence_by_up_to_three_pixels():
     torch.manual_seed(0)
-    # pixels that hold their own position: a shift shows as a difference, away from the edges
+    # pixel values are positions: a shift shows as a difference, away from the edges
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(20.0), indexing="ij")
     images = torch.stack([y, x], -1).expand(200, 3, 16, 20, 2)
     shift = (dreamerpro.random_shift(images, 3) - images)[:, :, 3:-3, 3:-3]
@@ -268,7 +268,7 @@ def test_random_shift_moves_a_sequence_alike_by_up_to_three_pixels():
     assert offsets.abs().max() <= 3 and (offsets.amax(0) > 2.8).all() and (offsets.amin(0) < -2.8).all()
     assert torch.corrcoef(offsets.T)[0, 1].abs() < 0.25
     assert (offsets.mean(0).abs() < 5 * 3 / 3**0.5 / 200**0.5).all()
-    assert (offsets - offsets.round()).abs().mean() > 0.2  # not whole pixels alone
+    assert (offsets - offsets.round()).abs().mean() > 0.2  # not only whole pixels
 
 
 def test_random_shift_is_bilinear_and_repeats_the_edges():
@@ -303,13 +303,13 @@ def agent(name: str, *flags: str):
     return agents.agent(*FEW, *flags, base=("dmc_vision", name))
 
 
-def test_every_method_is_a_choice_and_a_config():
+def test_every_method_is_a_legal_value_and_a_config():
     assert LEGAL["baseline"].choices == ("none", *baselines.METHODS) == ("none", *EXPECTED)
     assert agents.config().baseline == "none" and agents.agent().world_model.baseline is None
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_method_differs_in_what_it_should_and_trains(name):
+def test_a_method_changes_only_what_it_should_and_trains(name):
     also_changed, losses = EXPECTED[name]
     default, config = agents.config().flat(), agents.config(base=("dmc_vision", name)).flat()
     changed = {k: v for k, v in config.items() if v != default[k] and k != "configs"}
@@ -317,7 +317,7 @@ def test_a_method_differs_in_what_it_should_and_trains(name):
 
     ours, plain = agent(name), agents.agent(base=("dmc_vision", "no_hybrid"))
     parameters, plain_parameters = dict(ours.named_parameters()), dict(plain.named_parameters())
-    # the networks that all methods have start from the same numbers
+    # the networks that all methods share start from the same numbers
     assert all(torch.equal(parameters.pop(k), v) for k, v in plain_parameters.items())
     assert parameters and all(k.startswith("world_model.baseline.") for k in parameters)
 
@@ -330,7 +330,7 @@ def test_a_method_differs_in_what_it_should_and_trains(name):
         scales = {k: ours.config[f"{k}_scale"] for k in ("reward", "cont", "dyn", "rep", *losses)}
         torch.testing.assert_close(one["model_loss"], sum(v * one[f"{k}_loss"] for k, v in scales.items()))
     same = {k for k, v in ours.named_parameters() if torch.equal(v, before[k])}
-    assert same == {"world_model.dynamics.projection.weight"}  # which serves the latent reconstruction alone
+    assert same == {"world_model.dynamics.projection.weight"}  # which only the latent reconstruction uses
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -346,7 +346,7 @@ def test_imagination_starts_from_the_posterior(name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_loss_alone_trains_encoder_and_dynamics(name):
+def test_the_loss_by_itself_trains_encoder_and_dynamics(name):
     model = agent(name).world_model
     data = models.preprocess(agents.batch())
     embed = model.encoder(data)
@@ -362,7 +362,7 @@ def test_the_loss_alone_trains_encoder_and_dynamics(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_checkpoint_holds_all_of_a_method(name, tmp_path):
-    """Updates that a checkpoint interrupts are those of an agent that nothing interrupted, to the bit."""
+    """Updates resumed from a checkpoint equal those without an interruption, bit for bit."""
     flags = ("--proto_freeze", "2")
     whole = agent(name, *flags)
     expected = []
@@ -390,11 +390,11 @@ def test_beta_follows_the_budget(target, sign):
     assert betas[0] == pytest.approx(0.1)
     # Adam's first steps are about the learning rate
     torch.testing.assert_close(betas.log().diff(), torch.full((4,), 0.01 * sign), rtol=0.3, atol=0)
-    # its own optimizer alone trains it
+    # only its own optimizer trains it
     assert not any(ours.world_model.baseline.log_beta is p for p in ours.world_model.opt.params)
 
 
-def test_prototypes_wait_and_stay_unit_vectors():
+def test_prototypes_are_frozen_at_first_and_stay_unit_vectors():
     ours = agent("dreamerpro", "--proto_freeze", "2")
     baseline = ours.world_model.baseline
     for update in range(4):
@@ -408,7 +408,7 @@ def test_prototypes_wait_and_stay_unit_vectors():
         assert not torch.equal(baseline.feat_projection.weight, projection)
 
 
-def test_the_first_move_of_the_ema_is_a_copy():
+def test_the_first_ema_update_is_a_copy():
     ours = agent("dreamerpro")
     model, baseline = ours.world_model, ours.world_model.baseline
     pairs = [(baseline.target_encoder, model.encoder), (baseline.target_projection, baseline.embed_projection)]
@@ -434,7 +434,7 @@ def test_views_are_two_shifts_of_each_sequence():
         if key != "image":
             assert torch.equal(views[key][::2], value) and torch.equal(views[key][1::2], value)
     assert not torch.isclose(views["image"][::2], views["image"][1::2]).all(-1).all(-1).all(-1).any()
-    # sequences of one color each stay what they are: no view is of another sequence
+    # sequences of a single color do not change: no view mixes sequences
     data["image"] = torch.rand(3, 1, 1, 1, 3).expand_as(data["image"])
     views = baseline.views(data, ["image"])
     torch.testing.assert_close(views["image"], data["image"].repeat_interleave(2, 0))
@@ -453,7 +453,7 @@ def updates(name: str, backend: fast.Backend, *flags: str, count: int = 2) -> li
 
 @needs_compiler
 @pytest.mark.parametrize("name", EXPECTED)
-def test_native_updates_are_those_of_plain_pytorch(name):
+def test_native_updates_match_plain_pytorch(name):
     for plain, native in zip(*(updates(name, fast.Backend(how)) for how in ("", "native")), strict=True):
         for key in plain:
             torch.testing.assert_close(native[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
@@ -474,7 +474,7 @@ def test_the_second_rollout_can_be_traced(monkeypatch):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_bfloat16_losses_are_near_those_of_float32(name):
+def test_bfloat16_losses_are_close_to_float32(name):
     (single,), (half,) = (updates(name, fast.Backend(), "--precision", p, count=1) for p in ("32", "16"))
     for loss in EXPECTED[name][1]:
         assert half[f"{loss}_loss"].dtype == torch.float32
@@ -483,7 +483,7 @@ def test_bfloat16_losses_are_near_those_of_float32(name):
 
 @needs_gpu
 @pytest.mark.parametrize("name", EXPECTED)
-def test_captured_updates_are_those_of_plain_pytorch(name):
+def test_captured_updates_match_plain_pytorch(name):
     device = ("--device", "cuda", "--proto_freeze", "2")
     backends = fast.Backend(), fast.choose_backend(True, torch.device("cuda"))
     for plain, captured in zip(*(updates(name, backend, *device, count=8) for backend in backends), strict=True):
@@ -495,7 +495,7 @@ def test_captured_updates_are_those_of_plain_pytorch(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["repo", "dreamerpro"])  # which have more than networks and their optimizer
+@pytest.mark.parametrize("name", ["repo", "dreamerpro"])  # which have state beyond networks and their optimizer
 def test_a_stopped_run_resumes_to_the_same_numbers(name, tmp_path):
     flags = [*PIXELS, "--configs", name, *FEW, "--proto_freeze", "20", "--steps", "400"]
     assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0

@@ -71,7 +71,7 @@ def load(path, line="", **settings):
 
 
 def error(capsys, path, line="", **settings):
-    """The one line on stderr with which a command line is refused."""
+    """The one-line error of a command line."""
     with pytest.raises(SystemExit) as stop:
         load(path, line, **settings)
     assert stop.value.code == 2
@@ -104,7 +104,7 @@ def test_groups_merge_in_order_and_nested_keys_one_by_one(path):
     assert config.configs == ("big", "fast")
 
 
-def test_flags_have_the_last_word_wherever_they_stand(path):
+def test_flags_override_groups_in_any_position(path):
     assert load(path, "--batch 8 --net.depth 4 --configs big").batch == 8
     assert load(path, "--net.depth 4 --configs big").net.depth == 4
     assert load(path, "--configs big --configs fast").configs == ("big", "fast")
@@ -148,7 +148,7 @@ def test_flag(path, line, name, value):
         ("--depth 8", "error: unknown flag --depth; did you mean --net.depth?"),
         ("--zzzzqq 8", "error: unknown flag --zzzzqq\n"),
         ("--configs bigg", "error: unknown config bigg; did you mean big?"),
-        ("--configs qqqq", "error: unknown config qqqq; there are big, fast"),
+        ("--configs qqqq", "error: unknown config qqqq; choose from big, fast"),
         ("--configs defaults", "error: unknown config defaults"),
         ("--configs", "error: --configs needs names: big, fast"),
         ("--batch 1.5", "error: --batch is 1.5: expected a whole number"),
@@ -205,7 +205,7 @@ def test_wrong_flag_is_one_line(path, capsys, line, message):
         ("big:", "[big]:", 19, "expected the name of a group"),
         ("batch: 64", "[batch]: 64", 20, "this is not the name of a setting"),
         ("fast:", "fast: 3\nslow:", 23, "group fast has no settings"),
-        ("defaults:", "default:", 2, "defaults has to come before default"),
+        ("defaults:", "default:", 2, "defaults must come before default"),
         ("depth: 32", "depth: {deeper: {deepest: 3}}", 16, "net.depth is a group within a group"),
     ],
 )
@@ -276,7 +276,7 @@ def test_every_named_config_passes_the_checks(group):
     check_config(load_config(["--configs", group]))
 
 
-def test_actions_are_kept_apart_from_settings(path, capsys):
+def test_actions_are_separate_from_settings(path, capsys):
     extra = {"eval_only": (False, "evaluate"), "eval_tasks": ([], "tasks"), "episodes": (10, "episodes")}
     config, extras = load(path, "--eval_only --batch 8 --eval_tasks a b", extra=extra)
     assert config.batch == 8 and "eval_only" not in config
@@ -325,7 +325,7 @@ def test_replace_checks_names_and_types(path):
 
 SCALARS = st.one_of(
     st.integers(-(10**20), 10**20),
-    st.floats(-1e15, 1e15),  # beyond, YAML has 1e+16, which counts steps: a whole number
+    st.floats(-1e15, 1e15),  # beyond, YAML has 1e+16, which reads as a whole number, a count of steps
     st.booleans(),
     st.text(max_size=20).filter(lambda text: text.isprintable()),
     st.sampled_from(["1e6", "1e-4", "null", "true", "~", "", "12:30", "- a", "# b", "'", "[]", "2020-01-01", "0x1f"]),
@@ -341,7 +341,7 @@ def test_saved_config_reads_back_equal(tmp_path_factory, values):
     save_config(Config(values), path)
     read = read_config(path)
     assert read.to_dict() == values
-    assert repr(read) == repr(Config(values))  # types too: 1 is no 1.0
+    assert repr(read) == repr(Config(values))  # types too: 1 is not 1.0
 
 
 @given(st.one_of(st.integers(-(10**15), 10**15), st.floats(allow_nan=False, allow_infinity=False)))
@@ -390,7 +390,7 @@ def test_every_setting_has_legal_values_in_one_row():
 
 
 def refuse(capsys, line: str) -> str:
-    """The one line with which a command line is refused, before anything but the settings is looked at."""
+    """The one-line error of a command line, raised before anything but the settings is read."""
     try:
         config, _ = load_config(["--configs", "dmc_vision", *shlex.split(line)], extra=ACTIONS)
     except SystemExit as stop:
@@ -510,7 +510,7 @@ def test_unusual_setting_is_accepted(line):
     check_config(load_config(["--configs", "dmc_vision", *line.split()], extra=ACTIONS)[0])
 
 
-def test_what_processes_share_has_to_be_a_multiple(monkeypatch):
+def test_totals_must_be_multiples_of_the_number_of_processes(monkeypatch):
     monkeypatch.setattr(distributed, "_size", 3)
     config = load_config(["--configs", "dmc_vision", "--envs", "6", "--batch_size", "12", "--imag_starts", "9"])
     check_config(config)
@@ -523,7 +523,7 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     config = load_config(["--units", "16"])
     check_resume(config, tmp_path)  # no run yet
     saved = config.to_dict()
-    del saved["kl_free"]  # a setting that is younger than the run
+    del saved["kl_free"]  # a setting that is newer than the run
     save_config(Config(saved), tmp_path / "config.yaml")
     check_resume(config.replace(steps=1, log_every=2, device="cpu", assets="elsewhere"), tmp_path)
     other = config.replace(units=24, encoder={"cnn_depth": 8}, kl_free=2)

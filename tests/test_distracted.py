@@ -1,4 +1,4 @@
-"""Distracted DMC (`_video`) with the real engine: look, matting, frames, seeds."""
+"""Distracted DMC (`_video`) with the real engine: appearance, matting, frames, seeds."""
 
 import cv2
 import numpy as np
@@ -15,13 +15,13 @@ SPARED = ("self", "effector", "target", "site")  # materials that a mask must sp
 
 
 def segment(env: DMC, size=(128, 128)) -> np.ndarray:
-    """(H, W) what is seen at each pixel: a geom's index, or -1."""
+    """(H, W) index of the geom at each pixel, or -1."""
     kinds = env.physics.render(*size, camera_id=env.camera, segmentation=True)
     return np.where(kinds[..., 1] == 5, kinds[..., 0], -1)  # 5 is mjOBJ_GEOM
 
 
 def inside(mask: np.ndarray) -> np.ndarray:
-    """Without the pixels at its edges, which the renderer mixes with their neighbours."""
+    """Without the pixels at its edges, which the renderer blends with their neighbors."""
     return cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1).astype(bool)
 
 
@@ -60,8 +60,8 @@ def test_mask_takes_the_scene_and_spares_the_robot(domain):
         assert robot.any()
         assert mask[robot].mean() <= 0.02
         if sky.any():
-            assert mask[sky].mean() >= 0.98  # a few black marks may stay
-        if domain == "stacker":  # its floor and walls are seen from the edge, its backdrop is a texture of its own
+            assert mask[sky].mean() >= 0.98  # a few black marks may remain
+        if domain == "stacker":  # its floor and walls are seen edge-on, its backdrop has its own texture
             continue
         assert floor.any()
         if domain in distracted.DARK_FLOOR_DOMAINS:
@@ -72,8 +72,8 @@ def test_mask_takes_the_scene_and_spares_the_robot(domain):
 
 
 @pytest.mark.parametrize("mode", ["video", "color_easy", "color_hard", "video_easy", "video_hard"])
-def test_the_quadruped_is_seen_by_camera_0(mode, tmp_path):
-    """A plain quadruped is seen by camera 2; under a distraction it is camera 0 whose pixels are replaced."""
+def test_the_distracted_quadruped_uses_camera_0(mode, tmp_path):
+    """The plain quadruped uses camera 2; under a distraction, the replaced pixels are those of camera 0."""
     if mode.startswith("video_"):
         write_video(tmp_path / "dmcgb" / mode / "video0.mp4", flat_frames([90, 90]))
     env = envs.make(f"dmc_quadruped_walk_{mode}", img_source="noise", assets=str(tmp_path))
@@ -85,7 +85,7 @@ def test_the_quadruped_is_seen_by_camera_0(mode, tmp_path):
     env.close()
 
 
-def test_altered_look_is_the_env_s_alone():
+def test_altered_look_does_not_affect_other_envs():
     plain = DMC("walker", "walk")
     before = plain.reset()["image"]
     altered = DMC("walker", "walk", assets=distracted.altered_look("walker"))
@@ -124,7 +124,7 @@ def settings(tmp_path) -> dict:
 
 
 def play(env, episode: int, steps: int) -> np.ndarray:
-    """The frames of an episode's beginning under actions of its own."""
+    """The first frames of an episode under random actions that depend on its number."""
     rng = np.random.default_rng(episode)
     frames = [env.reset(episode)["image"]]
     for _ in range(steps):
@@ -155,7 +155,7 @@ def test_background_shows_where_blue_is_and_moves_on_each_step(settings):
 
 
 @pytest.mark.parametrize("img_source", backgrounds.IMG_SOURCES)
-def test_a_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(settings, tmp_path, img_source):
+def test_a_seed_determines_the_stream_and_an_episode_needs_no_earlier_one(settings, tmp_path, img_source):
     if img_source == "images":
         for level in range(20, 220, 10):
             cv2.imwrite(str(tmp_path / f"{level}.png"), flat_frames([level])[0])
@@ -171,7 +171,7 @@ def test_a_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(settings,
 
 
 @pytest.mark.parametrize("img_source", ["video", "clouds", "noise", "color"])
-def test_evaluation_has_backgrounds_of_its_own(settings, img_source):
+def test_evaluation_has_its_own_backgrounds(settings, img_source):
     """In training, its evaluations, and an evaluation of the checkpoint: six envs, six backgrounds."""
     flags = {"task": "dmc_cartpole_swingup_video", "img_source": img_source, "parallel": False, **settings}
     config = load_config([f"--{key}={value}" for key, value in flags.items()])
@@ -197,6 +197,6 @@ def test_vector_agents_need_no_files():
     env.close()
 
 
-def test_missing_files_are_told_through_make():
+def test_make_reports_missing_files():
     with pytest.raises(FileNotFoundError, match="--resource_files"):
         envs.make("dmc_cartpole_swingup_video")

@@ -1,4 +1,4 @@
-"""The Distracting Control Suite: walks stay in their ranges, frames follow from the seed, the task is untouched."""
+"""The Distracting Control Suite: walks stay in range, the seed determines the frames, the task is unchanged."""
 
 import math
 from functools import partial
@@ -83,13 +83,13 @@ def test_the_camera_stays_in_its_ranges(domain, intensity, stock):
     else:
         assert v.min() >= 0 and v.max() <= math.pi / 2 and -math.pi <= h.min() and h.max() <= 0
         assert not np.any(rolls)
-    # And it does not stand still: the walk sees most of each range (reacher's is two wedges that meet at the pole).
+    # And it does move: the walk covers most of each range (reacher's is two wedges that meet at the pole).
     share = [0.5, 0.25 if domain == "reacher" else 0.5, 0.5]
     assert (np.ptp(places, axis=0) > share * (walk.high - walk.low)).all()
 
 
 def test_speed():
-    """After one step of noise no move is longer than 0.4 i scale, a clipped one may only be shorter."""
+    """After one step of noise no move is longer than 0.4 i scale; clipping can only make it shorter."""
     rng = np.random.default_rng(1)
     walk = CameraWalk(np.array([0.0, -4.0, 1.0]), 0.2, False, rng)
     limit = 0.4 * 0.2 * math.sqrt(17) / 4
@@ -124,8 +124,8 @@ def test_spherical_coordinates():
     np.testing.assert_allclose(to_sphere((0, -3, 0)), (3, math.pi / 2, -math.pi / 2))
 
 
-def test_the_walk_over_the_pole_goes_on_straight():
-    """Straight above its target a camera that moves on along the same line comes out on the other side."""
+def test_the_walk_continues_straight_over_the_pole():
+    """Directly above its target, a camera that keeps its direction comes out on the other side."""
     walk = CameraWalk(np.array([0.0, 0.0, 1.0]), 0.5, True, np.random.default_rng(0))
     walk.place, walk.velocity = np.array([1.0, 0.04, 0.0]), np.array([-0.03, 0.0, 0.0])
 
@@ -163,7 +163,7 @@ def test_colors_stay_in_their_ranges(intensity):
 
 @pytest.mark.parametrize("mode", ["distracting_cs", "sensor_cs"])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_episodes_follow_from_the_seed_and_the_task_is_untouched(domain, mode, make):
+def test_the_seed_determines_episodes_and_the_task_is_unchanged(domain, mode, make):
     played, jumped, other = make(domain, mode), make(domain, mode), make(domain, mode, seed=4)
     plain = DMC(domain, TASKS[domain][0], seed=3, image=False)
     rng = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def test_episodes_follow_from_the_seed_and_the_task_is_untouched(domain, mode, m
 
 
 @pytest.mark.parametrize("repeat, moves", [(1, [0, 1, 1, 2, 2]), (2, [1, 2, 3, 4, 5]), (4, [2, 4, 6, 8, 10])])
-def test_a_move_is_every_second_environment_step(repeat, moves, make):
+def test_the_camera_moves_every_second_environment_step(repeat, moves, make):
     env = make("reacher", action_repeat=repeat, size=(8, 8))
     env.reset()
     counted, walk = [0], env._camera_walk.move
@@ -194,7 +194,7 @@ def test_a_move_is_every_second_environment_step(repeat, moves, make):
     assert [(env.step({"action": np.zeros(2)}), counted[-1])[1] for _ in range(5)] == moves
 
 
-def test_the_video_plays_forth_and_back_on_the_sky(make):
+def test_the_video_plays_back_and_forth_on_the_sky(make):
     """Reacher's floor is invisible: what the camera sees is sky, in the colors of the frames and in their order."""
     env = make("reacher", intensity=0.1, size=(16, 16))
     orders = set()
@@ -213,7 +213,7 @@ def test_the_video_plays_forth_and_back_on_the_sky(make):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_the_video_turns_around_at_its_ends(frames, make):
+def test_the_video_reverses_at_its_ends(frames, make):
     env = make("walker", image=False)
     env._videos = [np.zeros((frames, 2, 2, 3), np.uint8)]
     env.reset()
@@ -228,16 +228,16 @@ def test_the_video_turns_around_at_its_ends(frames, make):
         assert {indices[i] for i in turns} == {0, frames - 1}
 
 
-def test_the_background_of_another_episode_does_not_stay(make):
-    """Two episodes that begin on the same frame of the same video are the same to the last pixel (see the seeds' test);
-    an episode that begins on another shows that one at once."""
+def test_the_background_of_the_previous_episode_does_not_persist(make):
+    """Two episodes that begin on the same frame of the same video are identical in every pixel (see the seeds' test);
+    an episode that begins on another frame shows that one immediately."""
     env = make("reacher", size=(32, 32))
     for episode in range(3):
         pixel = np.median(env.reset(episode)["image"].reshape(-1, 3), axis=0)
         assert np.abs(pixel - COLORS[env._frame]).max() < 10
 
 
-def test_sensor_cs_moves_the_camera_alone(make):
+def test_sensor_cs_moves_only_the_camera(make):
     env, stock = make("walker", "sensor_cs", intensity=0.5, ds_resource_path="nowhere"), DMC("walker", "walk", seed=3)
     env.reset(), stock.reset()
     np.testing.assert_array_equal(env.physics.model.mat_rgba, stock.physics.model.mat_rgba)
@@ -256,7 +256,7 @@ def test_the_floors_alpha(domain, alpha, make):
     assert make(domain).physics.named.model.mat_rgba["grid", 3] == pytest.approx(alpha)
 
 
-def test_colors_reach_the_picture(make):
+def test_colors_reach_the_image(make):
     env = make("cheetah", intensity=0.5)
     env.reset()
     model = env.physics.model
@@ -266,7 +266,7 @@ def test_colors_reach_the_picture(make):
 
 def test_davis_is_found_in_its_layouts(davis, tmp_path):
     names = [clip[0].parent.name for clip in distracting.find_davis(davis, 60)]
-    assert names == ["bear", "boat", "bus", "train"]  # the training split alone, in order
+    assert names == ["bear", "boat", "bus", "train"]  # only the training split, in order
     assert [clip[0].parent.name for clip in distracting.find_davis(davis / "DAVIS", 2)] == ["bear", "boat"]
     frames = distracting.find_davis(davis / "DAVIS" / "JPEGImages" / "480p", 60)
     assert len(frames) == 4 and [path.name for path in frames[0]] == ["00000.jpg", "00001.jpg", "00002.jpg"]
@@ -281,7 +281,7 @@ def test_the_intensity_chooses_the_videos(intensity, count, make):
     assert len(make("reacher", intensity=intensity)._videos) == count
 
 
-def test_make_and_what_it_refuses(davis, tmp_path):
+def test_make_and_its_errors(davis, tmp_path):
     settings = {"assets": str(tmp_path), "size": (16, 16)}
     with pytest.raises(FileNotFoundError) as error:
         envs.make("dmc_walker_walk_distracting_cs", **settings)

@@ -1,4 +1,4 @@
-"""Training by several processes of torchrun: real ones, over gloo."""
+"""Training with several processes under torchrun: real ones, over gloo."""
 
 import functools
 import os
@@ -37,12 +37,12 @@ def kill_rank(process: subprocess.Popen, rank: int) -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
-# What is computed
+# Computation
 
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
-    """What `ranks.py` saved, of one process and of each of two."""
+    """Results of `ranks.py`, from one process and from each of two."""
     folder = tmp_path_factory.mktemp("ranks")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     commands = [sys.executable], TORCHRUN
@@ -52,14 +52,14 @@ def computed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ranks.SETTINGS)
-def test_two_ranks_compute_what_one_process_does(computed, name):
+def test_two_ranks_match_one_process(computed, name):
     (metrics, before, after), (metrics_of_two, before_of_two, after_of_two), (*_, after_of_other) = (
         found["updates"][name] for found in computed
     )
     for number, (expected, found) in enumerate(zip(metrics, metrics_of_two, strict=True)):
         assert expected.keys() == found.keys()
         for key in expected:
-            if not key.endswith("_std"):  # the mean of two standard deviations is not that of all
+            if not key.endswith("_std"):  # the mean of two standard deviations is not that of all rows
                 assert found[key] == pytest.approx(expected[key], rel=5e-4, abs=1e-6), f"{key} of update {number}"
     changed = 0
     for key, value in before.items():
@@ -68,11 +68,11 @@ def test_two_ranks_compute_what_one_process_does(computed, name):
         change = torch.linalg.vector_norm((after[key] - value).float())
         assert torch.linalg.vector_norm((after_of_two[key] - after[key]).float()) <= 5e-4 * change, key
         changed += bool(change > 0)
-    assert changed >= len(before) - 1  # zeros stay zeros in one of them
+    assert changed >= len(before) - 1  # one of them stays zero
 
 
-def test_bisimulation_loss_of_shares_is_that_of_the_batch(monkeypatch):
-    """Rows against all columns, averaged: the loss, and its gradient, of the whole batch."""
+def test_ranks_average_to_the_bisimulation_loss_of_the_batch(monkeypatch):
+    """Each rank's rows against all columns, averaged, give loss and gradient of the whole batch."""
     torch.manual_seed(0)
     states, reward = torch.randn(4, 12, 5), torch.rand(12) * 2
 
@@ -111,17 +111,17 @@ def test_one_process_exchanges_nothing():
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """A run by two processes that nobody disturbed."""
+    """An uninterrupted run by two processes."""
     logdir = tmp_path_factory.mktemp("whole") / "run"
     code, out, err = run_ranks(*SHORT, "--parallel", "True", "--logdir", logdir)
     assert code == 0, err
     return logdir, out, err
 
 
-def test_two_ranks_leave_one_run(whole_run):
+def test_two_ranks_write_one_run(whole_run):
     logdir, out, _ = whole_run
     lines = entries(logdir)
-    # two envs, one for each rank, 30 agent steps an episode, 2 environment steps each
+    # two envs, one per rank, 30 agent steps per episode, 2 environment steps each
     assert [line["step"] for line in lines if "train_return" in line] == [120, 120, 240, 240, 360, 360, 480, 480]
     assert [line["train_episodes"] for line in lines if "train_episodes" in line] == list(range(1, 9))
     assert [line["step"] for line in lines if "eval_return" in line] == [400, 480]
@@ -130,8 +130,8 @@ def test_two_ranks_leave_one_run(whole_run):
     names = sorted(path.name for path in (logdir / "train_eps").iterdir())
     assert names == [f"{2 * n + env:08d}-env00{env}-{n:06d}-31.npz" for n in range(4) for env in range(2)]
     first = [replay.read_episode(logdir / "train_eps" / name) for name in names[:2]]
-    assert not (first[0]["position"][0] == first[1]["position"][0]).all()  # envs have seeds of their own
-    assert not (first[0]["action"] == first[1]["action"]).any(1)[1:].any()  # and ranks random numbers
+    assert not (first[0]["position"][0] == first[1]["position"][0]).all()  # envs have their own seeds
+    assert not (first[0]["action"] == first[1]["action"]).any(1)[1:].any()  # and ranks their own random numbers
     # one logger
     assert len(list(logdir.glob("events.out.tfevents.*"))) == 1
     assert sum(line.startswith("step ") for line in out.splitlines()) == 3 + 2  # of the log and of evaluations
@@ -139,7 +139,7 @@ def test_two_ranks_leave_one_run(whole_run):
     assert len(saved["ranks"]) == len(saved["sent"]) == 2 and saved["episode"] == [4, 4]
 
 
-def test_stopped_ranks_go_on_to_the_same_numbers(whole_run, tmp_path):
+def test_stopped_ranks_resume_to_the_same_numbers(whole_run, tmp_path):
     logdir = tmp_path / "run"
     process = start_ranks(*SHORT, "--logdir", logdir)
     wait_for(logdir, 4, process)
@@ -153,20 +153,20 @@ def test_stopped_ranks_go_on_to_the_same_numbers(whole_run, tmp_path):
     assert entries(logdir) == entries(whole_run[0])
 
 
-def test_a_killed_rank_ends_all_and_other_numbers_of_ranks_go_on(tmp_path):
+def test_a_killed_rank_ends_all_and_another_number_of_ranks_resumes(tmp_path):
     logdir = tmp_path / "run"
     assert run(*SHORT, "--steps", "200", "--logdir", logdir)[0] == 0
     process = start_ranks(*SHORT, "--steps", "100000", "--eval_every", "100000", "--logdir", logdir)
-    wait_for(logdir, 11, process)  # it has a checkpoint of its own, and newer episodes
+    wait_for(logdir, 11, process)  # it has its own checkpoint, and newer episodes
     kill_rank(process, 1)
     out, err = process.communicate(timeout=600)
     assert process.returncode not in (0, None), err
-    assert "2 in place of 1" in out and "resumed at step 204 with" in out
+    assert "2 instead of 1" in out and "resumed at step 204 with" in out
     kept = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
     steps = 60 * len(kept) + 200
     code, out, err = run(*SHORT, "--steps", steps, "--logdir", logdir)
     assert code == 0, err
-    assert "1 in place of 2" in out
+    assert "1 instead of 2" in out
     found = re.search(r"resumed at step (\d+) with (\d+) episodes", out)
     assert int(found[1]) >= 60 * len(kept) and int(found[2]) == len(kept) + 2
 

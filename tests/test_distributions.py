@@ -1,4 +1,4 @@
-"""Distributions: what the reference numbers cannot see: real sampling, its gradients, and the rarer kinds."""
+"""Distributions, beyond the reference numbers: real sampling, its gradients, and the rarer kinds."""
 
 import math
 
@@ -84,14 +84,14 @@ def test_continuous_samples_and_densities_agree(kind):
 
 
 @pytest.mark.parametrize("kind", [dists.Normal, dists.TruncNormal, dists.TanhNormal])
-def test_continuous_samples_are_reparameterised(kind):
+def test_continuous_samples_are_reparameterized(kind):
     mean = torch.zeros(100, 2, requires_grad=True)
     std = torch.full((100, 2), 0.5, requires_grad=True)
     grads = torch.autograd.grad(kind(mean, std).sample().sum(), [mean, std])
     assert all(g.abs().max() > 0 for g in grads)
 
 
-def test_normal_kl_is_torchs():
+def test_normal_kl_matches_torch():
     a = dists.Normal(torch.randn(7, 3), torch.rand(7, 3) + 0.1)
     b = dists.Normal(torch.randn(7, 3), torch.rand(7, 3) + 0.1)
     theirs = torch.distributions.kl_divergence(
@@ -102,8 +102,8 @@ def test_normal_kl_is_torchs():
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-1e12, 1e12, allow_nan=False))
-def test_twohot_shares_its_mass_between_neighbours(x):
-    # The likelihood of a target is linear in the log-probabilities of two neighbouring buckets around symlog(x).
+def test_twohot_shares_its_mass_between_neighbors(x):
+    # The likelihood of a target is linear in the log-probabilities of two neighboring buckets around symlog(x).
     logits = torch.randn(dists.BUCKETS, generator=torch.Generator().manual_seed(0))
     dist = dists.TwoHotSymlog(logits[None])
     got = dist.log_prob(torch.tensor([[x]], dtype=torch.float32)).item()
@@ -115,7 +115,7 @@ def test_twohot_shares_its_mass_between_neighbours(x):
     assert got == pytest.approx(expected.item(), abs=2e-3)
 
 
-def test_twohot_reads_back_what_it_was_taught():
+def test_twohot_fits_its_targets():
     x = torch.tensor([[-300.0], [-1.5], [0.0], [0.1], [7.0], [12345.0]])
     logits = torch.zeros(6, dists.BUCKETS, requires_grad=True)
     opt = torch.optim.Adam([logits], 0.5)

@@ -1,4 +1,4 @@
-"""The suite's tasks: all run, episodes follow from (seed, episode, actions), hooks and frames are as promised."""
+"""The suite's tasks: all run, an episode depends on (seed, episode, actions) only, hooks and frames as documented."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_every_benchmark_task_runs(domain, task):
         for key, space in env.observation_space.items():
             assert space.contains(o[key]), key
     images = [o["image"] for o in obs]
-    assert images[0].std() > 5  # a scene and not a blank frame
+    assert images[0].std() > 5  # a scene, not a blank frame
     assert any((images[0] != other).any() for other in images[1:])  # and it moves
     env.close()
 
@@ -47,8 +47,8 @@ def test_every_benchmark_task_runs(domain, task):
     "domain, task",
     [t for t in suite.ALL_TASKS if t[0] != "dog"] + [pytest.param("dog", "fetch", marks=pytest.mark.slow)],
 )
-def test_an_episode_follows_from_seed_number_and_actions(domain, task):
-    """One env plays episodes 0, 1, 2; the other jumps to 2 at once. Observations, states and the model itself agree."""
+def test_an_episode_is_a_function_of_seed_number_and_actions(domain, task):
+    """One env plays episodes 0, 1, 2; the other jumps to 2 directly. Observations, states and the model agree."""
     played, jumped = (DMC(domain, task, seed=7, image=False) for _ in range(2))
     for _ in range(2):
         played.reset()
@@ -66,7 +66,7 @@ def test_an_episode_follows_from_seed_number_and_actions(domain, task):
 
 
 @pytest.mark.parametrize("domain, task", [("reacher", "hard"), ("finger", "turn_easy"), ("swimmer", "swimmer6")])
-def test_frames_agree_where_the_task_draws_its_scene(domain, task):
+def test_frames_agree_where_the_task_randomizes_its_scene(domain, task):
     played, jumped, other = (DMC(domain, task, seed=seed) for seed in (3, 3, 4))
     first = played.reset()["image"]
     played.reset()
@@ -75,7 +75,7 @@ def test_frames_agree_where_the_task_draws_its_scene(domain, task):
     assert (first != ours).any() and (other.reset(episode=2)["image"] != ours).any()
     for action in actions_of(played, 3):
         np.testing.assert_array_equal(played.step(action)[0]["image"], jumped.step(action)[0]["image"])
-    np.testing.assert_array_equal(played.reset()["image"], jumped.reset()["image"])  # the counter goes on from 2
+    np.testing.assert_array_equal(played.reset()["image"], jumped.reset()["image"])  # the counter continues from 2
 
 
 def test_pixels_do_not_depend_on_the_buffer():
@@ -92,7 +92,7 @@ def test_pixels_do_not_depend_on_the_buffer():
             obs = env.step(action)[0]
 
 
-def test_a_small_shadow_map_changes_next_to_nothing():
+def test_a_small_shadow_map_changes_almost_nothing():
     stock, small = DMC("walker", "walk", seed=1), DMC("walker", "walk", seed=1, shadow_size=512)
     assert stock.physics.model.vis.quality.shadowsize == 2048 and small.physics.model.vis.quality.shadowsize == 512
     ours, theirs = small.reset(), stock.reset()
@@ -105,7 +105,7 @@ def test_a_small_shadow_map_changes_next_to_nothing():
     assert (ours["image"] != theirs["image"]).any()
 
 
-def test_frames_are_the_callers_to_keep():
+def test_frames_are_not_overwritten():
     env = DMC("cheetah", "run")
     first = env.reset()["image"]
     kept = first.copy()
@@ -127,7 +127,7 @@ def test_cameras(domain):
     assert env.camera == (2 if domain == "quadruped" else 0) < env.physics.model.ncam
 
 
-def test_camera_is_what_is_rendered():
+def test_the_camera_is_the_one_rendered():
     env = DMC("quadruped", "walk")
     image = env.reset()["image"]
     np.testing.assert_array_equal(image, env.physics.render(64, 64, camera_id=2))
@@ -171,7 +171,7 @@ def test_reward_is_the_sum_over_the_repeat():
 
 
 def test_a_terminal_state_ends_the_episode_within_the_repeat():
-    """lqr ends, with discount 0, where nothing moves any more."""
+    """lqr ends, with discount 0, once nothing moves."""
     substeps = []
     env = DMC("lqr", "lqr_2_1", image=False, action_repeat=4)
     env.after_substep = lambda: substeps.append(1)
@@ -198,18 +198,18 @@ def test_actions_span_the_tasks_bounds():
     for action, bound in ((-1, spec.minimum), (1, spec.maximum), (0, (spec.minimum + spec.maximum) / 2)):
         env.step({"action": np.full(spec.shape, action)})
         np.testing.assert_allclose(env.physics.data.ctrl, bound)
-    env.step({"action": np.full(spec.shape, 3)})  # beyond the box: its border
+    env.step({"action": np.full(spec.shape, 3)})  # outside the box: clipped to its bounds
     np.testing.assert_allclose(env.physics.data.ctrl, spec.maximum)
 
 
-def test_actions_without_bounds_go_in_as_they_are():
+def test_unbounded_actions_are_passed_unchanged():
     env = DMC("lqr", "lqr_6_2", image=False, action_repeat=1)
     env.reset()
     env.step({"action": np.array([0.25, -3])})
     np.testing.assert_array_equal(env.physics.data.ctrl, [0.25, -3])
 
 
-def test_assets_replace_the_suites_for_this_model_only():
+def test_assets_replace_the_suites_in_this_model_only():
     from dm_control.suite import common
 
     stock = dict(common.ASSETS)
@@ -223,7 +223,7 @@ def test_assets_replace_the_suites_for_this_model_only():
     assert (changed.reset()["image"] != plain.reset()["image"]).any()
     with pytest.raises(ValueError, match=r"nothing\.xml"):
         DMC("walker", "walk", assets={"nothing.xml": b""})
-    with pytest.raises(ValueError):  # a model that does not compile leaves the suite as it was
+    with pytest.raises(ValueError):  # a model that does not compile leaves the suite unchanged
         DMC("walker", "walk", assets={"materials.xml": b"<mujoco><broken/></mujoco>"})
     assert stock == common.ASSETS
 
@@ -248,7 +248,7 @@ def test_osmesa_where_egl_finds_no_driver(tmp_path):
     assert (done.stdout, done.stderr) == ("True osmesa\n", "")
 
 
-def test_without_a_renderer_vectors_work_and_images_say_why():
+def test_without_a_renderer_vectors_work_and_images_raise():
     done = run(
         "import envs; envs.make('dmc_cup_catch', image=False).reset(); envs.make('dmc_cup_catch')", MUJOCO_GL="off"
     )

@@ -1,6 +1,6 @@
 """Colors and videos of the DMControl Generalization Benchmark with the real engine.
 
-Where the benchmark's own files are (assets/dmcgb, or dmcgb in the folder that HRSSM_ASSETS names), they are tested too.
+The benchmark's own files (assets/dmcgb, or dmcgb in the folder that HRSSM_ASSETS names) are tested too if they exist.
 """
 
 import json
@@ -46,7 +46,7 @@ def test_green_mask_is_right_for_every_color():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
-def test_replacing_takes_the_masked_pixels_and_no_others(seed, height, width):
+def test_replacing_changes_only_the_masked_pixels(seed, height, width):
     rng = np.random.default_rng(seed)
     frame, background = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     for mask_of in (distracted.green_mask, distracted.blue_mask):
@@ -83,7 +83,7 @@ def test_videos_take_turns_and_play_from_their_first_frame(tmp_path, mode):
 @pytest.mark.parametrize(
     "domain, task", [("walker", "walk"), ("cheetah", "run"), ("cartpole", "swingup"), ("fish", "swim")]
 )
-def test_green_screen_is_sky_and_in_hard_floor(tmp_path, domain, task):
+def test_green_screen_is_the_sky_and_in_hard_mode_the_floor(tmp_path, domain, task):
     for mode in ("video_easy", "video_hard"):
         make_videos(tmp_path, mode, [3])
         env = distracted.DMCGS(domain, task, mode, size=(128, 128), assets=str(tmp_path))
@@ -95,19 +95,19 @@ def test_green_screen_is_sky_and_in_hard_floor(tmp_path, domain, task):
         assert mask[sky].all() and not mask[robot].any()
         assert floor.any() and robot.any()
         if mode == "video_hard":
-            assert mask[floor].mean() > 0.8  # all but the robot's shadow and mirror image
+            assert mask[floor].mean() > 0.8  # all but the robot's shadow and reflection
         else:
             assert not mask[floor].any()
         env.close()
 
 
-def test_a_video_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(tmp_path):
+def test_a_video_seed_determines_the_stream_and_an_episode_needs_no_earlier_one(tmp_path):
     make_videos(tmp_path, "video_hard", [3, 3, 3])
     check_stream("video_hard", str(tmp_path))
 
 
 @pytest.mark.parametrize("mode", ["color_easy", "color_hard"])
-def test_a_color_seed_settles_the_stream_and_an_episode_needs_no_earlier_one(tmp_path, mode):
+def test_a_color_seed_determines_the_stream_and_an_episode_needs_no_earlier_one(tmp_path, mode):
     check_stream(mode, str(tmp_path))
 
 
@@ -122,7 +122,7 @@ def check_stream(mode: str, assets: str) -> None:
         env.close()
 
 
-def test_colors_are_what_the_engine_would_compile(tmp_path):
+def test_colors_match_a_compiled_model(tmp_path):
     env = distracted.DMCGS("walker", "walk", "color_hard", seed=1, size=(48, 48), assets=str(tmp_path))
     sets = distracted.draw_colors("color_hard")
     chosen = set()
@@ -152,7 +152,7 @@ def test_colors_are_what_the_engine_would_compile(tmp_path):
                 for e in (env, compiled)
             ]
             assert np.abs(pixels[0] - pixels[1]).max() <= off
-        assert np.abs(frame.astype(int) - expected).max() <= 1  # what is seen, so the upload too
+        assert np.abs(frame.astype(int) - expected).max() <= 1  # rendered, so the upload is tested too
         compiled.close()
     assert len(chosen) > 1
     env.close()
@@ -185,19 +185,19 @@ def test_drawn_color_sets(mode, std, tmp_path):
 
 
 @pytest.mark.parametrize("mode, std", [("color_easy", 0.1), ("color_hard", 0.2)])
-def test_the_benchmark_s_color_sets(mode, std):
+def test_the_benchmarks_color_sets(mode, std):
     if not (REAL / "dmcgb" / f"{mode}.pt").exists():
-        pytest.skip(f"{REAL}/dmcgb/{mode}.pt is not there")
+        pytest.skip(f"{REAL}/dmcgb/{mode}.pt is missing")
     colors = distracted.load_colors(mode, str(REAL))
     check_statistics(colors, std)
     assert (colors["self_rgb"] != distracted.draw_colors(mode)["self_rgb"]).all()
 
 
 @pytest.mark.parametrize("mode", ["video_easy", "video_hard"])
-def test_the_benchmark_s_videos(mode, tmp_path):
+def test_the_benchmarks_videos(mode, tmp_path):
     if not list((REAL / "dmcgb" / mode).glob("*.mp4")):
         pytest.skip(f"{REAL}/dmcgb/{mode} has no videos")
-    (tmp_path / "dmcgb").symlink_to(REAL.absolute() / "dmcgb")  # the cache of the test stays in the test
+    (tmp_path / "dmcgb").symlink_to(REAL.absolute() / "dmcgb")  # keeps the cache in the test's folder
     env = envs.make(f"dmc_walker_walk_{mode}", assets=str(tmp_path))
     bare = distracted.DMCGS("walker", "walk", mode, assets=str(tmp_path))
     for episode in range(2):
@@ -245,7 +245,7 @@ class Malicious:
         return os.mkdir, (os.environ["HRSSM_TEST_TRAP"],)
 
 
-def test_broken_color_sets_are_told_and_run_nothing(tmp_path, monkeypatch):
+def test_broken_color_sets_are_errors_and_run_no_code(tmp_path, monkeypatch):
     monkeypatch.setenv("HRSSM_TEST_TRAP", str(tmp_path / "trap"))
 
     def error():
@@ -266,7 +266,7 @@ def test_broken_color_sets_are_told_and_run_nothing(tmp_path, monkeypatch):
     error()
 
 
-def test_missing_videos_are_told_with_the_command(tmp_path):
+def test_missing_videos_are_reported_with_the_command(tmp_path):
     for mode in ("video_easy", "video_hard"):
         with pytest.raises(FileNotFoundError) as caught:
             envs.make(f"dmc_walker_walk_{mode}", assets=str(tmp_path))
@@ -277,7 +277,7 @@ def test_missing_videos_are_told_with_the_command(tmp_path):
         distracted.DMCGS("walker", "walk", "video_medium", assets=str(tmp_path))
 
 
-def test_unreadable_video_is_told(tmp_path):
+def test_unreadable_video_is_reported(tmp_path):
     make_videos(tmp_path, "video_easy", [2, 2])
     (tmp_path / "dmcgb" / "video_easy" / "video1.mp4").write_bytes(b"cut short")
     with pytest.raises(ValueError, match=r"video1\.mp4"):
@@ -291,8 +291,8 @@ def test_videos_are_resized_bilinearly(tmp_path):
     write_video(folder / "video0.mp4", np.stack([ramp, ramp]))
     (video,) = distracted.load_videos("video_easy", (32, 24), str(tmp_path))
     decoded = cv2.VideoCapture(str(folder / "video0.mp4")).read()[1][..., ::-1].astype(float)
-    # bilinear at the center of each of 24 columns of 4 pixels: the mean of the two in its middle
-    rows = decoded[1::3]  # and of each of 32 rows of 3 pixels: the one in its middle
+    # bilinear at the center of each of 24 columns of 4 pixels: the mean of the middle two
+    rows = decoded[1::3]  # and of each of 32 rows of 3 pixels: the middle one
     np.testing.assert_allclose(video[0], (rows[:, 1::4] + rows[:, 2::4]) / 2, atol=1)
 
 

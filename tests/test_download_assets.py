@@ -1,4 +1,4 @@
-"""setup/download_assets.py against a real HTTP server on this machine that breaks, shortens and falsifies answers."""
+"""setup/download_assets.py against a real local HTTP server that breaks off, truncates and corrupts responses."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).parent.parent / "setup" / "download_assets.py"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` {path: bytes} with Range; `faults` {path: [fault, ...]} says what goes wrong, a request each."""
+    """Serves `files` {path: bytes} with Range; `faults` {path: [fault, ...]} lists what goes wrong, one per request."""
 
     daemon_threads = True
 
@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_):
-        pass  # the other end was killed
+        pass  # the client was killed
 
     def ranges(self, path):
         return [start for name, start in self.requests if name == path]
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", fault.removeprefix("redirect "))
             return self.end_headers()
-        if fault in ("drip", "drip headers"):  # a byte every half second, until the other end has enough
+        if fault in ("drip", "drip headers"):  # a byte every half second, until the client gives up
             answer = b"HTTP/1.0 200 OK\r\nContent-Length: 900000\r\n\r\n"
             self.wfile.write(b"" if fault == "drip headers" else answer)
             for byte in answer * 1000:
@@ -88,9 +88,9 @@ class Handler(BaseHTTPRequestHandler):
         elif fault != "no length":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if fault in ("short", "whole, short"):  # the answer says a length and ends before it
+        if fault in ("short", "whole, short"):  # the response ends before its declared length
             body = body[: len(body) // 2]
-        if fault == "stuck":  # until the other end is gone
+        if fault == "stuck":  # until the client is gone
             self.wfile.write(body[:4096])
             self.server.sent += 4096
             self.connection.recv(1)
@@ -124,7 +124,7 @@ def noise(size, seed=0):
 
 @pytest.fixture
 def dmcgb(tmp_path, server):
-    """The script beside a manifest of our own, and a server that has its files: dmcgb.start or dmcgb.run."""
+    """The script next to our own manifest, and a server with its files: dmcgb.start or dmcgb.run."""
     return Dmcgb(tmp_path, server)
 
 
@@ -161,11 +161,11 @@ class Dmcgb:
 
 def test_fetches_verifies_and_skips_what_is_there(dmcgb):
     code, said = dmcgb.run()
-    assert code == 0 and "3 files, 3 of them fetched now" in said
+    assert code == 0 and "3 files, 3 fetched now" in said
     assert dmcgb.on_disk() == dmcgb.files
     count = len(dmcgb.server.requests)
     code, said = dmcgb.run()
-    assert code == 0 and "0 of them fetched now" in said
+    assert code == 0 and "0 fetched now" in said
     assert len(dmcgb.server.requests) == count
 
 
@@ -174,14 +174,14 @@ def test_a_damaged_file_on_disk_is_fetched_again(dmcgb):
     path = dmcgb.assets / "dmcgb" / "video_hard" / "video3.mp4"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     code, said = dmcgb.run()
-    assert code == 0 and "video3.mp4: not the file of the manifest" in said and "1 of them fetched now" in said
+    assert code == 0 and "video3.mp4: does not match the manifest" in said and "1 fetched now" in said
     assert dmcgb.on_disk() == dmcgb.files
 
 
 @pytest.mark.parametrize(
     "faults",
     [
-        ["short", "short", "short"],  # each resumes where the one before ended
+        ["short", "short", "short"],  # each resumes where the previous one ended
         ["503", "429"],
         ["page"],
         ["changed"],
@@ -197,7 +197,7 @@ def test_a_damaged_file_on_disk_is_fetched_again(dmcgb):
     ],
     ids=", ".join,
 )
-def test_recovers_from_bad_answers(dmcgb, faults):
+def test_recovers_from_bad_responses(dmcgb, faults):
     name = "video_easy/video0.mp4"
     dmcgb.server.faults[name] = list(faults)
     code, said = dmcgb.run()
@@ -206,7 +206,7 @@ def test_recovers_from_bad_answers(dmcgb, faults):
     assert not dmcgb.server.faults[name]
 
 
-def test_resumes_with_what_is_missing_only(dmcgb):
+def test_resumes_with_only_the_missing_files(dmcgb):
     name = "video_easy/video0.mp4"
     dmcgb.server.faults[name] = ["short", "short"]
     assert dmcgb.run()[0] == 0
@@ -214,7 +214,7 @@ def test_resumes_with_what_is_missing_only(dmcgb):
 
 
 @pytest.mark.parametrize("held", [1, 450_000, 900_000], ids=["a byte", "half", "all"])
-def test_goes_on_from_a_part_of_an_earlier_call(dmcgb, held):
+def test_resumes_from_a_part_of_an_earlier_call(dmcgb, held):
     name = "video_easy/video0.mp4"
     part = dmcgb.assets / "dmcgb" / f"{name}.part"
     part.parent.mkdir(parents=True)
@@ -225,7 +225,7 @@ def test_goes_on_from_a_part_of_an_earlier_call(dmcgb, held):
 
 
 @pytest.mark.parametrize("left", [b"x" * 1000, b"x" * 900_000, b"x" * 1_000_000], ids=["short", "equal", "longer"])
-def test_a_part_that_is_not_of_this_file_is_dropped(dmcgb, left):
+def test_a_part_of_another_file_is_dropped(dmcgb, left):
     part = dmcgb.assets / "dmcgb" / "video_easy" / "video0.mp4.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(left)
@@ -261,7 +261,7 @@ def test_gives_up_in_one_line_and_leaves_no_wrong_file(dmcgb, faults, says):
 
 
 def test_kill_9_at_random_moments_and_restart(dmcgb):
-    """Every file with a final name is whole at every moment, and the restarts end with all of them."""
+    """At every moment, every file with a final name is complete; the restarts end with all of them."""
     rng = np.random.default_rng(0)
     for _ in range(6):
         dmcgb.server.faults = {name: ["slow"] * 9 for name in dmcgb.files}
@@ -283,7 +283,7 @@ def test_kill_9_at_random_moments_and_restart(dmcgb):
 
 @pytest.mark.parametrize("fault", ["drip", "drip headers"])
 @pytest.mark.parametrize("name", ["davis", "matterport"])
-def test_a_server_that_hardly_sends_is_given_up(server, tmp_path, capsys, monkeypatch, fault, name):
+def test_a_very_slow_server_is_given_up(server, tmp_path, capsys, monkeypatch, fault, name):
     from setup import download_assets
 
     monkeypatch.setattr(download_assets, "RATE_SECONDS", 0.2 if name == "davis" else 0.06)
@@ -297,7 +297,7 @@ def test_a_server_that_hardly_sends_is_given_up(server, tmp_path, capsys, monkey
     assert len(server.requests) == (5 if name == "davis" else 1)
 
 
-def test_ctrl_c_says_how_to_resume(dmcgb):
+def test_ctrl_c_prints_how_to_resume(dmcgb):
     dmcgb.server.faults = {name: ["stuck"] for name in dmcgb.files}
     process = dmcgb.start()
     while dmcgb.server.sent == 0:
@@ -313,7 +313,7 @@ def test_two_downloads_into_one_folder(dmcgb):
     while not dmcgb.server.requests:
         time.sleep(0.01)
     code, said = dmcgb.run()
-    assert code == 2 and "another download into it is running" in said
+    assert code == 2 and "another download into it is in progress" in said
     first.communicate(timeout=900)
     assert first.returncode == 0 and dmcgb.on_disk() == dmcgb.files
 
@@ -407,7 +407,7 @@ def test_davis_with_sequences_missing(server, tmp_path, sequences):
     assert not (tmp_path / "davis").exists()
 
 
-def test_a_folder_of_the_users_is_left_alone(server, tmp_path):
+def test_a_users_folder_is_left_alone(server, tmp_path):
     (tmp_path / "davis").mkdir()
     (tmp_path / "davis" / "mine.txt").write_text("mine")
     code, said = run("davis", "--to", tmp_path, "--source", server.url)
@@ -449,9 +449,9 @@ def test_matterport_through_gdown(server, tmp_path, pack):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"<html>quota exceeded</html>", "no zip or tar archive"),
+        (b"<html>quota exceeded</html>", "not a zip or tar archive"),
         (zipped({"a.txt": b""}), "no scan"),
-        (zipped({"a.glb": glb(0)[:-9]}), "a.glb, which is no whole .glb file"),
+        (zipped({"a.glb": glb(0)[:-9]}), "a.glb, which is not a complete .glb file"),
         (zipped({"a.glb": glb(0)}).replace(glb(0)[40:60], b"-" * 20), "damaged archive"),
     ],
     ids=["page", "no scan", "cut scan", "CRC"],
@@ -474,7 +474,7 @@ def encrypted() -> bytes:
 
 
 def with_method(method: int) -> bytes:
-    """A zip with another compression than the one that it names."""
+    """A zip whose compression is not the one that it declares."""
     data = bytearray(zipped({"a.glb": glb(0)}))
     for magic, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
         data[data.index(magic) + place] = method
@@ -522,7 +522,7 @@ def test_a_damaged_list_on_disk_is_fetched_again(server, tmp_path, train):
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b'{"a": []}', b"[" * 100_000])
-def test_a_folder_whose_list_is_damaged_is_not_whole(tmp_path, content):
+def test_a_folder_whose_list_is_damaged_is_not_complete(tmp_path, content):
     from setup import download_assets
 
     (tmp_path / "a").write_bytes(b"")
@@ -532,7 +532,7 @@ def test_a_folder_whose_list_is_damaged_is_not_whole(tmp_path, content):
     assert not download_assets.is_whole(tmp_path)
 
 
-def test_no_random_damage_of_an_archive_is_another_error(tmp_path):
+def test_random_damage_to_an_archive_raises_no_other_error(tmp_path):
     from setup import download_assets
 
     rng = np.random.default_rng(0)
@@ -549,7 +549,7 @@ def test_no_random_damage_of_an_archive_is_another_error(tmp_path):
                 download_assets.check_archive(path)
             except download_assets.Damaged:
                 found += 1
-        assert found > 5  # a plain tar has checksums of its headers only
+        assert found > 5  # a plain tar has checksums for its headers only
 
 
 def test_matterport_refused(server, tmp_path):
@@ -567,7 +567,7 @@ def test_an_archive_writes_nothing_outside_its_folder(tmp_path):
 
 
 def test_maniskill2(server, tmp_path, monkeypatch):
-    """ManiSkill2's own addresses and places. Its hashes refuse our small stand-ins; with theirs they pass."""
+    """ManiSkill2's own URLs and paths. Its hashes reject our small stand-ins, which pass with matching ones."""
     download_asset = pytest.importorskip("mani_skill2.utils.download_asset", reason="mani_skill2 is for Python 3.11")
     from setup import download_assets
 
@@ -636,17 +636,17 @@ def test_kinetics_makes_videos_small(tmp_path):
     code, said = run(*command)
     assert code == 0, said
     assert "broken.mp4: left out" in said and "empty.mkv: left out" in said
-    assert "4 videos, 4 of them made now, 2 unreadable" in said
+    assert "4 videos, 4 converted now, 2 unreadable" in said
     assert tree(out) == {"wide.mp4", "sub/tall.mp4", "same.mp4", "same.mp4.mp4"}
     frames = frames_of(out / "wide.mp4")
     assert frames.shape == (8, 128, 228, 3)
     np.testing.assert_allclose(frames.mean((1, 2, 3)), np.arange(8) * 20, atol=6)
     assert frames_of(out / "sub" / "tall.mp4").shape[2] == 128
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
-    assert "0 of them made now" in run(*command)[1]
+    assert "0 converted now" in run(*command)[1]
     assert made == {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
     os.utime(videos / "wide.mp4", (time.time() + 9, time.time() + 9))  # a newer original
-    assert "1 of them made now" in run(*command)[1]
+    assert "1 converted now" in run(*command)[1]
 
 
 def test_kinetics_feeds_the_video_source(tmp_path):
@@ -666,7 +666,7 @@ def test_kinetics_feeds_the_video_source(tmp_path):
         (["kinetics", "--videos", "nowhere"], "nowhere: no such folder"),
         (["kinetics", "--videos", "."], "no video there"),
         (["kinetics", "--videos", ".", "--short_side", "3"], "--short_side 3: expected 16"),
-        (["davis", "--source", "nonsense"], "--source nonsense: expected an address such as http"),
+        (["davis", "--source", "nonsense"], "--source nonsense: expected a URL such as http"),
         (["davis", "--source", "file:///data"], "--source file:///data: expected"),
         (["davis", "--source", "http://[", "--to", "x"], "--source http://[: expected"),
         (["davis", "--source", "http://host/a b"], "--source http://host/a b: expected"),

@@ -63,14 +63,14 @@ def wait_for(logdir: Path, lines: int, process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """A run from pixels that nobody disturbed."""
+    """An uninterrupted run from pixels."""
     logdir = tmp_path_factory.mktemp("whole") / "run"
     code, out, err = run(*PIXELS, "--logdir", logdir)
     assert code == 0, err
     return logdir, out, err
 
 
-def test_a_run_leaves_what_it_promises(whole_run):
+def test_a_run_writes_what_it_promises(whole_run):
     logdir, out, err = whole_run
     lines = entries(logdir)
     keys = set().union(*lines)
@@ -84,11 +84,11 @@ def test_a_run_leaves_what_it_promises(whole_run):
     assert any("fps" in line and "updates_per_second" in line for line in timed)
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps) and steps[-1] == 1200
-    # two envs, 30 agent steps an episode, 2 environment steps each
+    # two envs, 30 agent steps per episode, 2 environment steps each
     assert [line["train_length"] for line in lines if "train_length" in line] == [30] * 20
     assert [line["step"] for line in lines if "eval_return" in line] == [400, 800, 1200]
     assert [line["eval_length"] for line in lines if "eval_length" in line] == [30] * 3
-    # 40 agent steps of prefill, 3 updates, then a quarter of an update each step
+    # 40 agent steps of prefill, 3 updates, then a quarter of an update per step
     assert max(line.get("update_count", 0) for line in lines) == 3 + (600 - 40) // 4
     assert (logdir / "latest.pt").exists() and read_config(logdir / "config.yaml").steps == 1200
     assert len(list((logdir / "train_eps").glob("*.npz"))) == 20
@@ -130,7 +130,7 @@ def test_same_seed_same_numbers(whole_run, tmp_path):
         assert all(np.array_equal(a[k], b[k]) for k in a)
 
 
-def test_other_seeds_and_evaluation_see_other_episodes(whole_run, tmp_path):
+def test_other_seeds_and_evaluation_get_other_episodes(whole_run, tmp_path):
     assert run(*PIXELS, "--steps", "160", "--seed", "1", "--logdir", tmp_path / "other")[0] == 0
     first = next(line for line in entries(whole_run[0]) if "train_return" in line)
     assert next(line for line in entries(tmp_path / "other") if "train_return" in line) != first
@@ -157,7 +157,7 @@ def test_a_finished_run_reports_so_and_more_steps_resume_it(tmp_path):
     assert run(*VECTORS, "--steps", "400", "--logdir", logdir)[0] == 0
     before = entries(logdir)
     code, out, _ = run(*VECTORS, "--steps", "400", "--logdir", logdir)
-    assert code == 0 and "nothing is left to train" in out and entries(logdir) == before
+    assert code == 0 and "nothing left to train" in out and entries(logdir) == before
     code, out, _ = run(*VECTORS, "--steps", "800", "--logdir", logdir)
     assert code == 0 and "resumed at step 400" in out
     assert entries(logdir)[: len(before)] == before and entries(logdir)[-1]["step"] == 800
@@ -182,7 +182,7 @@ def test_kill_at_ten_random_moments(tmp_path):
         assert process.poll() is None, process.communicate()
         process.kill()
         process.communicate()
-        # what was finished before is still there, unchanged, and every file is whole
+        # episodes that had finished are still there, unchanged, and every file is complete
         files = {p.name: p.read_bytes() for p in (logdir / "train_eps").glob("*.npz")}
         assert kept.items() <= files.items()
         for name in files:
@@ -204,7 +204,7 @@ def test_kill_at_ten_random_moments(tmp_path):
     assert episodes == list(range(1, len(episodes) + 1)) and len(episodes) >= int(found[2])  # each exactly once
 
 
-def test_a_worker_that_dies_ends_the_run_with_its_name(tmp_path):
+def test_a_dead_worker_ends_the_run_with_its_name(tmp_path):
     process = start(*VECTORS, "--logdir", tmp_path / "run")
     wait_for(tmp_path / "run", 2, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -249,19 +249,19 @@ def test_bad_settings_are_one_line(flags, words, tmp_path, capsys):
     assert not (tmp_path / "run" / "latest.pt").exists()
 
 
-def test_another_config_is_refused_unless_told_to(tmp_path):
+def test_another_config_is_refused_unless_allowed(tmp_path):
     logdir = tmp_path / "run"
     assert run(*VECTORS, "--steps", "200", "--logdir", logdir)[0] == 0
     code, _, err = run(*VECTORS, "--steps", "400", "--units", "24", "--kl_free", "2", "--logdir", logdir)
     assert code == 2 and "units 16 -> 24" in err and "kl_free 1.0 -> 2.0" in err and len(err.splitlines()) == 1
-    # keys that only say how long, how often or where
+    # settings that only determine how long, how often or where
     free = ["--steps", "400", "--parallel", "False", "--log_every", "50", "--eval_episode_num", "1", "--device", "cpu"]
     assert run(*VECTORS, *free, "--logdir", logdir)[0] == 0
     told = ["--kl_free", "2", "--allow_config_change", "True", "--steps", "500"]
     assert run(*VECTORS, *told, "--logdir", logdir)[0] == 0
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path):
+def test_a_damaged_checkpoint_is_reported(tmp_path):
     logdir = tmp_path / "run"
     assert run(*VECTORS, "--steps", "200", "--logdir", logdir)[0] == 0
     data = (logdir / "latest.pt").read_bytes()
@@ -281,7 +281,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
     path = reference.FOLDER / "reference_checkpoint.pt"
     code, out, err = run(*flags, "--from_checkpoint", path)
     assert code == 0, err
-    # cartpole has one action, the checkpoint its own number: those tensors do not fit, and are named with both shapes
+    # cartpole has one action, the checkpoint another number: those tensors do not fit and are listed with both shapes
     actions, stoch, units = sizes["A"], sizes["stoch"] * sizes["discrete"], sizes["units"]
     if actions != 1:
         assert f"_wm.dynamics._inp_layers.0.weight ({sizes['hidden']}, {stoch + actions})" in out

@@ -1,4 +1,4 @@
-"""Task names and settings, what is refused, and the protocol that every env speaks."""
+"""Task names and settings, their errors, and the protocol that every env follows."""
 
 import os
 import re
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW_TO_COMPILE = ("dmc_dog_run", "dmc_quadruped_fetch")
 
 
-def test_every_name_is_taken_apart():
+def test_every_name_is_parsed():
     for domain, task in suite.ALL_TASKS:
         for mode in ("", *envs.MODES):
             name = "_".join(filter(None, ["dmc", domain, task, mode]))
@@ -48,7 +48,7 @@ def test_every_name_is_taken_apart():
         ("rms", ["--task rms"]),
     ],
 )
-def test_an_unknown_name_is_one_line_with_the_nearest(task, words):
+def test_an_unknown_name_is_one_line_with_the_closest_match(task, words):
     with pytest.raises(ValueError) as error:
         envs.make(task)
     assert "\n" not in str(error.value)
@@ -75,7 +75,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest(task, words):
         {"shadow_size": 1e5},
     ],
 )
-def test_a_setting_that_cannot_be_names_its_flag(settings):
+def test_an_impossible_setting_is_reported_by_its_flag(settings):
     with pytest.raises(ValueError, match=f"--{next(iter(settings))} .*expected") as error:
         envs.make("dmc_walker_walk", **settings)
     assert "\n" not in str(error.value)
@@ -139,7 +139,7 @@ def test_a_bad_action_is_refused(env, action, message):
 
 @pytest.mark.parametrize("key, value", [("reward", np.nan), ("position", np.inf), ("position", -np.inf)])
 def test_numbers_that_are_not_finite_are_refused(key, value, env):
-    """Where they come from, so that they never reach the replay."""
+    """At their source, so that they never reach the replay."""
     inside = env.env.env.env
     step = type(inside).step
 
@@ -164,7 +164,7 @@ def test_numbers_that_are_not_finite_are_refused(key, value, env):
         env.reset(7)
 
 
-def test_wrappers_show_the_env_inside(env):
+def test_wrappers_expose_the_env_inside(env):
     assert isinstance(env, TimeLimit) and isinstance(env.env, CheckAction)
     assert env.seed == 0 and env.action_repeat == 3
     with pytest.raises(AttributeError):
@@ -194,8 +194,8 @@ def read_video(path):
     return fourcc, capture.get(cv2.CAP_PROP_FPS), frames
 
 
-def test_watching_a_task_as_a_video(tmp_path):
-    """From the command line: H.264 in yuv420p, which browsers play, of the very frames that the env shows."""
+def test_recording_a_task_as_a_video(tmp_path):
+    """From the command line: H.264 in yuv420p, which browsers play, with exactly the env's frames."""
     out = tmp_path / "clip.mp4"
     command = [sys.executable, "-m", "envs", "--task", "dmc_cup_catch_video", "--img_source", "color", "--steps", "5"]
     run = subprocess.run([*command, "--out", out], cwd=ROOT, capture_output=True, text=True)
@@ -205,7 +205,7 @@ def test_watching_a_task_as_a_video(tmp_path):
     assert len(frames) == 6 and frames[0].shape == (256, 256, 3)
     env = envs.make("dmc_cup_catch_video", img_source="color")
     expected = video.enlarge(env.reset()["image"], 4)[..., ::-1]
-    assert np.abs(frames[0].astype(int) - expected).mean() < 6  # lossy, colours at half the resolution
+    assert np.abs(frames[0].astype(int) - expected).mean() < 6  # lossy, colors at half the resolution
 
 
 def test_an_odd_size_is_recorded_too(tmp_path):
@@ -218,19 +218,19 @@ def test_episodes_as_a_gif(tmp_path, capsys):
     out = tmp_path / "clip.gif"
     watch.main(["--task", "dmc_cartpole_balance", "--out", str(out), "--episodes", "2", "--time_limit", "6"])
     assert Image.open(out).n_frames == 8 and Image.open(out).size == (256, 256)
-    assert "8 frames, returns of its episodes: " in capsys.readouterr().out
+    assert "8 frames, episode returns: " in capsys.readouterr().out
 
 
 def test_discrete_actions_are_recorded_too(tmp_path, capsys):
     out = tmp_path / "clip.mp4"
     watch.main(["--task", "gym_CartPole-v1", "--out", str(out), "--episodes", "1", "--zoom", "1"])
     frames = read_video(out)[2]
-    assert f"{out}: {len(frames)} frames, returns of its episodes: " in capsys.readouterr().out and len(frames) > 4
+    assert f"{out}: {len(frames)} frames, episode returns: " in capsys.readouterr().out and len(frames) > 4
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_full_disk_is_an_error_and_leaves_the_old_video(suffix, tmp_path):
-    """The limit of a process on the size of a file stands for a full disk."""
+    """A limit on the process's file size stands in for a full disk."""
     out = tmp_path / f"clip{suffix}"
     out.write_text("an older video")
     flags = ["--task", "dmc_cup_catch_video", "--img_source", "noise", "--out", str(out), "--zoom", "1"]
@@ -242,7 +242,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_video(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
-def test_a_video_where_there_can_be_none(suffix, tmp_path):
+def test_a_video_at_an_impossible_path(suffix, tmp_path):
     frames = np.zeros((3, 16, 16, 3), np.uint8)
     (tmp_path / f"folder{suffix}").mkdir()
     for path in (tmp_path / f"folder{suffix}", tmp_path / "missing" / f"clip{suffix}"):
@@ -252,7 +252,7 @@ def test_a_video_where_there_can_be_none(suffix, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"folder{suffix}"]
 
 
-def test_frames_that_fail_leave_no_video(tmp_path):
+def test_a_failure_between_frames_leaves_no_video(tmp_path):
     def frames():
         yield np.zeros((16, 16, 3), np.uint8)
         raise ZeroDivisionError
@@ -268,7 +268,7 @@ def test_frames_that_fail_leave_no_video(tmp_path):
     [
         (["--out", "clip.avi"], ["--out clip.avi", ".mp4", ".gif"]),
         (["--out", "clip"], ["--out clip", ".mp4"]),
-        (["--out", "no/such/folder/clip.mp4"], ["--out", "there is no folder"]),
+        (["--out", "no/such/folder/clip.mp4"], ["--out", "no such folder"]),
         (["--out", "clip.mp4", "--steps", "0"], ["--steps is 0"]),
         (["--out", "clip.mp4", "--fps", "nan"], ["--fps is nan", "from 0.1 to 1000"]),
         (["--out", "clip.mp4", "--fps", "inf"], ["--fps is inf"]),
@@ -284,7 +284,7 @@ def test_frames_that_fail_leave_no_video(tmp_path):
         (["--out", "clip.mp4", "--task", "dmc_cup_catch_video", "--resource_files", "none/*.mp4"], ["none/*.mp4"]),
     ],
 )
-def test_watching_what_cannot_be(flags, words, capsys):
+def test_recording_with_bad_flags(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
         watch.main(["--task", "dmc_cup_catch", *flags])
     assert stop.value.code == 2

@@ -26,7 +26,7 @@ def main(*flags) -> int:
 
 
 def files(folder) -> dict:
-    """Every file of a run but what an evaluation adds."""
+    """Every file of a run except those that an evaluation adds."""
     found = [p for p in folder.rglob("*") if p.is_file() and p.name != "eval.jsonl" and "videos" not in p.parts]
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
 
@@ -48,7 +48,7 @@ def lines(run) -> list[dict]:
     return [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
 
 
-def test_a_checkpoint_is_evaluated_and_the_run_left_alone(run, capsys):
+def test_a_checkpoint_is_evaluated_and_the_run_is_unchanged(run, capsys):
     before = files(run)
     for flags in ([], [], ["--seed", "1"]):
         assert main("--eval_only", "--logdir", run, "--episodes", "3", *flags) == 0
@@ -63,7 +63,7 @@ def test_a_checkpoint_is_evaluated_and_the_run_left_alone(run, capsys):
     assert files(run) == before
 
 
-def test_the_checkpoint_is_what_is_evaluated(run):
+def test_evaluation_uses_the_checkpoint(run):
     assert main("--eval_only", "--logdir", run) == 0
     state = tools.load_checkpoint(run / "latest.pt")
     state["agent"]["agent"]["behavior.actor.out.bias"] += 3
@@ -75,7 +75,7 @@ def test_the_checkpoint_is_what_is_evaluated(run):
 
 
 @pytest.mark.parametrize("count, together", [(0, 2), (1, 1), (3, 3), (9, 3)])
-def test_so_many_envs_play_an_evaluation_together(count, together, run, monkeypatch):
+def test_how_many_envs_play_an_evaluation_together(count, together, run, monkeypatch):
     made, make_envs = [], evaluation.make_envs
     monkeypatch.setattr(evaluation, "make_envs", lambda *args: made.append(args[2]) or make_envs(*args))
     assert main("--eval_only", "--logdir", run, "--episodes", "3", "--eval_envs", count, *HERE) == 0
@@ -112,8 +112,8 @@ def test_videos_of_all_episodes(run):
         reader = imageio_ffmpeg.read_frames(str(path))
         assert next(reader)["size"] == (256, 256)
         contents.append(next(reader))
-    assert len(set(contents)) == 3  # each episode is another one
-    # a video changes no number
+    assert len(set(contents)) == 3  # the episodes differ
+    # recording changes no number
     assert main("--eval_only", "--logdir", run, "--episodes", "3") == 0
     assert lines(run)[0] == lines(run)[1]
 
@@ -143,7 +143,7 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_one_line(run, capsys):
 
     path = run / "latest.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    assert main("--eval_only", "--logdir", run) == 0  # the checkpoint before it is whole
+    assert main("--eval_only", "--logdir", run) == 0  # the previous checkpoint is intact
     out = capsys.readouterr().out
     assert "latest.pt is damaged" in out and "evaluating" in out and lines(run)[0]["step"] < 240
     (run / "previous.pt").unlink()
@@ -164,7 +164,7 @@ OTHER = ["dmc_cartpole_swingup", "dmc_cartpole_balance_sparse"]
 
 
 def test_other_tasks_at_each_evaluation(tmp_path):
-    """Interrupted in the middle or not, and without a trace in the run's other numbers."""
+    """Interrupted or not, without any effect on the run's other numbers."""
     flags = [*VECTORS, *HERE, "--eval_every", "80", "--eval_episode_num", "2", "--pretrain", "1", "--time_limit", "20"]
     assert main(*flags, "--steps", "160", "--logdir", tmp_path / "plain") == 0
     assert main(*flags, "--steps", "160", "--logdir", tmp_path / "whole", "--eval_tasks", *OTHER) == 0
@@ -191,7 +191,7 @@ def test_other_tasks_at_each_evaluation(tmp_path):
         ("dmc_cartpole_balance_video", ["--resource_files"]),
     ],
 )
-def test_a_task_that_does_not_fit_is_told_at_the_start(task, words, tmp_path, capsys):
+def test_a_task_that_does_not_fit_is_reported_at_the_start(task, words, tmp_path, capsys):
     assert main(*PIXELS, *HERE, "--eval_tasks", task, "--logdir", tmp_path / "run") == 2
     err = capsys.readouterr().err
     assert len(err.strip().splitlines()) == 1 and f"--eval_tasks {task}" in err

@@ -22,7 +22,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def apply(folder: Path, diff: str) -> None:
-    """Applies a diff whose hunks have no line numbers: what a hunk takes away has to be there just once."""
+    """Applies a diff whose hunks have no line numbers: the lines that a hunk removes must occur exactly once."""
     header, *hunks = re.split(r"^@@\n", diff, flags=re.M)
     path = folder / re.search(r"^\+\+\+ b/(\S+)$", header, re.M)[1]
     text = path.read_text()
@@ -30,7 +30,7 @@ def apply(folder: Path, diff: str) -> None:
         lines = hunk.splitlines(keepends=True)
         old = "".join(line[1:] for line in lines if line[0] in " -")
         new = "".join(line[1:] for line in lines if line[0] in " +")
-        assert text.count(old) == 1, f"{path.name} does not hold this once any more:\n{old}"
+        assert text.count(old) == 1, f"{path.name} does not contain this exactly once:\n{old}"
         text = text.replace(old, new)
     path.write_text(text)
 
@@ -94,7 +94,7 @@ for before, slow, online in zip(start, target.parameters(), encoder.parameters()
     assert done.returncode == 0, done.stderr
 
 
-def test_the_new_env_keeps_the_protocol(extended):
+def test_the_new_env_follows_the_protocol(extended):
     folder, _ = extended
     code = """
 import numpy as np, envs

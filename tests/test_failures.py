@@ -1,5 +1,5 @@
-"""What goes wrong around a run: signals, dead workers, full disks, lost or damaged files, divergence. Nothing is lost
-or wrong in silence, and what a user can mend is one line."""
+"""Failures around a run: signals, dead workers, full disks, lost or damaged files, divergence. Nothing is lost
+or wrong silently, and an error that a user can fix is one line."""
 
 import fcntl
 import json
@@ -56,25 +56,25 @@ def update_count(logdir: Path) -> int:
     return int(max(line.get("update_count", 0) for line in entries(logdir)))
 
 
-def test_updates_are_done_again_where_there_is_no_checkpoint(logdir, capsys):
+def test_updates_are_redone_without_a_checkpoint(logdir, capsys):
     before = entries(logdir)
     updates, first = update_count(logdir), tools.load_checkpoint(logdir / "latest.pt")
     for name in ("latest.pt", "previous.pt"):
         (logdir / name).unlink()
     assert main(*SHORT, "--logdir", logdir) == 0
     out = capsys.readouterr().out
-    assert f"{updates} updates that were lost with the last checkpoint are due" in out and "nothing" not in out
+    assert f"{updates} updates lost with the last checkpoint are due" in out and "nothing" not in out
     state = tools.load_checkpoint(logdir / "latest.pt")
     assert state["updates"] == update_count(logdir) == updates == 3 + (240 - 40) // 4 == first["updates"]
     episodes = [line for line in before if "train_return" in line]
     assert [line for line in entries(logdir) if "train_return" in line] == episodes
-    assert sum("eval_return" in line for line in entries(logdir)) == 1  # of the agent that there is now
+    assert sum("eval_return" in line for line in entries(logdir)) == 1  # of the current agent
 
 
 def test_many_lost_updates_are_logged_and_saved_in_parts_and_can_be_interrupted(logdir):
     for name in ("latest.pt", "previous.pt", "metrics.jsonl"):
         (logdir / name).unlink()
-    flags = [*SHORT, "--checkpoint_every", "40", "--logdir", logdir]  # 5 updates for each checkpoint
+    flags = [*SHORT, "--checkpoint_every", "40", "--logdir", logdir]  # 5 updates per checkpoint
     process = start(*flags)
     wait_for(logdir, 8 + 2, process)
     process.send_signal(signal.SIGTERM)
@@ -94,7 +94,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "text", "missing"])
-def test_the_checkpoint_before_the_last_is_used_where_that_is_damaged(logdir, how, capsys):
+def test_the_previous_checkpoint_is_used_if_the_last_is_damaged(logdir, how, capsys):
     before, updates = entries(logdir), update_count(logdir)
     path = logdir / "latest.pt"
     if how == "flip":
@@ -115,7 +115,7 @@ def test_the_checkpoint_before_the_last_is_used_where_that_is_damaged(logdir, ho
     assert tools.load_checkpoint(path)["step"] == 240
 
 
-def test_damaged_checkpoints_alone_are_one_line(logdir, capsys):
+def test_only_damaged_checkpoints_are_one_line(logdir, capsys):
     flip_a_bit(logdir / "latest.pt")
     flip_a_bit(logdir / "previous.pt")
     assert main(*SHORT, "--logdir", logdir) == 2
@@ -187,7 +187,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(logdir, name, capsys):
         (["--task", "dmc_walker_walk"], ["latest.pt does not fit", "dmc_walker_walk"]),
     ],
 )
-def test_a_config_change_that_the_checkpoint_cannot_follow_is_one_line(logdir, flags, words, capsys):
+def test_a_config_change_that_does_not_fit_the_checkpoint_is_one_line(logdir, flags, words, capsys):
     assert main(*SHORT, *flags, "--allow_config_change", "True", "--logdir", logdir) == 2
     line = one_line(capsys.readouterr().err)
     assert all(word in line for word in words), line
@@ -242,8 +242,8 @@ WORKERS = [*VECTORS, "--device", "cpu", "--compile", "False", "--steps", "480", 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    logdir = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert run(*WORKERS, "--logdir", logdir)[0] == 0
     return entries(logdir)
 
@@ -253,7 +253,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.parametrize("how", ["closed terminal", "killed", "hung"])
-def test_nothing_is_lost_with_a_terminal_or_a_worker(how, undisturbed, tmp_path):
+def test_nothing_is_lost_when_a_terminal_closes_or_a_worker_fails(how, uninterrupted, tmp_path):
     logdir = tmp_path / "run"
     process = start(*WORKERS, "--logdir", logdir, start_new_session=True)
     wait_for(logdir, 3, process)
@@ -275,7 +275,7 @@ def test_nothing_is_lost_with_a_terminal_or_a_worker(how, undisturbed, tmp_path)
     assert saved >= entries(logdir)[-1]["step"]
     code, out, err = run(*WORKERS, "--logdir", logdir)
     assert code == 0 and f"resumed at step {saved} with" in out, err
-    assert entries(logdir) == undisturbed
+    assert entries(logdir) == uninterrupted
 
 
 def test_a_worker_that_dies_in_an_evaluation_is_one_line(tmp_path):
@@ -304,7 +304,7 @@ def test_nohup_ignores_the_end_of_the_terminal(tmp_path):
     assert process.returncode == 0 and "the same command" not in out and entries(logdir)[-1]["step"] == 480, err
 
 
-def test_an_interrupted_evaluation_is_dropped_and_done_again(tmp_path):
+def test_an_interrupted_evaluation_is_dropped_and_redone(tmp_path):
     flags = [*SHORT, "--steps", "240", "--eval_every", "120", "--eval_episode_num", "12", "--eval_noise", "0.1"]
     assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
     logdir = tmp_path / "run"
@@ -332,8 +332,8 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     assert run(*SHORT, "--logdir", logdir)[0] == 0
 
 
-def test_the_lock_is_not_that_of_a_sweep(tmp_path):
-    """setup/sweep.py holds `.lock` while the processes that it starts live."""
+def test_the_lock_does_not_conflict_with_a_sweeps(tmp_path):
+    """setup/sweep.py holds `.lock` while the processes that it starts run."""
     (tmp_path / "run").mkdir()
     with open(tmp_path / "run" / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -359,7 +359,7 @@ def not_writable(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [long_name, a_file, a_dangling_link, not_writable])
-def test_a_logdir_that_cannot_be_is_one_line(make, tmp_path, capsys):
+def test_an_impossible_logdir_is_one_line(make, tmp_path, capsys):
     logdir = make(tmp_path)
     assert main(*SHORT, "--logdir", logdir) == 2
     line = one_line(capsys.readouterr().err)
@@ -369,7 +369,7 @@ def test_a_logdir_that_cannot_be_is_one_line(make, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how", ["emptied", "deleted"])
-def test_lost_lines_of_the_log_are_noticed(logdir, how, capsys):
+def test_lost_lines_of_the_log_are_reported(logdir, how, capsys):
     count = len(entries(logdir))
     if how == "emptied":
         (logdir / "metrics.jsonl").write_text("")
@@ -395,7 +395,7 @@ def test_episodes_after_the_checkpoint_keep_their_lines(logdir):
     assert steps == sorted(steps)
 
 
-def test_a_line_of_the_log_is_whole_or_not_there(tmp_path):
+def test_a_line_of_the_log_is_complete_or_absent(tmp_path):
     logger = tools.Logger(tmp_path)
     logger.scalar("a", 1)
     logger.write(1)
@@ -429,7 +429,7 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(logdir):
 
 
 @pytest.mark.parametrize("how", ["closed", "full"])
-def test_a_stdout_that_is_closed_or_full_costs_nothing(how, finished, tmp_path):
+def test_a_closed_or_full_stdout_costs_nothing(how, finished, tmp_path):
     logdir = tmp_path / "run"
     command = [*PYTHON, str(ROOT / "dreamer.py"), *SHORT, "--logdir", str(logdir)]
     out = subprocess.PIPE if how == "closed" else open("/dev/full", "w")  # noqa: SIM115
@@ -458,4 +458,4 @@ def test_eval_only_names_the_settings_that_the_run_lacks(logdir, capsys):
     assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE, "--time_limit", "60") == 0
     assert "lacks" not in capsys.readouterr().out
     assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
-    assert "config.yaml lacks settings, which are taken as time_limit 1000" in capsys.readouterr().out
+    assert "config.yaml lacks settings; assuming time_limit 1000" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def test_a_split_layer_is_a_layer_of_both_inputs():
         torch.testing.assert_close(a, b)
 
 
-def test_a_backward_pass_that_did_not_ask_for_the_weight_leaves_nothing_to_the_next():
+def test_a_backward_pass_without_weight_gradients_does_not_affect_the_next():
     torch.manual_seed(0)
     layer, x = linear(torch.randn(5, 4)), torch.randn(3, 4, requires_grad=True)
     loss = rollout(layer, x)
@@ -81,7 +81,7 @@ def test_a_backward_pass_that_did_not_ask_for_the_weight_leaves_nothing_to_the_n
     torch.testing.assert_close(again, plain)
 
 
-def test_a_rollout_sees_the_parameters_as_they_are_when_it_begins():
+def test_a_rollout_uses_the_parameters_at_its_start():
     layer, x = linear(torch.ones(1, 1), dtype=torch.bfloat16), torch.ones(1, 1)
     assert fast.rollout(lambda: layer(x))() == 1
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_in_bfloat16_the_steps_gradients_are_summed_without_rounding():
     assert error(layer) < 0.005 < error(lambda x: F.linear(x, cast))
 
 
-def test_no_product_is_made_for_an_input_that_no_one_asked_about():
+def test_no_product_is_computed_for_a_gradient_that_is_not_needed():
     x, layer = torch.randn(3, 4, requires_grad=True), linear(torch.randn(5, 4))
     inner = 2 * x
     loss = layer(inner).sum()
@@ -163,7 +163,7 @@ def _nothing_compiled():
 )
 def test_all_fused_functions_of_an_update_can_be_traced_and_compute_the_same(flags, shapes, base, monkeypatch):
     real = torch.compile
-    # their own kernels, but traced and differentiated as for compiling
+    # traced and differentiated as for compiling, but run by PyTorch's own kernels
     monkeypatch.setattr(torch, "compile", lambda f, **settings: real(f, backend="aot_eager", **settings))
     found = {}
     batch = agents.batch(shapes)
@@ -264,7 +264,7 @@ def test_a_layer_that_a_step_does_not_call_gets_no_gradient():
 
 
 @pytest.mark.parametrize("fuse", ["", "compiled"])
-def test_a_frozen_step_passes_gradients_to_its_inputs_alone(fuse):
+def test_a_frozen_step_passes_gradients_to_its_inputs_only(fuse):
     owner, x = TwoLayers(), torch.randn(3, 4, requires_grad=True)
     with fast.fusing(fuse):
         y = fast.rollout(lambda: owner.follow(owner.follow(x)))()
@@ -280,16 +280,16 @@ def test_fusing_ends_with_its_block():
     assert seen == ["native"] and not fast._fusing
 
 
-# Execution
+# Backends
 
 
-def test_what_is_chosen_on_a_cpu_is_said():
+def test_the_choice_on_a_cpu_is_reported():
     for wanted, how, words in ((True, ("", "native"), "C++"), (False, ("",), "compile is False")):
         backend = fast.choose_backend(wanted, torch.device("cpu"))
         assert backend.fuse in how and not backend.capture and words in backend.note
 
 
-def test_what_cannot_be_compiled_is_said_and_runs_plain():
+def test_a_function_that_cannot_be_compiled_is_logged_and_runs_plain():
     @fast.fusable()
     def double(x):
         torch._dynamo.graph_break()
@@ -303,7 +303,7 @@ def test_what_cannot_be_compiled_is_said_and_runs_plain():
     assert len(said) == 1 and said[0].startswith("update: nothing is compiled (") and "graph_break" in said[0]
 
 
-def test_what_is_captured_sees_its_inputs_in_the_same_memory():
+def test_a_captured_function_gets_its_inputs_in_the_same_memory():
     runner = fast.GraphedFunction(lambda x: x, fast.Backend(capture=True), "update")
     addresses = set()
     for x in (torch.randn(4, 6).T, torch.randn(6, 1).expand(6, 4), torch.randn(6, 4)):
@@ -313,7 +313,7 @@ def test_what_is_captured_sees_its_inputs_in_the_same_memory():
     assert len(addresses) == 1
 
 
-def test_a_capture_that_fails_is_said_and_the_update_goes_on(monkeypatch):
+def test_a_failed_capture_is_logged_and_the_update_runs(monkeypatch):
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
     said = []
@@ -326,7 +326,7 @@ def test_a_capture_that_fails_is_said_and_the_update_goes_on(monkeypatch):
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["32", "16"])
-def test_captured_updates_compute_what_plain_ones_do(precision):
+def test_captured_updates_match_plain_ones(precision):
     device = ("--device", "cuda", "--precision", precision)
     batches = [{k: v.cuda() for k, v in agents.batch(seed=i).items()} for i in range(8)]
     found, said = [], []
@@ -336,14 +336,14 @@ def test_captured_updates_compute_what_plain_ones_do(precision):
         torch.manual_seed(1)
         found.append([{k: v.item() for k, v in agent.update(batch).items()} for batch in batches])
     assert agent.learn.graph is not None, said
-    # draws of classes differ where a rounding does: the first updates are the same
+    # class draws differ once rounding does: the first updates are the same
     for plain, captured in list(zip(*found, strict=True))[: 8 if precision == "32" else 2]:
         for key in plain:
             assert captured[key] == pytest.approx(plain[key], rel=1e-2, abs=1e-2), key
 
 
 @needs_gpu
-def test_captured_acting_is_plain_acting():
+def test_captured_acting_matches_plain_acting():
     found = []
     obs = {k: v[:, 0].cuda() for k, v in agents.batch().items() if k in ("image", "is_first")}
     for backend in (fast.Backend(), fast.choose_backend(True, torch.device("cuda"))):
@@ -357,11 +357,11 @@ def test_captured_acting_is_plain_acting():
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
-# A GPU that is not there: shapes and devices of the GPU's branches, on tensors without memory
+# A fake GPU: shapes and devices of the GPU's branches, on tensors without memory
 
 
 class PlainIndexing(TorchFunctionMode):
-    """Indexing and inversion by functions that do without a GPU's driver."""
+    """Indexing and inversion by functions that need no GPU driver."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.__invert__:
@@ -388,8 +388,8 @@ class PlainIndexing(TorchFunctionMode):
 @pytest.mark.parametrize(
     "flags", [(), ("--precision", "16"), ("--imag_gradient", "both", "--expl_behavior", "plan2explore")]
 )
-def test_nothing_waits_for_a_gpu_or_lies_beside_it(flags, monkeypatch):
-    """Fake tensors refuse `.item()` and all else that reads values, and operations on two devices."""
+def test_nothing_waits_for_a_gpu_or_is_on_another_device(flags, monkeypatch):
+    """Fake tensors refuse `.item()`, anything else that reads values, and operations across devices."""
     for name in ("trunc_normal_", "uniform_", "kaiming_uniform_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)

@@ -1,4 +1,4 @@
-"""Gymnasium's envs: spaces, episodes from (seed, episode, actions), what is refused, and whole runs."""
+"""Gymnasium's envs: spaces, episodes from (seed, episode, actions), errors, and whole runs."""
 
 import signal
 import sys
@@ -46,7 +46,7 @@ class Blind(Spaces):
 
 @pytest.fixture
 def register():
-    """Registers Spaces, or another class, with settings of its own; returns the name of its task."""
+    """Registers Spaces, or another class, with its own settings; returns the name of its task."""
 
     def register(cls=Spaces, **settings):
         gymnasium.register("Test-v0", cls, kwargs=settings)
@@ -68,7 +68,7 @@ def random_action(env, rng):
 
 
 def play(env, episode, steps):
-    """Observations, rewards and ends of the start of an episode, under actions that depend on its number."""
+    """Observations, rewards and ends from the start of an episode, under actions that depend on its number."""
     rng = np.random.default_rng(episode)
     seen = [(env.reset(episode), 0.0, False)]
     while len(seen) <= steps and not seen[-1][2]:
@@ -98,7 +98,7 @@ def test_the_protocol_on_real_envs(task, image):
     for key in env.observation_space.spaces:
         firsts = [each[0][0][key] for each in (*played, play(seeded, 0, 0), play(seeded, 1, 0))]
         differs |= any((first != firsts[0]).any() for first in firsts)
-    assert differs or task == "FrozenLake-v1"  # which always starts in the same field
+    assert differs or task == "FrozenLake-v1"  # which always starts on the same square
     for each in (env, other, seeded):
         each.close()
 
@@ -201,8 +201,8 @@ def test_observations(register):
 def test_an_observation_that_is_an_image_is_not_rendered(register):
     task = register(observation=spaces.Box(0, 255, (8, 8, 1), np.uint8))
     env = envs.make(task, size=(8, 8))
-    assert list(env.observation_space.spaces) == ["image"] and env.reset()["image"].std() > 50  # the rendered is black
-    with pytest.raises(ValueError, match=r"--task gym_Test-v0 is observed as an image alone: --encoder\.cnn_keys"):
+    assert list(env.observation_space.spaces) == ["image"] and env.reset()["image"].std() > 50  # the rendering is black
+    with pytest.raises(ValueError, match=r"--task gym_Test-v0 has only image observations: --encoder\.cnn_keys"):
         envs.make(task, image=False)
 
 
@@ -251,7 +251,7 @@ def test_unknown_ids_and_missing_packages_are_one_line(task, kind, words):
     assert words in str(error.value) and task in str(error.value) and "\n" not in str(error.value)
 
 
-def test_without_pygame_there_are_vectors(monkeypatch):
+def test_vectors_work_without_pygame(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(ImportError, match=r"--task gym_CartPole-v1 .*pygame"):
         envs.make("gym_CartPole-v1")
@@ -259,7 +259,7 @@ def test_without_pygame_there_are_vectors(monkeypatch):
         assert "image" not in envs.make("gym_CartPole-v1", image=image).reset()
 
 
-def test_image_none_renders_where_that_works(register):
+def test_image_none_renders_where_possible(register):
     assert "image" in envs.make("gym_CartPole-v1", image=None).reset()
     assert "image" not in envs.make(register(cls=Blind, observation=BOX), image=None).reset()
     assert "image" in envs.make("dmc_cartpole_swingup", image=None).reset()
@@ -276,7 +276,7 @@ def test_a_module_that_registers_its_envs(tmp_path, monkeypatch):
     assert not any(env.step(one_hot(2, t % 2))[2] for t in range(6)) and env.step(one_hot(2, 0))[2]
 
 
-def test_simsr_takes_the_rewards_as_they_are():
+def test_simsr_does_not_scale_the_rewards():
     assert envs.reward_to_simsr("gym_Pendulum-v1", 4) == 1
 
 

@@ -1,4 +1,4 @@
-"""Realistic ManiSkill on the real engine with real rendering; what would be downloaded is built by maniskill_assets."""
+"""Realistic ManiSkill on the real engine with real rendering; maniskill_assets builds stand-ins for the downloads."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def python(code: str, **environment) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=900)
 
 
-def test_without_the_packages_the_rest_works_and_rms_says_why():
+def test_without_the_packages_only_rms_tasks_fail_and_say_why():
     code = """
 import sys
 sys.modules["mani_skill2"] = sys.modules["sapien"] = None
@@ -68,7 +68,7 @@ class TestVulkan:
         assert vulkan.prepare() is False
         assert dict(os.environ) == before
 
-    def test_what_the_user_set_stays(self, monkeypatch, tmp_path):
+    def test_the_users_settings_are_kept(self, monkeypatch, tmp_path):
         monkeypatch.setattr(vulkan, "devices", lambda: [self.new])
         monkeypatch.setattr(vulkan, "missing", lambda found: [])
         for name, value in {"VK_ICD_FILENAMES": "mine", "VK_LAYER_PATH": "/a", "VK_INSTANCE_LAYERS": "B"}.items():
@@ -192,7 +192,7 @@ def test_task(task, assets):
     assert env.action_space.shape == (7,) and env.action_space.low.min() == -1 and env.action_space.high.max() == 1
     obs = env.reset()
     assert env.observation_space.contains({"image": obs["image"]}) and obs["is_first"] is True
-    assert len(np.unique(obs["image"].reshape(-1, 3), axis=0)) > 50  # a robot before a room
+    assert len(np.unique(obs["image"].reshape(-1, 3), axis=0)) > 50  # a robot in front of a room
     first = obs["image"]
     for t, action in enumerate(ACTIONS, start=1):
         obs, reward, done, info = env.step({"action": action})
@@ -205,11 +205,11 @@ def test_task(task, assets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_episodes_follow_from_seed_and_number(task, assets):
+def test_episodes_are_a_function_of_seed_and_number(task, assets):
     one, other = make(task, assets, seed=2, size=(32, 32)), make(task, assets, seed=2, size=(32, 32))
     played = [play(one, ACTIONS[:2]) for _ in range(3)]
     assert (played[0][0] != played[1][0]).any()
-    for begin, episode in ((1, 1), (None, 2)):  # to a later one directly, then on
+    for begin, episode in ((1, 1), (None, 2)):  # to a later one directly, then to the next
         images, rewards = play(other, ACTIONS[:2], begin)
         np.testing.assert_array_equal(images, played[episode][0])
         np.testing.assert_array_equal(rewards, played[episode][1])
@@ -232,8 +232,8 @@ def test_actions_are_clipped(assets):
 
 
 @pytest.mark.slow
-def test_pixels_are_those_of_rgbd_observations(assets):
-    """ManiSkill2's own way to an observation: its shaders, all its cameras, its rgbd wrapper. Metal shines most."""
+def test_pixels_match_rgbd_observations(assets):
+    """ManiSkill2's own observations: its shaders, all its cameras, its rgbd wrapper. Metal is the most specular."""
     env = bare("turn_faucet", assets)
     obs = env.reset()
     from mani_skill2.utils.wrappers.observation import RGBDObservationWrapper
@@ -281,7 +281,7 @@ def test_workers(assets):
 
 class TestScene:
     def test_room(self, assets, tmp_path):
-        """The scan is what fills the picture, and the robot what is before it; of the ground there is nothing."""
+        """The scan fills the image, with the robot in front of it and no ground plane."""
         from maniskill_assets import write_scan
 
         red = write_scan(tmp_path / "red" / "deep" / "room.glb", (200, 0, 0), (200, 0, 0))
@@ -292,7 +292,7 @@ class TestScene:
             pictures.append(env.reset()["image"].astype(int))
         differs = (pictures[0] != pictures[1]).any(-1)
         assert 0.4 < differs.mean() < 0.97
-        lower = slice(40, 64)  # where the ground would be seen: the floor of the room is 0.8 m below
+        lower = slice(40, 64)  # where the ground would be visible: the floor of the room is 0.8 m below
         red_floor = (pictures[0][lower, :, 0] > pictures[0][lower, :, 1] + 20) & differs[lower]
         assert red_floor.mean() > 0.3
         names = {actor.name: actor for actor in env._env._scene.get_all_actors()}
@@ -308,11 +308,11 @@ class TestScene:
         for _ in range(9):
             image = env.reset()["image"]
             scans.append(env._env.scan.name)
-            np.testing.assert_array_equal(pictures.setdefault(scans[-1], image), image)  # all else is the same
+            np.testing.assert_array_equal(pictures.setdefault(scans[-1], image), image)  # everything else is the same
         assert set(scans) == {"room_0.glb", "room_1.glb", "room_2.glb"}
 
     def test_an_env_survives_the_reset_of_another(self, assets):
-        """They share one renderer, and a reset clears what it has cached."""
+        """They share one renderer, and a reset clears its cache."""
         one, other = bare("push_cube", assets, size=(32, 32)), bare("turn_faucet", assets, size=(32, 32))
         expected, _ = play(one, ACTIONS[:2])
         one.reset(0)
@@ -339,7 +339,7 @@ class TestScene:
         towards = np.array([-0.2, 0.4, -0.1]) / np.sqrt(0.21)
         np.testing.assert_allclose(-matrix[:3, 2], towards, atol=1e-5)
 
-    def test_other_tasks_keep_their_own(self, assets):
+    def test_other_tasks_keep_their_robot_and_camera(self, assets):
         env = bare("plug_charger", assets)
         env.reset()
         np.testing.assert_allclose(env._env.agent.robot.pose.p, [-0.615, 0, 0], atol=1e-6)
@@ -362,7 +362,7 @@ class TestScene:
 
 
 class TestCubeRewards:
-    """States set by hand; the numbers are worked out from the definition: linear falls to 0.1 at one margin."""
+    """States set by hand; the expected numbers follow from the definition: linear falls to 0.1 at one margin."""
 
     @pytest.fixture(params=["push_cube", "lift_cube", "pick_cube"])
     def engine(self, request, assets):
@@ -381,7 +381,7 @@ class TestCubeRewards:
         np.testing.assert_allclose(engine.goal_site.pose.p, engine.goal_pos, atol=1e-6)
 
     def test_reach(self, engine):
-        """Long tail: 1 / (1 + 9 x²), x = (distance - 0.02) / 0.6157, which is how far from the base the cube starts."""
+        """Long tail: 1 / (1 + 9 x²), x = (distance - 0.02) / 0.6157, the cube's initial distance from the base."""
         for distance, expected in ((0.1, 0.8681), (0.3, 0.3495), (0.6357, 0.1), (1.0, 0.0420)):
             put_cube(engine, engine.tcp.pose.p, y=distance)
             assert self.reward(engine) == pytest.approx(expected, abs=1e-4)
@@ -398,14 +398,14 @@ class TestCubeRewards:
             assert self.reward(engine) == pytest.approx(1, abs=1e-4)
 
     def test_grasp(self, engine):
-        """The fingers really close on the cube; then start and goal are moved to where the errors are known."""
+        """The fingers really close on the cube; then start and goal are moved so that the errors are known."""
         put_cube(engine, engine.tcp.pose.p, z=0.006)
         assert self.reward(engine) == pytest.approx(1)  # open fingers around it
         for _ in range(6):
             engine.step(np.array([0, 0, 0, 0, 0, 0, -1], np.float32))
         assert engine.agent.check_grasp(engine.obj, max_angle=30)
         cube, kind = engine.obj.pose.p, type(engine).__name__
-        engine.start_pos = np.add(cube, (-0.3, 0, -0.4))  # reach and grip are within their bounds from wherever
+        engine.start_pos = np.add(cube, (-0.3, 0, -0.4))  # reach and grip are within their bounds anyway
         engine.goal_pos = np.add(cube, (0.3, 0, 0.4))
         away = 0.5 if kind == "PushCube" else 0.4  # and twice that at the start
         assert self.reward(engine) == pytest.approx(1.5 + 5 * (1 - 0.9 * (away - 0.025) / (2 * away)), abs=1e-3)

@@ -1,4 +1,4 @@
-"""The losses and updates of world model and behavior, beyond what the reference numbers see."""
+"""The losses and updates of world model and behavior, beyond the reference numbers."""
 
 import agents
 import pytest
@@ -33,11 +33,11 @@ def test_cube_mask(blocks, block, size, patch, ratio):
         assert hidden == int(ratio * grid * grid)
 
 
-def test_cube_mask_of_the_paper_hides_18_of_36_patches_each_as_often():
+def test_cube_mask_of_the_paper_hides_18_of_36_patches_equally_often():
     torch.manual_seed(0)
     mask = models.cube_mask(4000, 64, 64, 0.5, 10, 4)
-    centres = torch.tensor([5, 16, 26, 37, 48, 58])
-    patches = mask[::4][:, centres][:, :, centres].float()  # (1000, 6, 6)
+    centers = torch.tensor([5, 16, 26, 37, 48, 58])
+    patches = mask[::4][:, centers][:, :, centers].float()  # (1000, 6, 6)
     assert (patches.sum((1, 2)) == 18).all()
     assert ((patches.mean(0) - 0.5).abs() < 5 * 0.5 / 1000**0.5).all()
     assert len({tuple(p.flatten().tolist()) for p in patches[:50]}) == 50
@@ -48,7 +48,7 @@ def test_cube_mask_refuses_an_uneven_length():
         models.cube_mask(10, 64, 64, block_size=4)
 
 
-def test_masked_pixels_are_mid_grey_and_the_target_sees_them():
+def test_masked_pixels_are_mid_gray_and_the_target_sees_them():
     agent = agents.agent()
     data = models.preprocess(agents.batch())
     assert data["image"].min() >= -0.5 and data["image"].max() <= 0.5
@@ -56,7 +56,7 @@ def test_masked_pixels_are_mid_grey_and_the_target_sees_them():
     hidden = agent.world_model.apply_mask(data, mask)["image"]
     assert (hidden[:, mask] == 0).all()
     assert torch.equal(hidden[:, ~mask], data["image"][:, ~mask])
-    # other pixels under the mask change the target branch alone
+    # other pixels under the mask change only the target branch
     changed = dict(data, image=torch.where(mask[..., None], -data["image"], data["image"]))
     outs = []
     for d in (data, changed):
@@ -77,7 +77,7 @@ def test_augmentations(name):
     assert sum(moved) >= 10  # a shift by 0 is possible
     assert torch.equal(models.augment(images, (name,), 0.0), images)
     flat = torch.full((2, 2, 32, 32, 3), 0.25)
-    if name in ("crop", "rrc", "blur", "shift"):  # which move and mix pixels, and make none up
+    if name in ("crop", "rrc", "blur", "shift"):  # which only move and mix pixels
         torch.testing.assert_close(models.augment(flat, (name,)), flat)
 
 
@@ -158,7 +158,7 @@ def test_heads_outside_grad_heads_do_not_shape_the_features(head):
         assert (encoder is not None and encoder.abs().max() > 0) == reaches
 
 
-def test_a_scale_of_zero_leaves_the_loss_out():
+def test_a_scale_of_zero_skips_the_loss():
     data = models.preprocess(agents.batch())
     for name in ("mbr", "simsr"):
         agent = agents.agent(f"--{name}_scale", "0")
@@ -196,7 +196,7 @@ def test_gradient_clipping_threshold():
     torch.testing.assert_close(param.grad, torch.tensor([0.3, 0.4]))
 
 
-def test_optimizer_steps_are_adams_whatever_the_gradients_strides():
+def test_optimizer_steps_match_adam_for_any_gradient_strides():
     torch.manual_seed(0)
     weight = torch.randn(8, 3, 4, 4)
     ours, theirs = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
@@ -257,7 +257,7 @@ def test_reinforce_and_dynamics_gradients_differ_as_they_should():
     torch.testing.assert_close(found["both"], mixed, rtol=1e-3, atol=1e-6)
 
 
-def test_learning_behavior_leaves_the_world_model_alone():
+def test_learning_behavior_does_not_change_the_world_model():
     agent = agents.agent()
     start = imagination(agent)
     before = {k: v.clone() for k, v in agent.world_model.state_dict().items()}
@@ -265,7 +265,7 @@ def test_learning_behavior_leaves_the_world_model_alone():
     assert all(torch.equal(v, before[k]) for k, v in agent.world_model.state_dict().items())
 
 
-def test_value_loss_does_not_reach_the_actor_nor_the_other_way_round():
+def test_value_loss_does_not_reach_the_actor_or_vice_versa():
     agent = agents.agent()
     start = imagination(agent)
     actor = [p.clone() for p in agent.behavior.actor.parameters()]

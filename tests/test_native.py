@@ -1,4 +1,4 @@
-"""The C++ layers against the functions that they stand in for, in float64."""
+"""The C++ layers against the functions that they replace, in float64."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ import networks
 needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="needs a C++ compiler")
 EPS = 1e-3
 SHAPES = [(1, 1), (3, 5), (2, 3, 33), (70, 32), (300, 64), (9, 2500), (2100, 17)]
-# relative to the largest entry; bfloat16 has 8 bits, with one rounding of what comes out
+# relative to the largest entry; bfloat16 has 8 bits, with one rounding of the output
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
@@ -42,7 +42,7 @@ def compare(function, leaves: list[torch.Tensor], *rest) -> dict[str, float]:
 
 
 def norm_silu(x, weight, bias):
-    # the plain function goes through float32 on its way
+    # the plain function computes in float32
     if x.dtype == torch.float64:
         normed = torch.nn.functional.layer_norm(x, weight.shape, weight, bias, EPS)
         return torch.nn.functional.silu(normed)
@@ -60,7 +60,7 @@ def test_norm_silu(shape, dtype):
     torch.manual_seed(0)
     x = (3 * torch.randn(shape) + 1).to(dtype).requires_grad_()
     for name, value in compare(norm_silu, [x, *parameters(shape[-1])]).items():
-        # sums over rows and a column alone, which the norm makes 0, are float32's whatever x is
+        # sums over rows are in float32 for any x, and the norm of a single column is 0
         tight = 1e-5 if name in ("grad 1", "grad 2") else max(TOLERANCE[dtype], 1e-5)
         assert value < tight or shape == (1, 1), (name, value)
 
@@ -149,7 +149,7 @@ def test_mix(shape, unimix):
 
 @needs_compiler
 @pytest.mark.parametrize("shape", [(5,), (40, 32), (3, 70, 6), (2, 300, 32)])
-def test_draws_are_the_same(shape):
+def test_draws_match(shape):
     torch.manual_seed(0)
     probs = torch.softmax(3 * torch.randn(shape), -1)
     found = []
@@ -195,7 +195,7 @@ def test_products_with_one_hot_inputs(lead, sparse, dense, outputs, trained):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_what_is_not_a_number_stays_so(dtype):
+def test_nan_stays_nan(dtype):
     x = torch.zeros(3, 40, dtype=dtype)
     x[1, 2], x[2, 3] = float("nan"), float("inf")
     weight, bias = torch.ones(40), torch.zeros(40)
@@ -207,7 +207,7 @@ def test_what_is_not_a_number_stays_so(dtype):
 
 
 @needs_compiler
-def test_far_values_do_not_overflow():
+def test_large_values_do_not_overflow():
     x = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).requires_grad_()
     weight = torch.full((4,), 1e4, requires_grad=True)
     bias = torch.zeros(4, requires_grad=True)
@@ -215,8 +215,8 @@ def test_far_values_do_not_overflow():
 
 
 @needs_compiler
-def test_loading_leaves_small_numbers_alone():
-    """Some compilers' fast arithmetic makes the whole process round them to 0."""
+def test_loading_does_not_flush_denormals():
+    """Some compilers' fast math makes the whole process flush them to 0."""
     code = "import torch, native; native.library(); assert (torch.full((64,), 1e-40) * 1).min() > 0"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -225,7 +225,7 @@ def test_loading_leaves_small_numbers_alone():
 @pytest.mark.parametrize(
     "flags, shapes, base", [((), agents.IMAGE, ("dmc_vision",)), ((), agents.VECTORS, ("dmc_proprio",))]
 )
-def test_native_updates_and_actions_are_those_of_plain_pytorch(flags, shapes, base):
+def test_native_updates_and_actions_match_plain_pytorch(flags, shapes, base):
     batch, found = agents.batch(shapes), []
     obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
     for how in ("", "native"):
@@ -240,8 +240,8 @@ def test_native_updates_and_actions_are_those_of_plain_pytorch(flags, shapes, ba
 
 
 @needs_compiler
-def test_in_bfloat16_all_gradients_point_where_float32s_do():
-    """Batch and draws the same, each parameter's gradient within bfloat16's rounding of float32's."""
+def test_bfloat16_gradients_align_with_float32():
+    """With the same batch and draws, the gradient of each parameter has the direction of float32's."""
     batch, found = agents.batch(), []
     for precision in ("32", "16"):
         agent = agents.agent("--precision", precision, "--dyn_discrete", "0")
@@ -259,7 +259,7 @@ def test_in_bfloat16_all_gradients_point_where_float32s_do():
             assert cosine > 0.95, (name, cosine.item())
 
 
-def test_without_a_compiler_the_reason_is_said(monkeypatch):
+def test_a_missing_compiler_is_reported(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     native.library.cache_clear()
     try:
@@ -269,7 +269,7 @@ def test_without_a_compiler_the_reason_is_said(monkeypatch):
     assert not execution.fuse and "plain PyTorch" in execution.note and "/nowhere/c++" in execution.note
 
 
-def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
+def test_a_failing_compiler_is_reported(monkeypatch, tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho 'no such target' >&2\nexit 1\n")
     compiler.chmod(0o755)

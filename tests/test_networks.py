@@ -1,4 +1,4 @@
-"""Networks: initialisation, shapes, and the RSSM's two ways to be sequential."""
+"""Networks: initialization, shapes, and the RSSM over whole sequences and step by step."""
 
 import math
 
@@ -11,7 +11,7 @@ import networks
 from config import LEGAL
 
 
-def test_initialisation_moments_of_each_layer():
+def test_initialization_moments_of_each_layer():
     torch.manual_seed(0)
     agent = agents.agent(
         "--dyn_hidden", "256", "--dyn_deter", "256", "--units", "256", "--encoder.cnn_depth", "32",
@@ -28,7 +28,7 @@ def test_initialisation_moments_of_each_layer():
         weight = module.weight
         if isinstance(module, torch.nn.Conv2d):
             area = math.prod(module.kernel_size)
-            # cut at ±2.0, which is far out: the std stays that of the uncut normal
+            # truncated at ±2.0, far out: the std is that of the untruncated normal
             std = math.sqrt(2 / (area * (module.in_channels + module.out_channels))) / networks.TRUNC_STD
             kind = "conv"
             assert weight.abs().max() <= 2.0
@@ -46,7 +46,7 @@ def test_initialisation_moments_of_each_layer():
             else:
                 std, kind = math.sqrt(2 / fans), "linear"
                 cut = 2 * std / networks.TRUNC_STD
-                # the cut is close to the largest of so many draws
+                # the largest of this many draws is close to the truncation
                 assert weight.abs().max() <= cut and (weight.numel() < 5000 or weight.abs().max() > 0.97 * cut), name
         seen.add(kind)
         count = weight.numel()
@@ -83,7 +83,7 @@ def test_conv_encoder_is_flattened_channel_first():
     torch.testing.assert_close(encoder(image), x.reshape(1, -1))
 
 
-def test_image_sizes_that_cannot_be_halved_are_told():
+def test_image_sizes_that_cannot_be_halved_are_refused():
     with pytest.raises(ValueError, match="50 pixels"):
         networks.count_stages(50, 4)
 
@@ -101,7 +101,7 @@ def test_vector_and_mixed_observations():
     # symlog: a vector a million times as large changes the embedding, and stays finite
     batch["position"] = batch["position"] * 1e6
     assert vector(batch).isfinite().all()
-    with pytest.raises(ValueError, match="pick none"):
+    with pytest.raises(ValueError, match="match none"):
         networks.Encoder(shapes, mlp_keys="$^", cnn_keys="$^", **kwargs)
 
 
@@ -123,7 +123,7 @@ def inputs(batch=3, length=8):
 
 
 @pytest.mark.parametrize("changes", [{}, {"discrete": 0}, {"initial": "zeros"}, {"mean_act": "tanh5", "discrete": 0}])
-def test_observing_in_one_go_and_step_by_step_is_the_same(changes, monkeypatch):
+def test_observing_at_once_and_step_by_step_agree(changes, monkeypatch):
     monkeypatch.setattr(dists, "draw_one_hot", lambda probs: dists.one_hot(probs.argmax(-1), probs.shape[-1]))
     monkeypatch.setattr(dists, "draw_normal", torch.zeros_like)
     dynamics = rssm(**changes)
@@ -139,14 +139,14 @@ def test_observing_in_one_go_and_step_by_step_is_the_same(changes, monkeypatch):
             torch.testing.assert_close(one_prior[key][:, 0], prior[key][:, t], rtol=1e-5, atol=1e-5)
 
 
-def test_an_episode_start_forgets_what_was_before():
+def test_an_episode_start_resets_the_state():
     dynamics = rssm()
     embed, action, is_first = inputs()
     torch.manual_seed(3)
     a, _ = dynamics.observe(embed, action, is_first)
     changed = embed.clone()
     changed[1, :4] += 1
-    action[1, 4] += 5  # the action that leads into an episode's start counts for nothing
+    action[1, 4] += 5  # the action that leads into an episode's start is ignored
     torch.manual_seed(3)
     b, _ = dynamics.observe(changed, action, is_first)
     assert not torch.equal(a["deter"][1, 2], b["deter"][1, 2])

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Counter:
-    """Counts its steps; an episode has 3. The action can make it fail, sleep, or tell about its process."""
+    """Counts its steps; an episode has 3. The action can make it fail, sleep, or report on its process."""
 
     observation_space = gym.spaces.Dict({"count": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)})
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -64,7 +64,7 @@ class Counter:
 
 
 class TwoWords(Exception):
-    """An exception that pickle cannot bring back: its constructor takes two words."""
+    """An exception that pickle cannot restore: its constructor takes two arguments."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} {two}")
@@ -104,7 +104,7 @@ def same(a, b):
 
 
 def test_workers_and_one_process_give_the_same_transitions():
-    """Two real envs through the ends of episodes; and restore gives back what was played."""
+    """Two real envs across ends of episodes; restore reproduces what was played."""
     constructors = [partial(envs.make, "dmc_reacher_easy", seed=i, time_limit=8) for i in range(2)]
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 2, 2))
     with EnvGroup(constructors, True) as apart, EnvGroup(constructors, False) as together:
@@ -156,7 +156,7 @@ def test_a_done_env_begins_its_next_episode(parallel):
 
 
 class Meeting(Counter):
-    """Steps by waiting for its partner's file, after leaving its own."""
+    """Steps by waiting for its partner's file, after writing its own."""
 
     def __init__(self, me):
         super().__init__()
@@ -184,7 +184,7 @@ def test_restore_works_in_all_envs_at_once(tmp_path):
     np.testing.assert_array_equal(restored[1][2].obs["count"], [3, 2])
 
 
-def test_workers_import_nothing_of_the_agent_and_find_the_parents_modules():
+def test_workers_do_not_import_the_agent_and_find_the_parents_modules():
     with group(1) as g:
         g.reset([0])
         g.send([{"do": "tell"}])
@@ -196,7 +196,7 @@ def test_workers_import_nothing_of_the_agent_and_find_the_parents_modules():
 
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ImportError])
-def test_a_users_error_comes_as_it_is(kind, parallel):
+def test_a_users_error_is_passed_on_unchanged(kind, parallel):
     with pytest.raises(kind) as error:
         group(3, parallel, fail=kind("--flag is wrong: expected right"))
     assert str(error.value) == "--flag is wrong: expected right"
@@ -215,18 +215,18 @@ def test_a_users_error_in_a_real_worker():
             g.receive()
 
 
-def test_another_exception_names_the_env_and_brings_the_traceback():
+def test_another_exception_names_the_env_and_includes_the_traceback():
     with group() as g:
         g.reset([0, 0])
         g.send([{}, {"do": "raise", "error": KeyError("lost")}])
         with pytest.raises(RuntimeError, match=r"env 1 raised KeyError\('lost'\)") as error:
             g.receive()
         assert 'raise action["error"]' in str(error.value)
-        g.send([{}, {}])  # whoever catches it may go on
+        g.send([{}, {}])  # the caller may catch it and continue
         assert [t.reward for t in g.receive()] == [2, 2]
 
 
-def test_an_env_whose_own_pipe_breaks_is_not_taken_for_the_parents_end():
+def test_a_broken_pipe_within_an_env_is_not_mistaken_for_a_dead_parent():
     with group(1) as g:
         g.reset([0])
         g.send([{"do": "raise", "error": BrokenPipeError("ffmpeg")}])
@@ -259,7 +259,7 @@ def test_a_constructor_that_does_not_unpickle():
 
 
 @pytest.mark.parametrize("moment", ["idle", "stepping"])
-def test_a_killed_worker_is_an_error_and_not_a_hang(moment):
+def test_a_killed_worker_is_an_error_not_a_hang(moment):
     with group() as g:
         g.reset([0, 0])
         victim = g.hosts[1].process.pid
@@ -293,7 +293,7 @@ def test_a_worker_that_exits_and_leaves_a_child_behind():
 
 
 def test_a_signal_ends_the_wait_for_workers_that_hang(monkeypatch):
-    """Handlers that raise, as those of a run do; closing then waits for all of them together, and kills them."""
+    """Handlers that raise, like those of a run; closing then waits for all workers at once, and kills them."""
     monkeypatch.setattr(parallel, "PATIENCE", 0.5)
 
     class Signal(Exception):
@@ -337,7 +337,7 @@ def children():
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-def test_a_result_that_nobody_fetched_is_not_taken_for_the_next_one():
+def test_an_unread_result_is_not_mistaken_for_the_next_one():
     with group(1) as g:
         g.reset([0])
         g.send([{}])  # an interrupt here: never received
@@ -347,7 +347,7 @@ def test_a_result_that_nobody_fetched_is_not_taken_for_the_next_one():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_workers_ignore_what_the_parent_decides_about(number):
+def test_workers_ignore_signals_that_the_parent_handles(number):
     with group(1) as g:
         g.reset([0])
         g.send([{"do": "sleep", "seconds": 0.3}])
@@ -359,7 +359,7 @@ def test_workers_ignore_what_the_parent_decides_about(number):
 
 
 def test_signals_while_the_worker_still_imports():
-    """The mask that the worker is born with holds them back until it ignores them."""
+    """The signal mask that the worker inherits blocks them until it ignores them."""
     g = None
     seen = []
 
@@ -423,7 +423,7 @@ def test_workers_end_with_a_killed_parent(moment):
     wait_until(lambda: not any(map(alive, pids)))
 
 
-def test_a_parent_that_forgets_to_close_leaves_nothing(tmp_path):
+def test_a_parent_that_forgets_to_close_leaves_no_worker(tmp_path):
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     run = subprocess.run(
         [sys.executable, "-c", PARENT, "idle"], env=environ, input="", capture_output=True, text=True, timeout=60

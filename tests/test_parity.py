@@ -66,7 +66,7 @@ def test_parity_checkpoint_says_what_did_not_fit(tmp_path):
     report = "\n".join(import_checkpoint(reference.agent(), tmp_path / "latest.pt"))
     actions = reference.sizes()["A"]
     assert f"_task_behavior.actor._dist_layer.bias (99,): behavior.actor.out.bias has shape ({2 * actions},)" in report
-    assert "_wm.something_else.weight (3,): there is no such tensor here" in report
+    assert "_wm.something_else.weight (3,): no such tensor here" in report
     assert "world_model.heads.cont.out.bias (1,): not in the checkpoint" in report
     assert len(report.splitlines()) == 3
 
@@ -125,15 +125,15 @@ def named_tensors(agent, names, prefix):
 
 
 def changes_match(before, after, theirs, grads):
-    """Compares the change of each parameter, leaving out entries of next to no gradient."""
+    """Compares the change of each parameter, leaving out entries with almost no gradient."""
     for name, reference_after in theirs.items():
         change = (after[name].double() - before[name].double()).numpy()
         expected = reference_after.astype(np.float64) - before[name].double().numpy()
         if name in grads:
             big = np.abs(grads[name]) > 1e-6 * np.abs(grads[name]).max()
             change, expected = np.where(big, change, 0), np.where(big, expected, 0)
-        # a change is about the learning rate, of which float32 values near 1 keep some three digits: another CPU's sums
-        # may round to a neighbor both before and after, two units in the last place
+        # a change is about the learning rate, of which float32 values near 1 keep about three digits: another CPU's
+        # sums may round to a neighbor both before and after, two units in the last place
         rounding = 2 * np.spacing(np.abs(reference_after).max())
         error = np.abs(change - expected).max()
         assert error <= max(1e-5 * np.abs(expected).max(), rounding), f"change of {name}: off by {error:.3g}"

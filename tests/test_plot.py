@@ -1,4 +1,4 @@
-"""figures/plot.py on runs' real files: what it reads, its statistics against other ways to compute them, bad input."""
+"""figures/plot.py on runs' real files: what it reads, its statistics against independent computations, bad input."""
 
 import csv
 import json
@@ -88,7 +88,7 @@ def test_markdown_table_is_methods_by_tasks(drawn):
 
 
 def test_folders_of_a_sweep_name_methods_as_readers_know_them(tmp_path, capsys):
-    """{task}/{method}/seed{N}, as setup/sweep.py makes and exports them, whatever groups are below every method."""
+    """{task}/{method}/seed{N}, as setup/sweep.py makes and exports them, for any groups below every method."""
     for method in ("hrssm", "no_mbr", "a|b"):
         for seed in (0, 1):
             folder = tmp_path / "small" / "dmc_walker_stand_video" / method / f"seed{seed}"
@@ -131,7 +131,7 @@ def test_statistics_agree_with_scipy():
         np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=1.5)
 
 
-def test_aggregates_over_tasks_are_those_of_rliable():
+def test_aggregates_over_tasks_agree_with_rliable():
     scores = np.random.default_rng(1).normal(size=(5, 4))  # runs, tasks
     iqm, mean, median = plot.aggregate(*scores.T)
     assert iqm == pytest.approx(plot.metrics.aggregate_iqm(scores))
@@ -139,13 +139,13 @@ def test_aggregates_over_tasks_are_those_of_rliable():
     assert median == pytest.approx(plot.metrics.aggregate_median(scores))
 
 
-def test_curve_over_seeds_that_log_at_other_steps():
+def test_curve_over_seeds_that_log_at_different_steps():
     runs = [
         plot.Run(Path("a"), "t", "m", 0, np.array([0.0, 100.0, 200.0]), np.array([0.0, 10.0, 20.0])),
         plot.Run(Path("b"), "t", "m", 1, np.array([50.0, 150.0]), np.array([10.0, 20.0])),
     ]
     steps, mean, (low, high) = plot.mean_curve(runs)
-    np.testing.assert_array_equal(steps, [50, 100, 150])  # where both are
+    np.testing.assert_array_equal(steps, [50, 100, 150])  # where both have values
     np.testing.assert_allclose(mean, [7.5, 12.5, 17.5])
     np.testing.assert_allclose(low, [5, 10, 15])
     np.testing.assert_allclose(high, [10, 15, 20])
@@ -188,7 +188,7 @@ def test_published_curves():
     np.testing.assert_array_equal(returns, [497, 937, 957, 967, 973])
 
 
-def test_runs_of_other_lengths_are_reported(tmp_path, capsys):
+def test_runs_of_different_lengths_are_reported(tmp_path, capsys):
     for seed, end in ((0, 11000), (1, 7000)):
         write_run(tmp_path / "runs" / str(seed), seed=seed, steps=range(1000, end, 1000))
     out = tmp_path / "a.png"
@@ -197,7 +197,7 @@ def test_runs_of_other_lengths_are_reported(tmp_path, capsys):
     assert "drawn up to step 6,000" in said and "--at 10,000: left out" in said
     assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["2", "1"]
     plot.main([str(tmp_path / "runs"), "--out", str(out)])
-    assert [row["step"] for row in table(tmp_path / "a_table.csv")] == ["6000"]  # what all have
+    assert [row["step"] for row in table(tmp_path / "a_table.csv")] == ["6000"]  # which all have
 
 
 def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):

@@ -1,4 +1,4 @@
-"""Linear probes: their numbers on features that are known, and the command line on a real run."""
+"""Linear probes: their numbers on known features, and the command line on a real run."""
 
 import json
 
@@ -17,9 +17,9 @@ def made_up(rng: np.random.Generator, episodes: int = 9, length: int = 200) -> d
     return {"feat": feat, "episode": np.repeat(np.arange(episodes), length), "still": np.ones(n), **data}
 
 
-def test_r2_is_the_share_that_the_features_hold():
+def test_r2_is_the_share_that_the_features_explain():
     r2 = probe.probe(made_up(np.random.default_rng(0)))
-    assert set(r2) == {"kept", "half", "dropped"}  # what does not vary is left out
+    assert set(r2) == {"kept", "half", "dropped"}  # constants are left out
     assert r2["kept"] > 0.999 and abs(r2["half"] - 0.5) < 0.06 and abs(r2["dropped"]) < 0.05
 
 

@@ -46,7 +46,7 @@ def rng(seed=0):
 
 
 def check_batch(batch, lengths):
-    """Every row is a true row; is_first is exactly where rows do not follow each other; episodes end where they end."""
+    """Every row is real; is_first is set exactly where rows are not consecutive; episodes are left at their end."""
     env, episode, t = batch["id"].astype(int).transpose(2, 0, 1)  # (B, T) each
     assert batch["is_first"][:, 0].all()
     np.testing.assert_array_equal(batch["image"][..., 0, 0, 0], (env * 31 + episode * 7 + t) % 256)
@@ -56,7 +56,7 @@ def check_batch(batch, lengths):
     np.testing.assert_array_equal(batch["is_first"][:, 1:], ~follows)
     for b, k in zip(*np.nonzero(~follows), strict=True):
         assert t[b, k] == lengths[env[b, k], episode[b, k]] - 1  # left at its last row
-        assert t[b, k + 1] == 0  # and on with a first row
+        assert t[b, k + 1] == 0  # and followed by a first row
     assert all(t[b, 0] <= lengths[env[b, 0], episode[b, 0]] - 2 for b in range(len(t)))
 
 
@@ -103,7 +103,7 @@ def test_frequencies_of_episodes_and_starts():
     draws = 40000
     for sequence in replay.draw(rng(), draws, 12):
         first[sequence[0][:2]] += 1
-        second[sequence[1][0]] += 1  # at 12 rows there always is a second
+        second[sequence[1][0]] += 1  # 12 rows always include a second
         assert sequence[1][1] == 0
     total = sum(lengths.values())
     cells = []
@@ -167,11 +167,11 @@ def test_environments_interleave_and_long_episodes_grow():
 
 @given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 2), st.integers(2, 8)), max_size=30))
 def test_capacity_evicts_whole_oldest_episodes(capacity, plan):
-    """Against a plain model: an ordered list from which the front goes while the sum is too large."""
+    """Against a simple model: an ordered list that loses its front while the sum is too large."""
     replay = Replay(None, capacity)
     next_episode = Counter()
     model = []
-    fill(replay, 7, 0, 4, finish=False)  # never goes, but counts
+    fill(replay, 7, 0, 4, finish=False)  # never evicted, but counted
     for env, rows in plan:
         episode = next_episode[env]
         next_episode[env] += 1
@@ -268,7 +268,7 @@ def test_restart_holds_and_draws_what_it_did_before(tmp_path_factory, capacity, 
     after = Replay(directory, capacity)
     after.load_state_dict(state)
     after.load()
-    fill(after, 1, next_episode[1], 3, finish=False)  # what stepping the recorded actions again gives
+    fill(after, 1, next_episode[1], 3, finish=False)  # as from stepping the recorded actions again
     for name in ("steps", "total_steps", "episodes", "total_episodes", "finished"):
         assert getattr(after, name) == getattr(before, name)
     segments = before.draw(rng(5), 8, 10)
@@ -307,7 +307,7 @@ def test_load_reads_no_more_than_the_capacity(tmp_path):
     assert small.load() == 30
     assert small.episodes == 3 and small.total_steps == 100 and small.finished == {0: (9, 11)}
     assert {s[0] for b in small.draw(rng(), 50, 3) for s in b} == {episode_key(0, episode) for episode in (7, 8, 9)}
-    assert Replay(tmp_path, 3).load() == 10  # the newest always fits
+    assert Replay(tmp_path, 3).load() == 10  # the newest is always read
 
 
 def test_directory_limit_removes_the_oldest_files(tmp_path):
@@ -356,7 +356,7 @@ def test_damaged_file_is_reported_and_skipped(tmp_path, capsys, how, which):
     assert err.count("\n") == 1 and str(path) in err and "is damaged (" in err
     assert not path.exists() and path.with_name(path.name + ".damaged").exists()
     assert {s[0] for b in again.draw(rng(), 50, 3) for s in b} == {episode_key(0, e) for e in range(3) if e != which}
-    if which == 2:  # the run plays it again, under a new number
+    if which == 2:  # the run plays it again, with a new number
         assert again.finished == {0: (1, 6)}
         fill(again, 0, 2, 6)
         assert sorted(path.name for path in tmp_path.glob("*.npz"))[-1].startswith("00000003-env000-000002")
@@ -399,7 +399,7 @@ SPEC = spec_of(make_row(0, 0, 0))
 
 
 def rewrite(path: Path, case: str) -> None:
-    """Writes a whole file with other rows."""
+    """Writes an undamaged file with other rows."""
     arrays = read_episode(path)
     if case == "keys":
         del arrays["action"]
@@ -412,8 +412,8 @@ def rewrite(path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["keys", "shape", "type"])
 @pytest.mark.parametrize("spec", [None, SPEC], ids=["by most files", "by the envs"])
-def test_whole_file_with_other_rows_is_left_out_and_left_alone(tmp_path, capsys, case, spec):
-    """Whichever it is: the newest has no more say than another."""
+def test_undamaged_file_with_other_rows_is_left_out_and_kept(tmp_path, capsys, case, spec):
+    """Whichever file it is: the newest counts no more than any other."""
     replay = Replay(tmp_path, 1000)
     for episode in range(3):
         fill(replay, 0, episode, 6)
@@ -422,10 +422,10 @@ def test_whole_file_with_other_rows_is_left_out_and_left_alone(tmp_path, capsys,
     again = Replay(tmp_path, 1000, spec=spec)
     assert again.load() == 10
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and f"{path} has other rows than this run (" in err and "expected" in err
+    assert err.count("\n") == 1 and f"{path} does not have the rows of this run (" in err and "expected" in err
     assert len(list(tmp_path.glob("*.npz"))) == 3
     fill(again, 0, 2, 6)
-    assert (tmp_path / "00000003-env000-000002-6.npz").exists()  # beside it, not over it
+    assert (tmp_path / "00000003-env000-000002-6.npz").exists()  # next to it, not over it
     assert Replay(tmp_path, 1000, spec=spec).load() == 15
 
 
@@ -444,7 +444,7 @@ def test_spec_of_the_envs_outvotes_the_files(tmp_path, capsys):
     assert sorted(tmp_path.iterdir()) == paths
 
 
-def test_what_is_left_out_makes_room_for_older_files(tmp_path):
+def test_files_left_out_make_room_for_older_files(tmp_path):
     replay = Replay(tmp_path, 1000)
     for episode in range(6):
         fill(replay, 0, episode, 11)
@@ -458,7 +458,7 @@ def test_what_is_left_out_makes_room_for_older_files(tmp_path):
 
 
 @pytest.mark.parametrize("bit", range(8))
-def test_flipped_bit_in_a_key_of_the_newest_file_costs_that_file_alone(tmp_path, capsys, bit):
+def test_flipped_bit_in_a_key_of_the_newest_file_costs_only_that_file(tmp_path, capsys, bit):
     """Both places of the name: before the array, and in the archive's directory at its end."""
     for place in ("find", "rfind"):
         directory = tmp_path / place
@@ -475,7 +475,7 @@ def test_flipped_bit_in_a_key_of_the_newest_file_costs_that_file_alone(tmp_path,
 
 
 def test_no_random_damage_stops_a_start_or_changes_a_row(tmp_path, capsys):
-    """Flipped bits, overwritten and lost bytes, anywhere or in the headers: the file is left out, or unharmed."""
+    """Flipped bits, overwritten and lost bytes, anywhere or in the headers: the file is left out, or intact."""
     generator = random.Random(0)
     fill(Replay(tmp_path, 1000), 0, 0, 6)
     path = next(tmp_path.glob("*.npz"))
@@ -512,7 +512,7 @@ def test_no_random_damage_stops_a_start_or_changes_a_row(tmp_path, capsys):
     assert left_out > 200
 
 
-def test_what_is_no_regular_file_is_left_out(tmp_path, capsys):
+def test_only_regular_files_are_read(tmp_path, capsys):
     fill(Replay(tmp_path, 1000), 0, 0, 6)
     fill(Replay(tmp_path / "elsewhere", 1000), 0, 5, 6)
     os.mkfifo(tmp_path / "00000001-env000-000001-6.npz")
@@ -520,7 +520,7 @@ def test_what_is_no_regular_file_is_left_out(tmp_path, capsys):
     (tmp_path / "00000003-env000-000003-6.npz").mkdir()
     (tmp_path / "00000004-env000-000004-6.npz").symlink_to("nowhere")
     linked = tmp_path / "00000005-env000-000005-6.npz"
-    linked.symlink_to(next((tmp_path / "elsewhere").iterdir()))  # an episode that is kept elsewhere is one
+    linked.symlink_to(next((tmp_path / "elsewhere").iterdir()))  # a link to an episode is fine
     again = Replay(tmp_path, 1000)
     assert again.load() == 10
     assert again.finished == {0: (5, 6)}
@@ -530,7 +530,7 @@ def test_what_is_no_regular_file_is_left_out(tmp_path, capsys):
     assert (tmp_path / "00000006-env000-000006-6.npz").exists()
 
 
-def test_header_with_a_size_that_no_machine_has(tmp_path, capsys):
+def test_header_with_an_impossible_size(tmp_path, capsys):
     fill(Replay(tmp_path, 1000), 0, 0, 6)
     path = tmp_path / "00000001-env000-000001-6.npz"
     buffer = io.BytesIO()
@@ -561,7 +561,7 @@ def test_the_newer_of_two_files_of_an_episode_is_taken(tmp_path, capsys):
     (tmp_path / "aside").rename(old)
     again = Replay(tmp_path, 1000)
     assert again.load() == 3 and again.episodes == 1
-    assert "the newer is taken" in capsys.readouterr().err
+    assert "using the newer" in capsys.readouterr().err
 
 
 def test_unwritable_folder_is_an_error_that_names_the_file(tmp_path):
@@ -575,7 +575,7 @@ def test_unwritable_folder_is_an_error_that_names_the_file(tmp_path):
 
 
 def test_full_disk_ends_with_one_line_and_no_half_file(tmp_path):
-    """A limit on the size of files stands for the full disk: the write fails halfway."""
+    """A limit on the size of files stands in for a full disk: the write fails halfway."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -597,7 +597,7 @@ def test_full_disk_ends_with_one_line_and_no_half_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["00000000-env000-000000-10.npz"]
 
 
-def test_no_more_open_files_is_said_with_what_to_do(tmp_path):
+def test_too_many_open_files_is_reported_with_a_remedy(tmp_path):
     replay = Replay(tmp_path, 1000)
     fill(replay, 0, 0, 5, finish=False)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -641,8 +641,8 @@ def test_kill_at_any_moment_leaves_whole_files(tmp_path, capsys):
     replay = Replay(tmp_path, 10**6)
     assert replay.load() == 59 * len(finished)
     assert capsys.readouterr().err == ""
-    assert not list(tmp_path.glob(".*"))  # what a kill left aside is gone
-    for episode, path in enumerate(sorted(finished)):  # none is missing, none twice
+    assert not list(tmp_path.glob(".*"))  # temporary files of killed writers are gone
+    for episode, path in enumerate(sorted(finished)):  # none missing, none twice
         np.testing.assert_array_equal(finished[path], [[episode, t] for t in range(60)])
     assert replay.finished == {0: (len(finished) - 1, 60)}
 
@@ -656,7 +656,7 @@ def resident() -> int:
 
 
 def measure_memory(pipe):
-    """In a process of its own: bytes used for each raw byte, of a full replay and after much eviction."""
+    """In a separate process: bytes used per raw byte, by a full replay and after much eviction."""
     ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX = 0, as a training process may have it
     rows = [make_row(0, 0, t, size=64) for t in range(501)]
     raw = 500 * sum(np.asarray(value).nbytes for value in rows[0].values())
@@ -722,7 +722,7 @@ def test_draws_depend_on_the_calls_alone():
         prefetcher = Prefetcher(replay, rng(1), 4, 10)
         if prefetch:
             prefetcher.prefetch()
-            prefetcher.prefetch()  # one is under way already
+            prefetcher.prefetch()  # one is already in flight
             fill(replay, 0, 1, 12)
             fill(replay, 0, 2, 12)
             fill(replay, 0, 3, 12)  # the first episode is gone by now
@@ -745,7 +745,7 @@ def test_state_goes_through_a_checkpoint(tmp_path):
     prefetcher.prefetch()
     prefetcher.next()
     prefetcher.prefetch()
-    fill(replay, 0, 4, 30)  # what is under way left the memory, not the files
+    fill(replay, 0, 4, 30)  # batches in flight have left the memory, not the files
     assert replay.episodes == 2
     torch.save(prefetcher.state_dict(), tmp_path / "state.pt")
     expected = [prefetcher.next() for _ in range(5)]
@@ -783,8 +783,8 @@ def test_error_of_the_thread_is_raised_in_next():
     prefetcher.close()
 
 
-def test_prefetching_while_rows_come_episodes_grow_and_go():
-    """A writer and a prefetcher at full speed: every batch is made of true rows."""
+def test_prefetching_while_episodes_grow_and_are_evicted():
+    """A writer and a prefetcher at full speed: every batch is made of real rows."""
     replay = Replay(None, 600)
     lengths = {(0, episode): 100 + 37 * (episode % 5) for episode in range(60)}
     fill(replay, 0, 0, lengths[0, 0])
@@ -807,8 +807,8 @@ def test_prefetching_while_rows_come_episodes_grow_and_go():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_reach_the_gpu_unharmed():
-    """Pinned memory is used again only after its upload: many batches in a row, looked at late."""
+def test_batches_reach_the_gpu_intact():
+    """Pinned memory is used again only after its upload: many batches in a row, checked late."""
     replay = Replay(None, 10000)
     for episode in range(5):
         fill(replay, 0, episode, 200, size=64)
@@ -826,7 +826,7 @@ def test_batches_reach_the_gpu_unharmed():
 
 
 def test_file_sizes_are_those_of_the_rows(tmp_path):
-    """Uncompressed, and nothing else in them: what makes loading fast."""
+    """Uncompressed, with nothing else in them, which makes loading fast."""
     replay = Replay(tmp_path, 1000)
     fill(replay, 0, 0, 100, size=64)
     path = next(tmp_path.iterdir())

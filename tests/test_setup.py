@@ -1,6 +1,6 @@
-"""The installation and the two commands, in a project of their own with a small requirements.txt.
+"""The installation and the two commands, in a separate project with a small requirements.txt.
 
-The packages that the scripts look at besides (MuJoCo, for a picture) are those of the environment that runs the tests.
+Other packages that the scripts check (MuJoCo, by rendering) come from the environment that runs the tests.
 """
 
 import ast
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 
-# Stands for the training: what came in, and what a signal does.
+# Stands in for training: prints its flags and handles a signal.
 DREAMER = """import os
 import signal
 import sys
@@ -38,7 +38,7 @@ if "wait" in sys.argv:
 
 
 class Project:
-    """The set-up scripts in a folder with a space, where requirements.txt asks for a package `tiny` of our own."""
+    """The setup scripts in a folder with a space, where requirements.txt asks for our own package `tiny`."""
 
     def __init__(self, folder):
         self.root = folder / "my project"
@@ -74,7 +74,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A project whose installation two runs asked for at once."""
+    """A project that two concurrent runs installed."""
     project = Project(tmp_path_factory.mktemp("setup"))
     processes = [project.start("run.sh", "--task", f"a {i}", cwd="/") for i in range(2)]
     answers = [process.communicate(timeout=900) for process in processes]
@@ -87,7 +87,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def project(installed, tmp_path):
-    """A project of the test's own, installed already."""
+    """The test's own copy of an installed project."""
     project = Project(tmp_path)
     shutil.copytree(installed.root / ".venv", project.root / ".venv", symlinks=True)
     shutil.copy(installed.root / "requirements.txt", project.root)
@@ -99,7 +99,7 @@ def test_without_flags_it_trains_the_quickstart(installed):
     assert code == 0 and "flags ['--configs', 'dmc_vision', 'small', 'quickstart']" in out
 
 
-def test_what_is_installed_is_left_alone(installed):
+def test_an_existing_installation_is_left_alone(installed):
     stamp = installed.root / ".venv" / ".installed"
     before = stamp.stat().st_mtime_ns
     code, _, error = installed.run("run.sh", "--seed", "1", cwd=installed.root.parent)
@@ -114,7 +114,7 @@ def test_signals_reach_the_run(installed):
     assert process.stdout.read() == "saved\n" and process.wait() == 7
 
 
-def test_all_of_the_tests_and_the_style(installed):
+def test_all_tests_and_the_style_are_checked(installed):
     ruff = Path(sysconfig.get_path("scripts")) / "ruff"
     link = installed.root / ".venv" / "bin" / "ruff"
     if not link.exists():
@@ -140,8 +140,8 @@ def test_other_requirements_are_installed_into_the_same_venv(project):
     assert (project.root / ".venv" / "mine").read_text() == "mine"
 
 
-def test_an_interrupted_installation_is_mended(tmp_path):
-    """Killed at several moments, with all of its children; then one that goes through."""
+def test_an_interrupted_installation_is_repaired(tmp_path):
+    """Killed at several moments, with all of its children; then one that completes."""
     project = Project(tmp_path)
     for delay in (0.3, 4.0):
         process = project.start("install_env.sh")
@@ -153,16 +153,16 @@ def test_an_interrupted_installation_is_mended(tmp_path):
     (project.root / ".venv" / ".unfinished").touch()
     site = project.root / ".venv" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
     site.mkdir(parents=True, exist_ok=True)
-    (site / "tiny.py").write_text("half a fi")  # what a kill within pip leaves
-    for path in (project.root / ".venv" / "bin").glob("python*"):  # and the removal of a system's Python
+    (site / "tiny.py").write_text("half a fi")  # as left by a kill within pip
+    for path in (project.root / ".venv" / "bin").glob("python*"):  # and by the removal of a system's Python
         path.unlink()
     code, out, error = project.run("run.sh")
     assert code == 0, error
-    assert "making it anew" in error and "version 1.0" in out
+    assert "recreating it" in error and "version 1.0" in out
     assert not (project.root / ".venv" / ".unfinished").exists()
 
 
-def test_a_requirement_that_cannot_be_had(project):
+def test_an_unavailable_requirement(project):
     wheel = project.root / "tiny-9-py3-none-any.whl"
     (project.root / "requirements.txt").write_text(f"tiny @ {wheel.as_uri()}\n")
     code, out, error = project.run("run.sh")
@@ -187,7 +187,7 @@ def without(tmp_path):
     return path
 
 
-def test_missing_system_packages_are_named_where_they_may_not_be_installed(tmp_path, without):
+def test_missing_system_packages_are_listed_where_they_may_not_be_installed(tmp_path, without):
     project = Project(tmp_path)
     code, out, error = project.run("run.sh", PATH=without("ffmpeg", "apt-get", "sudo"))
     assert code == 1 and out == ""
@@ -195,7 +195,7 @@ def test_missing_system_packages_are_named_where_they_may_not_be_installed(tmp_p
     assert not (project.root / ".venv").exists()
 
 
-def test_a_missing_compiler_is_said_and_no_reason_to_stop(project, without):
+def test_a_missing_compiler_is_reported_and_not_an_error(project, without):
     (project.root / ".venv" / ".installed").unlink()
     code, out, error = project.run("run.sh", PATH=without("c++", "apt-get", "sudo"))
     assert code == 0 and "version 1.0" in out

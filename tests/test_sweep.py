@@ -95,13 +95,13 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     grid = ["--tasks", *tasks, "--methods", "hrssm", "continuous", "--seeds", "3"]
     folders = {(task, m): tmp_path / task / m / "seed3" for task in tasks for m in ("hrssm", "continuous")}
     first, second, third, fourth = folders.values()
-    gpus = {"CUDA_VISIBLE_DEVICES": "5,7"}  # two at a time, one on each; TINY trains on the CPU all the same
+    gpus = {"CUDA_VISIBLE_DEVICES": "5,7"}  # two at a time, one on each; TINY trains on the CPU anyway
 
-    # Ctrl-C half-way, to the whole process group as a terminal sends it
+    # Ctrl-C halfway, to the whole process group as from a terminal
     process = start(tmp_path, *grid, tiny=FOREVER, env=gpus)
     wait_until(lambda: lines(first) and lines(second), process)
     assert {json.loads((f / ".sweep.json").read_text())["gpu"] for f in (first, second)} == {"5", "7"}
-    for folder in (first, second):  # limits of threads are those of the sweep's own environment
+    for folder in (first, second):  # thread limits are those of the sweep's environment
         assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{trainer(folder)}/environ").read_bytes().split(b"\0")
     assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
     assert [row[0] for row in table(capsys.readouterr().out).values()] == ["running", "running"]
@@ -118,7 +118,7 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     assert [row[0] for row in rows.values()] == ["waiting"] * 4
     assert [row[1] for row in rows.values()] == [*(f"{step}/1000000" for step in steps), "0/1000000", "0/1000000"]
 
-    # A run that is killed fails, the others go on
+    # A run that is killed fails, the others continue
     total = 40 * (max(steps) // 40 + 6)
     tiny = [*TINY, "--steps", str(total)]
     process = start(tmp_path, *grid, tiny=tiny, env=gpus)
@@ -132,18 +132,18 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
         assert "resumed at step" in (folder / "stdout.log").read_text()
     configs = {key: read_config(folder / "config.yaml") for key, folder in folders.items() if folder != third}
     assert all((c.task, c.seed, c.steps) == (task, 3, total) for (task, _), c in configs.items())
-    assert [c.dyn_discrete for c in configs.values()] == [4, 4, 4]  # a flag has the last word
+    assert [c.dyn_discrete for c in configs.values()] == [4, 4, 4]  # flags override configs
     assert configs[tasks[0], "hrssm"].reward_head == "symlog_disc"
     assert configs[tasks[0], "continuous"].reward_head == configs[tasks[1], "continuous"].reward_head == "normal"
 
-    # What failed is tried again, and nothing else
+    # Only what failed is tried again
     before = [(f / "metrics.jsonl").stat().st_mtime_ns for f in (first, second, fourth)]
     code, out = run(tmp_path, *grid, tiny=tiny)
     assert code == 0 and out.count("started") == 1 and out.count("skipped") == 3
     assert [row[0] for row in table(out).values()] == ["finished"] * 4
     assert all(row[1] == f"{total}/{total}" and float(row[2]) >= 0 for row in table(out).values())
     code, out = run(tmp_path, *grid, tiny=tiny)
-    assert code == 0 and "nothing is left to start" in out and out.count("skipped") == 4
+    assert code == 0 and "nothing left to start" in out and out.count("skipped") == 4
     assert [(f / "metrics.jsonl").stat().st_mtime_ns for f in (first, second, fourth)] == before
     assert list((tmp_path / ".submitit").iterdir()) == []
 
@@ -168,7 +168,7 @@ def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
         argv = ["--tasks", "dmc_cartpole_balance", "--configs", "dmc_proprio", "--logdir", str(tmp_path)]
         assert sweep.main([*argv, "--", *FOREVER]) == 0
         out = capsys.readouterr().out
-        assert "running already, left alone" in out and "nothing is left to start" in out
+        assert "already running, left alone" in out and "nothing left to start" in out
     finally:
         if trainer(folder) is not None:
             os.kill(trainer(folder), signal.SIGTERM)
@@ -189,9 +189,9 @@ SLURM = {
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A desk at which a test plays the controller: sbatch leaves its file there, squeue says what the test wrote.
+    """A desk at which a test plays the controller: sbatch leaves its file there, squeue prints what the test wrote.
 
-    The jobs themselves are started as SLURM starts them, and get its signals, to all their processes.
+    The jobs start as under SLURM and get its signals in all their processes.
     """
     desk = tmp_path / "desk"
     desk.mkdir()
@@ -207,7 +207,7 @@ def slurm(tmp_path, monkeypatch):
 def start_job(script: Path, index: int | None = None) -> subprocess.Popen:
     array = {} if index is None else {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": str(index)}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": str(12 + (index or 0)), **array}
-    command = ["bash", "-c", "trap : USR2; source $0", script]  # the warning is not for the shell
+    command = ["bash", "-c", "trap : USR2; source $0", script]  # the shell ignores the warning
     STARTED.append(subprocess.Popen(command, env=env, start_new_session=True))
     return STARTED[-1]
 
@@ -224,7 +224,7 @@ def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
     asked = {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "#SBATCH" in line}
     assert asked >= {"array=0-1%1", "partition=lab", "time=90", "gpus-per-node=0", "cpus-per-task=8", "signal=USR2@300"}
 
-    # In the queue it is waiting, and given to SLURM only once
+    # In the queue it is waiting, and is submitted only once
     (slurm / "queue").write_text("12_0 PENDING\n12_1 PENDING\n")
     _, out = run(log, *grid, "--status")
     assert [row[0] for row in table(out).values()] == ["waiting", "waiting"] and "job 12_1 PENDING" in out
@@ -243,7 +243,7 @@ def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
     assert job.wait(timeout=500) == 0
     assert "resumed at step" in (first / "stdout.log").read_text()
 
-    # One that fails says so, to SLURM too; what is left is submitted
+    # One that fails reports it, to SLURM too; the others are submitted
     (slurm / "queue").write_text("")
     second.joinpath("config.yaml").write_text("task: dmc_walker_walk\n")
     assert start_job(script, 1).wait(timeout=500) == 1
@@ -358,11 +358,11 @@ def test_export_keeps_evaluations_and_thins_the_rest(tmp_path, capsys):
     (log / "dmc_walker_walk" / "no_mbr" / "seed3" / "eval.jsonl").write_text('{"step": 10000}\n')
     (log / "dmc_walker_walk" / "no_mbr" / "seed3" / "latest.pt").write_bytes(b"")
     (log / "dmc_walker_walk" / "no_mbr" / "seed4").mkdir()
-    for _ in range(2):  # again, over what is there
+    for _ in range(2):  # again, over the existing files
         assert sweep.main(["--export", str(out), "--logdir", str(log)]) == 0
         said = capsys.readouterr().out
         assert "2 runs exported" in said and "not finished: dmc_walker_walk hrssm seed 0\n" in said
-        assert "left out, without a row: dmc_walker_walk no_mbr seed 4" in said
+        assert "left out, no rows yet: dmc_walker_walk no_mbr seed 4" in said
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     first, second = "dmc_walker_walk/hrssm/seed0", "dmc_walker_walk/no_mbr/seed3"
     assert files == {
@@ -394,7 +394,7 @@ def test_nothing_to_show_is_reported(tmp_path):
         sweep.main(["--logdir", str(tmp_path)])
 
 
-def test_finished_is_the_last_row_and_a_checkpoint_after_it(tmp_path):
+def test_finished_means_the_last_row_and_a_later_checkpoint(tmp_path):
     run = sweep.Run("task", "method", 0, tmp_path, 1000)
     log, checkpoint = tmp_path / "metrics.jsonl", tmp_path / "latest.pt"
 
@@ -411,12 +411,12 @@ def test_finished_is_the_last_row_and_a_checkpoint_after_it(tmp_path):
     assert not finished(last, -1)  # killed before the checkpoint of the last updates
     assert not finished('{"step": 900, "update_count": 39}\n{"step": 1000, "eval_return": 7.5}\n', 1)
     assert not finished('{"step": 900, "eval_return": 6}\n{"step": 900, "update_count": 39}\n', 1)
-    assert not finished(last.rstrip("\n}"), 1)  # a half line
+    assert not finished(last.rstrip("\n}"), 1)  # an incomplete line
     checkpoint.unlink()
     assert not run.progress()["finished"]
 
 
-def test_the_gpus_are_those_that_are_visible(monkeypatch):
+def test_only_visible_gpus_are_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-0a1b")
     assert sweep.visible_gpus() == ["2", "GPU-0a1b"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,4 +1,4 @@
-"""What TensorBoard finds in a run besides scalars and videos."""
+"""The TensorBoard data of a run besides scalars and videos."""
 
 import re
 
@@ -42,7 +42,7 @@ def test_hparams_are_the_settings_and_the_metric_is_a_scalar_of_the_run(config, 
     assert found["eval_tasks"].string_value == "a b"
 
 
-def test_the_config_is_there_as_text(config, events):
+def test_the_config_is_logged_as_text(config, events):
     (event,) = events.Tensors("config/text_summary")
     text = event.tensor_proto.string_val[0].decode()
     for name, value in config.flat().items():

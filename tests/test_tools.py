@@ -29,7 +29,7 @@ ROOT = Path(tools.__file__).parent
 # Checkpoints
 
 
-def test_checkpoint_comes_back_with_all_that_it_may_hold(tmp_path):
+def test_checkpoint_restores_everything_that_it_may_hold(tmp_path):
     net = torch.nn.Linear(3, 2)
     adam = torch.optim.AdamW(net.parameters(), foreach=True)
     net(torch.ones(3)).sum().backward()
@@ -51,7 +51,7 @@ def test_checkpoint_comes_back_with_all_that_it_may_hold(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.float32(1), np.zeros(3), {1, 2}, torch.float32, Path("a"), object()])
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, value):
+def test_contents_that_could_not_be_loaded_are_not_saved(tmp_path, value):
     path = tmp_path / "latest.pt"
     tools.save_checkpoint(path, {"a": 1})
     with pytest.raises(TypeError, match=r"checkpoint\['deep'\]\[1\] is a "):
@@ -120,7 +120,7 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
             finally:
                 os._exit(1)
         started, reads = path.stat().st_ino, 0
-        while path.stat().st_ino == started or reads < 8:  # what a reader sees meanwhile is whole, too
+        while path.stat().st_ino == started or reads < 8:  # a concurrent reader sees a complete file, too
             state = tools.load_checkpoint(path)
             assert (state["tensor"] == state["count"]).all()
             reads += 1
@@ -130,7 +130,7 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         state = tools.load_checkpoint(path)
         assert state["count"] > newest and (state["tensor"] == state["count"]).all()
         newest = state["count"]
-        assert len(list(tmp_path.iterdir())) <= 2  # at most one file left aside, which the next save takes
+        assert len(list(tmp_path.iterdir())) <= 2  # at most one temporary file, which the next save overwrites
 
 
 # Learning
@@ -171,7 +171,7 @@ def test_ema_moves_each_parameter_by_the_rate():
     assert all(torch.equal(a, b) for a, b in zip(before, online.parameters(), strict=True))
 
 
-def test_device_that_is_not_there():
+def test_missing_device():
     assert tools.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert tools.pick_device("cpu") == torch.device("cpu")
     for name in ("gpu", "meta", "cuda:x"):
@@ -212,7 +212,7 @@ def test_random_state_repeats_every_generator(tmp_path):
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.booleans()), min_size=1, max_size=20))
-def test_metrics_are_means_over_the_updates_that_had_them(values):
+def test_metrics_are_means_over_the_updates_that_have_them(values):
     metrics = Metrics()
     for value, extra in values:
         entry = {"loss": torch.tensor(value), "ratio": value}
@@ -246,7 +246,7 @@ def test_metrics_of_many_updates_stay_exact():
     assert metrics.result()["loss"] == pytest.approx(float(value), rel=1e-12)
 
 
-def test_metrics_resume_to_the_bit(tmp_path):
+def test_metrics_resume_bit_for_bit(tmp_path):
     torch.manual_seed(0)
     updates = [{"loss": torch.randn(()), "kl": torch.randn(()), "n": random.random()} for _ in range(20)]
     whole, first, second = Metrics(), Metrics(), Metrics()
@@ -289,7 +289,7 @@ def test_interrupt_sets_a_flag_and_a_second_ctrl_c_interrupts():
 
 def lines(path):
     def no_constant(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     return [json.loads(line, parse_constant=no_constant) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
@@ -308,7 +308,7 @@ def test_logger_writes_json_lines_and_tensorboard(tmp_path, capsys):
     logger.scalars({"model_loss": torch.tensor(0.1), "kl": np.float32(2), "bad": float("nan"), "worse": -math.inf})
     logger.text("config", "steps: 3")
     logger.write(200)
-    logger.write(300)  # there is nothing
+    logger.write(300)  # nothing to write
     logger.scalar("train_return", 1)
     logger.write(400, fps=True)
     logger.scalar("train_return", 2)
@@ -317,7 +317,7 @@ def test_logger_writes_json_lines_and_tensorboard(tmp_path, capsys):
     first, second, third = lines(tmp_path)
     assert list(first) == ["step", "train_return", "model_loss", "kl", "bad", "worse"]
     assert (first["step"], first["train_return"], first["bad"], first["worse"]) == (200, 12.5, None, None)
-    assert first["model_loss"] == float(torch.tensor(0.1))  # to the bit
+    assert first["model_loss"] == float(torch.tensor(0.1))  # bit for bit
     assert second == {"step": 400, "train_return": 1.0}
     assert third["fps"] > 0 and third["updates_per_second"] > 0 and set(third) - set(second) == set(Logger.TIMED)
     assert capsys.readouterr() == ("", "")
@@ -365,7 +365,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
     assert "holds 4 of the checkpoint's 10 lines" in capsys.readouterr().out
 
 
-def test_new_run_in_an_old_folder_starts_its_log_anew(tmp_path):
+def test_new_run_in_an_old_folder_starts_a_new_log(tmp_path):
     for value in (1, 2):
         logger = Logger(tmp_path)
         logger.scalar("loss", value)
@@ -451,7 +451,7 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
         progress.update(1000, 20)
         progress.close()
     """
-    primary, secondary = pty.openpty()  # of no known width, as a container's
+    primary, secondary = pty.openpty()  # of unknown width, as in a container
     done = subprocess.Popen(
         [sys.executable, "-c", code], stderr=secondary, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},

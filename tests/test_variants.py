@@ -42,7 +42,7 @@ def tops(names) -> set[str]:
         ("dreamerv3", DREAMER, {"mbr_loss", "simsr_loss"}, {"decoder_loss"}),
     ],
 )
-def test_a_variant_differs_in_what_it_should_and_trains(name, changed, gone, new):
+def test_a_variant_changes_only_what_it_should_and_trains(name, changed, gone, new):
     default, variant = agents.config(), agents.config(base=("dmc_vision", name))
     ours, theirs = default.flat(), variant.flat()
     assert {k: v for k, v in theirs.items() if v != ours[k] and k != "configs"} == changed
@@ -52,7 +52,7 @@ def test_a_variant_differs_in_what_it_should_and_trains(name, changed, gone, new
     targets = {"world_model.target_encoder", "world_model.target_dynamics"}
     assert tops(usual_parameters) - tops(parameters) == (targets if "hybrid" in changed else set())
     assert tops(parameters) - tops(usual_parameters) == ({"world_model.decoder"} if new else set())
-    # the networks that both have start from the same numbers
+    # the networks that both share start from the same numbers
     assert all(torch.equal(v, usual_parameters[k]) for k, v in parameters.items() if k in usual_parameters)
 
     batch = agents.batch()
@@ -85,7 +85,7 @@ def test_without_a_target_branch_imagination_starts_from_the_posterior(name):
 
 
 def test_bisimulation_within_one_branch():
-    """Its own states stand in for the target branch's, without gradient."""
+    """Its own states replace the target branch's, without gradient."""
     model = agents.agent(base=("dmc_vision", "no_hybrid")).world_model
     data = models.preprocess(agents.batch())
     _, states, metrics = model.loss(data, None)
@@ -127,7 +127,7 @@ def test_decoder_mirrors_the_encoder(size, minres, kernel_size):
     assert out.shape == (2, 3, *shape) and out.dtype == torch.float32
 
 
-def test_decoder_starts_as_the_other_networks_do():
+def test_decoder_is_initialized_like_the_other_networks():
     torch.manual_seed(0)
     decoder = networks.ConvDecoder(64, (64, 64, 3), 32, 4, 4)
     cut = {}
@@ -139,14 +139,14 @@ def test_decoder_starts_as_the_other_networks_do():
             fans = (a + b) * math.prod(area)
             std = math.sqrt(2 / fans)
             if isinstance(module, torch.nn.ConvTranspose2d) and name != "out":
-                std /= networks.TRUNC_STD  # cut at ±2.0, which is far out
+                std /= networks.TRUNC_STD  # truncated at ±2.0, far out
                 assert module.bias is None
             else:
                 assert (module.bias == 0).all()
             count = module.weight.numel()
             assert module.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * count)), name
             cut[name] = module.weight.abs().max().item() / std
-    # uniform, and normal cut at two standard deviations before the correction
+    # uniform, and normal truncated at two standard deviations before the correction
     assert 0.98 * math.sqrt(3) < cut["out"] <= math.sqrt(3) * (1 + 1e-6)
     assert 0.97 * 2 < cut["start"] * networks.TRUNC_STD <= 2 * (1 + 1e-6)
 
@@ -165,7 +165,7 @@ def test_reconstruction_loss_by_hand():
     torch.testing.assert_close(metrics["decoder_loss"], expected.detach())
 
 
-def test_the_decoder_teaches_the_encoder():
+def test_the_decoder_trains_the_encoder():
     flags = ("--dyn_scale", "0", "--rep_scale", "0", "--reward_scale", "0", "--cont_scale", "0")
     model = agents.agent(*flags, base=("dmc_vision", "dreamerv3")).world_model
     total, _, _ = model.loss(models.preprocess(agents.batch()), None)
@@ -174,7 +174,7 @@ def test_the_decoder_teaches_the_encoder():
     assert all(grad.abs().max() > 0 for grad in grads)
 
 
-def test_reconstruction_gets_better():
+def test_reconstruction_improves():
     flags = ("--model_lr", "4e-3", "--size", "16", "16", "--patch_size", "4")
     shapes = {"image": (16, 16, 3)}
     model = agents.agent(*flags, shapes=shapes, base=("dmc_vision", "dreamerv3")).world_model
@@ -224,7 +224,7 @@ def test_a_probe_learns_and_is_part_of_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("base, rows", [(("dmc_vision",), 6), (("dmc_vision", "dreamerv3"), 3)])
-def test_picture_of_truth_reconstruction_and_prediction(base, rows):
+def test_video_of_truth_reconstruction_and_prediction(base, rows):
     flags = ("--probe_decoder", "True") if "dreamerv3" not in base else ()
     model = agents.agent(*flags, base=base).world_model
     batch = agents.batch()
@@ -241,7 +241,7 @@ def test_picture_of_truth_reconstruction_and_prediction(base, rows):
         hidden = (cells[3] != cells[0]).any(-1)
         assert hidden.float().mean().item() == pytest.approx(0.5, abs=0.05)
         assert ((cells[3][hidden] == 127) | (cells[3][hidden] == 128)).all()
-    # what comes after the context shows in the reconstruction alone, another action in the prediction too
+    # images after the context change only the reconstruction, actions the prediction too
     later = {**batch, "image": torch.cat([batch["image"][:, :5], 255 - batch["image"][:, 5:]], 1)}
     moved = {**batch, "action": torch.cat([batch["action"][:, :5], -batch["action"][:, 5:]], 1)}
     for changed, predicts in ((later, False), (moved, True)):
@@ -278,7 +278,7 @@ def test_a_probe_in_a_run_logs_videos_and_changes_no_number(tmp_path):
         (["--probe_decoder", "True", "--batch_length", "4"], ["--batch_length"]),
     ],
 )
-def test_settings_of_a_decoder_that_cannot_be(flags, words):
+def test_impossible_settings_of_a_decoder(flags, words):
     with pytest.raises(ValueError) as error:
         check_config(load_config(["--configs", "dmc_vision", *flags]))
     assert all(word in str(error.value) for word in words)

@@ -1,6 +1,6 @@
-"""What backgrounds, green screens and colours cost, in milliseconds and against the engine's own render.
+"""Cost of backgrounds, green screens and colors, in milliseconds and relative to the engine's own render.
 
-python tests/benchmarks/backgrounds.py [--size 64 64] [--rounds 200]     videos are made for it
+python tests/benchmarks/backgrounds.py [--size 64 64] [--rounds 200]     generates its own videos
 """
 
 import argparse
@@ -18,7 +18,7 @@ from envs.dmc import DMC
 
 
 def milliseconds(function, rounds: int) -> float:
-    """Median over the rounds, after two that warm up."""
+    """Median over the rounds, after two warm-up calls."""
     times = []
     for _ in range(rounds + 2):
         start = time.perf_counter()

@@ -1,12 +1,12 @@
-"""How fast the envs are, alone and in workers, and what ours costs on top of the engines' own step and render.
+"""Speed of the envs, alone and in workers, and our overhead on top of the engines' own step and render.
 
     python tests/benchmarks/envs.py [--steps 200] [--workers 4] [--assets FOLDER] [TASK ...]
 
-Without --assets, small videos, frames and rooms are made. For each task: agent steps/s of one env and of all workers
-together; milliseconds of an agent step, and of the engine's calls alone on the same model (the suite's steps, texture
-upload and render; ManiSkill2's step and picture), alternating with whole steps in the same run; the share that is ours;
-milliseconds of what an episode begins with on top of the engine's reset (colours, videos, walks). For DMC the first
-line is the suite as it comes: its step and physics.render with its stock buffer.
+Without --assets, small videos, frames and rooms are generated. For each task: agent steps/s of one env and of all
+workers together; milliseconds of an agent step, and of the engine's calls alone on the same model (the suite's steps,
+texture upload and render; ManiSkill2's step and image), alternating with whole steps in the same run; our overhead;
+milliseconds that we add to the engine's reset (colors, videos, walks). For DMC the first line is the unmodified suite:
+its step and physics.render with its stock buffer.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def make_assets(root: Path) -> None:
 
 
 def engine_call(env, task: str):
-    """A function of an action and the camera's pose: what the engine must do for an agent step, and nothing of ours."""
+    """A function of an action and the camera's pose: the engine's work in an agent step, and none of ours."""
     if task.startswith("rms_"):
 
         def call(action, pose):
@@ -72,10 +72,10 @@ def engine_call(env, task: str):
         def call(action, pose):
             for _ in range(env.action_repeat):
                 env._env.step(action)
-            if task.endswith("_cs"):  # from the same pose: what is in view makes a difference to the time
+            if task.endswith("_cs"):  # from the same pose, as render time depends on what is in view
                 env.physics.data.cam_xpos[0], env.physics.data.cam_xmat[0] = pose
             if task.endswith("distracting_cs"):
-                env._uploaded = None  # a frame that is not up yet
+                env._uploaded = None  # a frame that is not uploaded yet
                 env._show(env._frame)
             env._view.render()
 
@@ -89,12 +89,12 @@ def seconds(function, *args) -> float:
 
 
 def typical(times: list[float]) -> float:
-    """Milliseconds, after the first: the lower quintile, as what else the machine does only ever adds to them."""
+    """Milliseconds, without the first: the lower quintile, as other load on the machine only ever adds time."""
     return 1000 * np.percentile(times[1:], 20) if times else float("nan")
 
 
 def alone(task: str, settings: dict, steps: int) -> tuple[float, float, float]:
-    """Milliseconds of an agent step, of the engine's part in it, and of an episode's beginning."""
+    """Milliseconds of an agent step, of the engine's part in it, and of our part in a reset."""
     env = envs.make(task, **settings)
     inner = env.env.env
     rng = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def together(task: str, settings: dict, steps: int, workers: int) -> float:
 
 
 def stock(steps: int) -> float:
-    """Milliseconds of two steps and a 64 x 64 render of the suite as it comes."""
+    """Milliseconds of two steps and a 64 x 64 render of the unmodified suite."""
     env = suite.load("walker", "walk", task_kwargs={"random": 0})
     env.reset()
     rng = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def main() -> None:
         head = ("1 env/s", f"{args.workers} envs/s", "step ms", "engine", "ours", "begin")
         print(f"{'task':36} {' '.join(f'{word:>8}' for word in head)}")
         if any(task.startswith("dmc_walker_walk") for task in args.tasks):
-            print(f"{'suite as it comes, walker walk':36} {'':8} {'':8} {stock(args.steps):8.2f}")
+            print(f"{'unmodified suite, walker walk':36} {'':8} {'':8} {stock(args.steps):8.2f}")
         for task in args.tasks:
             own = settings | ({"action_repeat": 1} if task.startswith("rms_") else {})
             try:

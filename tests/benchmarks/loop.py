@@ -1,22 +1,20 @@
-"""Times the training loop: whether envs and learner overlap, one action, and environment steps per second in all.
+"""Times the training loop: overlap of envs and learner, one action, and overall environment steps per second.
 
     python tests/benchmarks/loop.py [--rows configured balanced] [--seconds 60] [--SETTING VALUE ...]
     python tests/benchmarks/loop.py --long [AGENT_STEPS]
 
-It drives the real `dreamer.Trainer`. The first row is dmc_vision as it is (other flags are settings of dreamer.py).
-In the second row the two sides are about equally busy, by the number of updates for each step, and on a CPU by a
-small model too: only there can one see an overlap or the lack of it. On a CPU learner and envs then have cores of
-their own, the same ones alone and together, as "the larger of the two" means nothing where the two sides compete for
-cores.
+It drives the real `dreamer.Trainer`. The first row is plain dmc_vision (other flags are settings of dreamer.py).
+In the second row the two sides are about equally busy, through the number of updates per step, and on a CPU also
+through a small model: only there does an overlap show, or its absence. On a CPU, learner and envs then each get their
+own cores, the same ones alone and together, as "the larger of the two" means nothing if the two compete for cores.
 
 learner   the updates of an iteration, the envs idle
-envs      an iteration without its updates: the policy acts, all envs step, their answers go into the replay
-both      an iteration, as `Trainer.train` has it
+envs      an iteration without its updates: the policy acts, all envs step, the results go into the replay
+both      a whole iteration, as in `Trainer.train`
 
 --long trains a tiny model on vectors through `Trainer.train`, with its logs, checkpoints and evaluations, and prints
-speed and what the process and the folder hold after each tenth. The CPU time of a step, that of the learner's
-process, tells more than the speed where the machine has other work. The replay is full after three tenths: from there
-on nothing but the logs may grow.
+speed, memory and files after each tenth. On a machine with other load, CPU time per step (of the learner's process) is
+more informative than speed. The replay is full after three tenths: from then on, only the logs may grow.
 """
 
 import argparse
@@ -65,14 +63,14 @@ def work_time(pids: list[int]) -> float:
 
 
 def machine_time() -> float:
-    """Seconds for which the machine's cores have been busy, or taken away by the host it runs on."""
+    """Seconds for which the machine's cores have been busy, including time stolen by its host."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The run's own lines go nowhere."""
+    """Discards the run's own output."""
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
         yield
 
@@ -83,7 +81,7 @@ def workers(run: dreamer.Trainer) -> list[int]:
 
 
 def split_cores(run: dreamer.Trainer) -> str:
-    """Gives one half of the cores to the learner and the other to the env workers; says so."""
+    """Gives one half of the cores to the learner and the other to the env workers; returns a description."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2 or not workers(run):
         return "learner and envs share the cores"
@@ -148,19 +146,19 @@ class Pieces:
             action.cpu()
 
     def seconds(self, part: str, iterations: int) -> float:
-        """Of one iteration of `learner`, `envs`, `both` or `act`."""
+        """Seconds per iteration of `learner`, `envs`, `both` or `act`."""
         run = self.run
         run.updates = self.updates_due()
-        self.step()  # a step has just begun, and its updates are due: as it is within the loop
+        self.step()  # a step has just begun and its updates are due, as within the loop
         if part in ("learner", "act"):
             for host in run.collector.envs.hosts:
                 if hasattr(host, "pipe"):
-                    host.pipe.poll(None)  # the envs are through
+                    host.pipe.poll(None)  # the envs are done
         return timed(getattr(self, part), run.device, iterations) / iterations
 
 
 def timed(function: Callable, device: torch.device, *args) -> float:
-    """Seconds of a call, the GPU's work included."""
+    """Seconds of a call, including the GPU's work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -181,7 +179,7 @@ def measure(name: str, flags: list[str], balanced: bool, budget: float) -> str:
             if balanced and run.device.type == "cpu":
                 remarks.append(split_cores(run))
             pieces = Pieces(run)
-            for part in ("envs", "both", "act"):  # what the first calls set up
+            for part in ("envs", "both", "act"):  # warm up
                 pieces.seconds(part, 2)
             if balanced:
                 one = pieces.seconds("learner", 4) / pieces.updates
@@ -241,7 +239,7 @@ def table(settings: list[str], rows: list[str], budget: float) -> None:
 
 
 def held(run: dreamer.Trainer, folder: Path) -> tuple[float, float, int, int, float, float]:
-    """MiB of this process and of the env workers, open files, files of the folder, their MiB, those of the logs."""
+    """MiB of this process and of the env workers, open files, files in the folder, their MiB, MiB of the logs."""
     page = resource.getpagesize() / 2**20
     memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for pid in (os.getpid(), *workers(run))]
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -256,7 +254,7 @@ def long(agent_steps: int, settings: list[str]) -> None:
     tenth = agent_steps // 10 * config.action_repeat
     config = config.replace(eval_every=tenth, checkpoint_every=max(1, tenth // 2), log_every=max(1, tenth // 20))
     head = "agent steps | steps/s | CPU ms a step | updates/s | episodes | MiB | MiB of envs | open files | files"
-    head += " | MiB of folder | of it logs"
+    head += " | MiB of folder | of which logs"
     print(f"{config.task}, {config.envs} envs, {tools.pick_device(config.device)}, {torch.get_num_threads()} threads")
     print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}", flush=True)
     costs = []
@@ -264,7 +262,7 @@ def long(agent_steps: int, settings: list[str]) -> None:
         with quiet():
             run = dreamer.Trainer(config, Path(folder))
         stop = tools.Interrupt()
-        tools.Interrupt = lambda: contextlib.nullcontext(stop)  # one for all tenths: a signal ends the last of them
+        tools.Interrupt = lambda: contextlib.nullcontext(stop)  # one for all tenths: a signal ends all of them
         with contextlib.closing(run), stop:
             with quiet():
                 run.resume()
@@ -284,7 +282,7 @@ def long(agent_steps: int, settings: list[str]) -> None:
                 row += [f"{memory:.0f}", f"{theirs:.0f}", f"{fds}", f"{files}", f"{size:.2f}", f"{logs:.2f}"]
                 print(f"| {' | '.join(row)} |", flush=True)
     slower = sum(costs[-3:]) / sum(costs[-6:-3]) - 1
-    print(f"CPU time of a step, the last three tenths against the three before: {slower:+.1%}")
+    print(f"CPU time per step, the last three tenths relative to the three before: {slower:+.1%}")
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""How fast the replay is: adding rows, drawing and gathering batches, prefetching them, loading files.
+"""Speed of the replay: adding rows, drawing and gathering batches, prefetching them, loading files.
 
     python tests/benchmarks/replay.py [--steps 200000] [--directory DIR]
 
-The frames are random, the batches 16×64 rows of 64×64 images with a walker's action, as dmc_vision has them. The
-files, 12.4 KB for each step, go to a temporary folder of DIR and are removed. Loading is measured with the files in the
-system's cache: from a disk that reads slower than this, loading takes what the disk takes.
+The frames are random, the batches 16×64 rows of 64×64 images with a walker's action, as in dmc_vision. The
+files, 12.4 KB per step, go to a temporary folder in DIR and are removed. Loading is measured with the files in the page
+cache: a disk that reads more slowly than this sets the time.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
         raw = replay.steps * (64 * 64 * 3 + 6 * 4 + 4 + 2)
         print(f"replay            {replay.steps} steps, {replay.episodes} episodes, {raw / 1e9:.2f} GB of raw rows")
         print(f"memory            {(resident() - before) / raw:.3f} x the raw bytes")
-        print(f"add, files too    {1e6 * seconds / replay.steps:.0f} us a step, {replay.steps / seconds:.0f} steps/s")
+        print(f"add, with files   {1e6 * seconds / replay.steps:.0f} us a step, {replay.steps / seconds:.0f} steps/s")
 
         start = time.perf_counter()
         for _ in range(args.batches):

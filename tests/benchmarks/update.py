@@ -1,14 +1,14 @@
-"""Times one update of the agent: world model, imagination, actor, critic, their optimiser steps and EMA moves.
+"""Times one update of the agent: world model, imagination, actor, critic, their optimizer steps and EMA updates.
 
     python tests/benchmarks/update.py [--device cpu] [--precision 32 16] [--modes plain native compiled captured]
                                       [--repeats 7] [--profile] [--SETTING VALUE ...]
 
 Walker frames from a real replay, batch 16×64, 6 actions by default; other flags are settings of dreamer.py. Modes:
-plain PyTorch, with layers in C++ (native, on a CPU), with layers that PyTorch compiles, on a GPU all of it in one CUDA
-graph; by default those that `compile` may choose.
+plain PyTorch; native, with layers in C++ (CPU); layers compiled by PyTorch; captured, all of it in one CUDA graph
+(GPU). By default those that `compile` may choose.
 Prints for each the median, updates/s, achieved FLOP/s and their share of what a plain matrix product of the same type
-reaches in the same run, and the time until it is ready; on a GPU also kernels an update and peak memory. --profile adds
-the time of each part of an update, and the operations that take longest.
+reaches in the same run, and the time until it is ready; on a GPU also kernels per update and peak memory. --profile
+adds the time of each part of an update and the slowest operations.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def walker_batch(config: Config, device: torch.device) -> dict[str, torch.Tensor
 
 
 class FlopCount(TorchDispatchMode):
-    """Adds up the operations of matrix products and convolutions, forward and backward."""
+    """Counts the FLOPs of matrix products and convolutions, forward and backward."""
 
     total = 0
 
@@ -137,7 +137,7 @@ def main() -> None:
             first = sum(timed(update, device) for _ in range(fast.GraphedFunction.WARM_UP + 1 if gpu else 2))
             product = Product(torch.bfloat16 if precision == 16 else torch.float32, device)
             product()
-            # in turn, as the speed of a shared machine changes
+            # interleaved, as the speed of a shared machine changes
             pairs = [(timed(update, device), timed(product, device)) for _ in range(args.repeats)]
             seconds, product_seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
             ceiling = product.flops / product_seconds
@@ -155,7 +155,7 @@ def main() -> None:
 
 
 class Parts:
-    """Time within each part of an update, that of the parts within it excepted."""
+    """Time within each part of an update, excluding nested parts."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.stack = device, {}, []
@@ -192,9 +192,9 @@ def parts(agent: dreamer.Dreamer, batch: dict[str, torch.Tensor], device: torch.
         (networks.RSSM, "target_branch", "target branch"),
         (networks.RSSM, "imagine", "imagination"),
         (models.WorldModel, "loss", "world model losses"),
-        (models.ImagBehavior, "loss", "behaviour losses"),
+        (models.ImagBehavior, "loss", "behavior losses"),
         (torch.autograd, "grad", "backward"),
-        (tools.Optimizer, "step", "optimiser"),
+        (tools.Optimizer, "step", "optimizer"),
         (tools, "ema", "EMA"),
     ]
     if agent.config.hybrid:
@@ -211,7 +211,7 @@ def parts(agent: dreamer.Dreamer, batch: dict[str, torch.Tensor], device: torch.
 
 
 def operations(agent: dreamer.Dreamer, batch: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Prints the operations that take longest, forward and backward."""
+    """Prints the slowest operations, forward and backward."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as trace:
         agent.update(batch)

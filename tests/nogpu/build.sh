@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds what count.py needs in a folder (3 GB; x86-64, Python 3.11 or later, c++): a CUDA build of PyTorch without
+# Builds the folder that count.py needs (3 GB; x86-64, Python 3.11 or later, c++): a CUDA build of PyTorch without
 # NVIDIA's libraries, and cuda.cpp in their place.
 #
 #     bash tests/nogpu/build.sh FOLDER
@@ -10,10 +10,10 @@ mkdir -p "${1:?a folder}"
 folder=$(cd "$1" && pwd)
 python3 -m venv "$folder/venv"
 pip="$folder/venv/bin/python -m pip -q --disable-pip-version-check"
-# without their needs: NVIDIA's libraries are what is replaced
+# without dependencies: NVIDIA's libraries are replaced
 [ -d "$folder/wheels" ] || $pip download --no-deps --only-binary=:all: -d "$folder/wheels" torch==2.11.0 triton==3.6.0 nvidia-cuda-runtime==13.0.96
 $pip install --no-deps "$folder"/wheels/{torch,triton}-*.whl
-# of the runtime itself the headers alone
+# only the headers of the runtime itself
 python3 -m zipfile -e "$folder"/wheels/nvidia_cuda_runtime-*.whl "$folder/headers"
 grep -vE '^(torch|mani_skill2|sapien)==' "$here/../../requirements.txt" >"$folder/requirements.txt"
 $pip install -r "$folder/requirements.txt" jinja2 sympy
@@ -22,7 +22,7 @@ site=$("$folder/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path(
 includes=(-I"$folder/headers/nvidia/cu13/include" -I"$site/triton/backends/nvidia/include")
 cd "$folder"
 c++ -std=c++17 -O1 -fPIC "${includes[@]}" -c "$here/cuda.cpp" -o cuda.o
-# every other function of NVIDIA's that PyTorch or Triton names
+# every other NVIDIA function that PyTorch or Triton references
 {
   nm -D --undefined-only "$site"/torch/lib/*.so | awk '{print $2}' | sed 's/@.*//'
   grep -oE '\<cu[A-Z][A-Za-z0-9]*\(' "$site/triton/backends/nvidia/driver.c" | tr -d '('

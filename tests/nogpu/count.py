@@ -1,11 +1,11 @@
-"""Counts what an update and a step of acting ask of a GPU, on a machine without one (see build.sh).
+"""Counts the GPU calls of an update and of an acting step, on a machine without a GPU (see build.sh).
 
     python tests/nogpu/count.py [--modes plain compiled captured] [--names N] [--SETTING VALUE ...]
 
-The agent of `dmc_vision` (other flags are settings of dreamer.py) learns and acts on zeros: all that Python and PyTorch
-do is done, kernels are compiled for an H100 and do nothing. Prints for each mode the kernels by their maker, the
-host's time, that until it is ready, and the peak of the memory that the allocator gave out; --names adds the most
-frequent kernels. The last call of each must not wait for the GPU: it fails if it does.
+The agent of `dmc_vision` (other flags are settings of dreamer.py) learns and acts on zeros: Python and
+PyTorch run in full, kernels are compiled for an H100 and do nothing. Prints for each mode the kernels by origin, the
+host's time, the time until it is ready, and the allocator's peak memory; --names adds the most frequent kernels. The
+last call of each must not wait for the GPU: it fails if it does.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def take_counts(library: ctypes.CDLL) -> collections.Counter:
 
 
 def report(name: str, library: ctypes.CDLL, call, names: int) -> None:
-    """Calls until ready, and once more, counted and without waiting."""
+    """Calls it until it is ready, then once more, counted and without waiting."""
     torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     for _ in range(WARM_UP):

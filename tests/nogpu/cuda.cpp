@@ -1,8 +1,8 @@
-// A CUDA runtime, driver, cuBLAS and cuDNN for a machine without a GPU: the host's side of all calls, kernels that do nothing.
+// A CUDA runtime, driver, cuBLAS and cuDNN for a machine without a GPU: the host side of all calls, kernels that do nothing.
 //
-// Device memory is memory of the host; what would be computed in it stays as it is. Streams, events and captures are kept
-// account of, and what CUDA refuses within a capture (waiting, allocating, work beside it) is refused and said. Functions
-// that are not here return 0 (build.sh makes them).
+// Device memory is host memory, whose contents never change. Streams, events and captures are tracked, and operations that
+// CUDA refuses within a capture (waiting, allocating, work outside it) are refused and reported. Functions that are not
+// here return 0 (build.sh makes them).
 
 #include <cuda.h>
 #include <dlfcn.h>
@@ -44,7 +44,7 @@ static std::recursive_mutex mutex;
 static std::map<const void*, std::string> kernel_names;
 static std::map<std::string, long> counts;
 static std::map<char*, size_t> device_memory, pinned_memory;
-static std::map<Graph*, bool> captures;  // under way
+static std::map<Graph*, bool> captures;  // in progress
 static bool waiting_forbidden = false;
 static thread_local Error last_error = cudaSuccess;
 static thread_local bool relaxed = false;
@@ -95,11 +95,11 @@ static bool lies_in(std::map<char*, size_t>& memory, const void* p) {
   return (char*)p < after->first + after->second;
 }
 
-// For the one who counts
+// Interface of count.py
 
 API void nogpu_forbid_waiting(int forbidden) { waiting_forbidden = forbidden; }
 
-// Writes "count<tab>name" lines and begins anew.
+// Writes "count<tab>name" lines and resets the counts.
 API long nogpu_take_counts(char* out, long size) {
   LOCKED;
   std::string lines;
@@ -346,7 +346,7 @@ API Error cudaGraphGetNodes(void* graph, void**, size_t* n) {
   return cudaSuccess;
 }
 
-// Kernels that PyTorch brings
+// PyTorch's own kernels
 
 struct Configuration {
   Dim grid, block;
@@ -396,7 +396,7 @@ API Error cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const v
   return *n = 4, cudaSuccess;
 }
 
-// The driver: kernels that Triton made
+// The driver: Triton's kernels
 
 API CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 API CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }
@@ -460,7 +460,7 @@ API int cublasLtMatmul(void*, void*, const void*, const void*, void*, const void
   return launch("blas:cublasLtMatmul", stream) ? 14 : 0;
 }
 
-// cuDNN 9.19, which PyTorch asks for by these numbers
+// cuDNN 9.19, the version that PyTorch asks for
 
 API size_t cudnnGetVersion() { return 91900; }
 API size_t cudnnGetCudartVersion() { return 13000; }
