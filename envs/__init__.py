@@ -1,11 +1,11 @@
-"""Environments: a task name and its settings in, an env that speaks the agent's protocol out.
+"""Environments: from a task name and settings to an env that follows the agent's protocol.
 
-`make` is the only door. An env has
+`make` is the only entry point. An env has
 
 * `observation_space`: gym.spaces.Dict of `image` (H, W, 3) uint8 and float32 vectors;
 * `action_space`: gym.spaces.Box in [-1, 1], or gym.spaces.Discrete, whose actions are one-hot vectors here;
 * `reset(episode=None) -> obs`: starts the next episode, or the given one. An episode is a pure function of (seed,
-  episode, actions), so a killed run gets an unfinished episode back: reset to its number, step its actions again;
+  episode, actions), so a killed run can restore an unfinished episode: reset to its number, step its actions again;
 * `step({"action": a}) -> obs, reward, done, info`: one agent step, `action_repeat` environment steps, rewards summed;
 * `close()`.
 
@@ -18,7 +18,7 @@ from collections.abc import Collection
 
 import gym_notices.notices
 
-gym_notices.notices.notices.clear()  # gym would print that it is unmaintained whenever it is imported
+gym_notices.notices.notices.clear()  # gym prints that it is unmaintained at every import
 
 SETTINGS = (
     "shadow_size",
@@ -30,7 +30,7 @@ SETTINGS = (
     "ds_resource_path",
     "scan_path",
     "assets",
-)  # config keys that are passed on to `make` as they are
+)  # config keys passed to `make` unchanged
 
 MODES = ("video", "color_easy", "color_hard", "video_easy", "video_hard", "distracting_cs", "sensor_cs")
 MANISKILL_TASKS = (
@@ -67,12 +67,12 @@ def make(
     """Makes the env of a task: `dmc_{domain}_{task}[_{mode}]` (`cup` is ball_in_cup), `rms_{task}` or `gym_{id}`.
 
     seed: of the env's whole stream of episodes. size: (height, width) of the image. action_repeat: environment steps of
-    an agent step. time_limit: in environment steps. image: False leaves rendering out; None, where nothing
-    can render. evaluation: whether the env is one of evaluation, for settings that differ there. The other settings
+    an agent step. time_limit: in environment steps. image: False disables rendering; None does so where
+    nothing can render. evaluation: whether it is an evaluation env, for settings that differ there. The other settings
     belong to single families; configs.yaml explains them.
 
-    Raises ValueError for an unknown domain, task or mode and for settings that cannot be; FileNotFoundError for assets
-    that are missing.
+    Raises ValueError for an unknown domain, task or mode and for impossible settings; FileNotFoundError for missing
+    assets.
     """
     family, name = _parse(task)
     if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(_whole(v, 1, 4096) for v in size)):
@@ -89,7 +89,7 @@ def make(
     size, seed, action_repeat, time_limit = tuple(map(int, size)), int(seed), int(action_repeat), int(time_limit)
     common = {"seed": seed, "size": size, "action_repeat": action_repeat}
 
-    # Each family is imported when it is asked for: a DMC agent needs no SAPIEN, and the other way round.
+    # Each family is imported on demand: a DMC agent does not need SAPIEN, and vice versa.
     if family == "rms":
         from .maniskill import RealisticManiSkill
 
@@ -141,7 +141,7 @@ def make(
     return TimeLimit(CheckAction(CheckFinite(env, task)), time_limit // action_repeat)
 
 
-# Largest reward of an environment step, where it is not dm_control's 1.
+# Largest reward of an environment step, if it is not dm_control's 1.
 MAX_REWARD = {
     "push_cube": 6.5,
     "lift_cube": 6.5,
@@ -155,7 +155,7 @@ MAX_REWARD = {
 
 
 def reward_to_simsr(task: str, action_repeat: int) -> float:
-    """The factor that brings a task's rewards of an agent step into [0, 2], which the bisimulation loss wants.
+    """The factor that brings a task's rewards per agent step into [0, 2], as the bisimulation loss expects.
 
     1 for DMC up to an action repeat of 2, and for `gym_{id}`, whose rewards are not known.
     """
@@ -183,7 +183,7 @@ def _parse(task: str):
 
     if rest == "cup" or rest.startswith("cup_"):
         rest = "ball_in_" + rest
-    # Names contain underscores, and one may be the start of another (humanoid, humanoid_CMU): take the longest.
+    # Names contain underscores, and one may be a prefix of another (humanoid, humanoid_CMU): take the longest.
     domains = [d for d in TASKS if rest == d or rest.startswith(d + "_")]
     if not domains:
         raise ValueError(f"--task {task}: no such domain; {nearest(rest.split('_')[0], TASKS)}")
@@ -200,9 +200,9 @@ def _parse(task: str):
 
 
 def nearest(word: str, names: Collection[str], prefix: str = "", cutoff: float = 0.5) -> str:
-    """`did you mean` the names that are close to a word, else `there are` all of them."""
+    """`did you mean` the names that are close to a word, else `choose from` all of them."""
     near = difflib.get_close_matches(word, names, n=3, cutoff=cutoff)
-    return ("did you mean " if near else "there are ") + ", ".join(prefix + n for n in near or sorted(names))
+    return ("did you mean " if near else "choose from ") + ", ".join(prefix + n for n in near or sorted(names))
 
 
 def _whole(value, low: int, high: float = float("inf")) -> bool:

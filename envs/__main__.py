@@ -1,4 +1,4 @@
-"""Watch a task: `python -m envs --task dmc_walker_walk_video_hard --out clip.mp4` records a random policy."""
+"""Records a task: `python -m envs --task dmc_walker_walk_video_hard --out clip.mp4` records a random policy."""
 
 import argparse
 import inspect
@@ -12,7 +12,7 @@ import envs
 import video
 
 SUFFIXES = (".mp4", ".gif")
-MAX_SIDE = 4096  # pixels of a video, which every player can show
+MAX_SIDE = 4096  # pixels of a video that every player can show
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"python -m envs: {error}", file=sys.stderr)
         sys.exit(2)
-    ended = f", returns of its episodes: {' '.join(f'{r:.1f}' for r in returns)}" if returns else ""
+    ended = f", episode returns: {' '.join(f'{r:.1f}' for r in returns)}" if returns else ""
     print(f"{args.out}: {count} frames{ended}")
 
 
@@ -38,9 +38,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", required=True, type=Path, help="video to write, .mp4 or .gif")
     parser.add_argument("--steps", type=int, default=200, help="agent steps to record (default 200)")
-    parser.add_argument("--episodes", type=int, default=None, help="whole episodes to record, in place of --steps")
+    parser.add_argument("--episodes", type=int, default=None, help="whole episodes to record, instead of --steps")
     parser.add_argument("--fps", type=float, default=20, help="frames per second (default 20)")
-    parser.add_argument("--zoom", type=int, default=4, help="pixels of the video for each of the agent's (default 4)")
+    parser.add_argument("--zoom", type=int, default=4, help="size of the agent's pixels in the video (default 4)")
     parser.add_argument("--size", type=int, nargs=2, default=(64, 64), help="height and width of the agent's image")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--action_repeat", type=int, help="default 2, for rms_* 1")
@@ -54,11 +54,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
 
     if args.out.suffix.lower() not in SUFFIXES:
-        parser.error(f"--out {args.out}: expected a name that ends in {' or '.join(SUFFIXES)}")
+        parser.error(f"--out {args.out}: expected a name ending in {' or '.join(SUFFIXES)}")
     if args.out.is_dir():
-        parser.error(f"--out {args.out} is a folder: expected the name of a file")
+        parser.error(f"--out {args.out} is a folder: expected a file name")
     if not args.out.absolute().parent.is_dir():
-        parser.error(f"--out {args.out}: there is no folder {args.out.absolute().parent}")
+        parser.error(f"--out {args.out}: no such folder {args.out.absolute().parent}")
     for flag in ("steps", "episodes", "zoom"):
         value = getattr(args, flag)
         if value is not None and not value > 0:

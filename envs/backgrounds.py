@@ -1,7 +1,7 @@
 """Image and video sources: frames decoded once, cached on disk at frame size, shared by all env processes.
 
-A cache file is an uncompressed .npy that every process maps read-only, so that the frames are in memory once however
-many envs show them. The first process to need it decodes; the others wait for it at a file lock.
+A cache file is an uncompressed .npy that every process maps read-only, so that the frames are in memory once for any
+number of envs. The first process that needs it decodes; the others wait for it at a file lock.
 """
 
 import bisect
@@ -85,9 +85,9 @@ class Color:
 
 
 class Clouds:
-    """Moving clouds with the statistics of natural images: amplitudes fall as 1/f, and large shapes outlive small ones.
+    """Moving clouds with the statistics of natural images: amplitudes fall as 1/f, and large shapes last longer.
 
-    Each spatial frequency f (cycles per image) is a complex Ornstein-Uhlenbeck process: it forgets itself over about
+    Each spatial frequency f (cycles per image) is a complex Ornstein-Uhlenbeck process: it decorrelates over about
     80/f frames while the whole image drifts. Grayscale; an episode draws its own clouds, drift and brightness.
     """
 
@@ -112,7 +112,7 @@ class Clouds:
     def reset(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._level = self.MEAN + rng.uniform(-24, 24)
-        angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.002, 0.012)  # image widths a frame
+        angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.002, 0.012)  # image widths per frame
         fy, fx = self._frequency
         drift = np.exp(-2j * np.pi * speed * (fy * np.sin(angle) + fx * np.cos(angle)))
         self._move = (self._kept * drift).astype(np.complex64)
@@ -145,12 +145,12 @@ def make_source(
     """The background of a `_video` task.
 
     img_source: `video` (all frames of the files, the files in an order that depends on the seed, up to total_frames),
-    `images` (a file a frame, in the order of their names, up to total_frames), both grayscale and resized to `size`;
+    `images` (a file per frame, in the order of their names, up to total_frames), both grayscale and resized to `size`;
     `clouds`, `noise` or `color`, which need no files. size: (height, width). seed: the env's. resource_files: glob, or
-    a folder; eval_resource_files: those of an evaluation env, by default the same.
+    a folder; eval_resource_files: those of an evaluation env, the same by default.
 
-    Raises ValueError for an unknown img_source, total_frames below 1 and a file that is no video or image;
-    FileNotFoundError where there are no files.
+    Raises ValueError for an unknown img_source, total_frames below 1 and a file that is not a video or image;
+    FileNotFoundError if there are no files.
     """
     if img_source not in IMG_SOURCES:
         raise ValueError(f"--img_source {img_source}: expected one of {', '.join(IMG_SOURCES)}")
@@ -165,7 +165,7 @@ def make_source(
     settings = {"grayscale": True, "limit": int(total_frames), "cache": cache}
     if img_source == "images":
         return Frames(load_clips([files], size, read=read_image, **settings))
-    order = np.random.default_rng([seed, 0, 1]).permutation(len(files))  # no stream of an episode, those are [seed, n]
+    order = np.random.default_rng([seed, 0, 1]).permutation(len(files))  # unlike the streams of episodes, [seed, n]
     return Frames(load_clips([[files[i]] for i in order], size, **settings))
 
 
@@ -174,7 +174,7 @@ def find_files(resource_files: str, img_source: str, flag: str = "--resource_fil
     remedy = f"name your own, such as {flag} 'FOLDER/*.jpg'; --img_source clouds, noise or color needs none"
     if img_source == "video":
         remedy = (
-            remedy.replace("jpg", "mp4") + "; python setup/download_assets.py kinetics --videos FOLDER makes them small"
+            remedy.replace("jpg", "mp4") + "; python setup/download_assets.py kinetics --videos FOLDER shrinks them"
         )
     if not resource_files:
         raise FileNotFoundError(f"--img_source {img_source} needs {flag}: {remedy}")
@@ -188,7 +188,7 @@ def find_files(resource_files: str, img_source: str, flag: str = "--resource_fil
 
 
 def read_video(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a video, (h, w, 3) uint8 RGB. By OpenCV, or where it gets none by scikit-video through ffmpeg."""
+    """The frames of a video, (h, w, 3) uint8 RGB. By OpenCV, or if it decodes none, by scikit-video through ffmpeg."""
     frames = _read_opencv(path)
     first = next(frames, None)
     if first is None:
@@ -213,7 +213,7 @@ def _read_opencv(path: Path) -> Iterator[np.ndarray]:
 
 
 def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
-    if np.lib.NumpyVersion(np.__version__) >= "1.24.0":  # scikit-video uses names that this numpy no longer has
+    if np.lib.NumpyVersion(np.__version__) >= "1.24.0":  # scikit-video uses names that numpy has removed
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of those names
@@ -222,7 +222,7 @@ def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
 
             frames = skvideo.io.vreader(str(path))
             first = next(frames, None)
-        except Exception:  # of many kinds; read_video raises its own error for a file without frames
+        except Exception:  # of any type; read_video raises its own error for a file without frames
             return
         if first is not None:
             yield first
@@ -250,8 +250,8 @@ def load_clips(
 
     A clip is a list of files whose frames follow one another, resized bilinearly to `size` (height, width). `limit` is
     the maximum number of frames of all clips together: the last clip is cut, and those after it are not read. A clip is
-    decoded at its first use and then found in the folder `cache`, named after its files' paths, sizes and times. Where
-    that folder cannot be written, a temporary one takes its place, and a line says so.
+    decoded at its first use and then found in the folder `cache`, named after its files' paths, sizes and times. If
+    that folder cannot be written, a temporary one replaces it, with a line on stderr.
     """
     folder, bar, decoded = Path(cache), None, False
     arrays, left = [], limit or sys.maxsize
@@ -259,9 +259,9 @@ def load_clips(
         for clip in clips:
             name = _cache_name(clip, size, grayscale, limit, read)
             array = _open_cached(folder / name)
-            if array is None and bar is None:  # from here on other processes wait, for this one may decode
+            if array is None and bar is None:  # from here on other processes wait, as this one may decode
                 folder = on_exit.enter_context(_locked_folder(folder))
-                # A progress bar on a terminal: of frames where their number is known, else of files.
+                # A progress bar on a terminal: of frames if their number is known, else of files.
                 total, unit = (limit, "frame") if limit else (sum(map(len, clips)), "file")
                 bar = on_exit.enter_context(tqdm(total=total, unit=unit, desc="decoding backgrounds", disable=None))
                 array = _open_cached(folder / name)
@@ -275,7 +275,7 @@ def load_clips(
             if not left:
                 break
         if bar is not None:
-            bar.total = bar.n  # what was to be decoded
+            bar.total = bar.n  # fewer than the limit
     return arrays
 
 
@@ -305,12 +305,12 @@ def _cache_name(clip, size: tuple[int, int], grayscale: bool, limit: int | None,
 def _open_cached(path: Path) -> np.ndarray | None:
     try:
         return np.asarray(np.load(path, mmap_mode="r"))
-    except (OSError, ValueError, EOFError):  # not there, or cut short by a crash of the machine: decode (again)
+    except (OSError, ValueError, EOFError):  # missing, or truncated by a crash of the machine: decode (again)
         return None
 
 
 def _save(path: Path, frames: np.ndarray) -> None:
-    """Writes under another name first: no process ever sees half a file."""
+    """Writes under another name first, so that no process sees an incomplete file."""
     part = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with open(part, "wb") as file:
@@ -324,7 +324,7 @@ def _save(path: Path, frames: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def _locked_folder(cache: Path) -> Iterator[Path]:
-    """The cache folder, or a temporary one where it cannot be written, with its lock held."""
+    """The cache folder, or a temporary one if it cannot be written, with its lock held."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         (cache / ".lock").open("a").close()

@@ -1,4 +1,4 @@
-"""DMC with natural videos behind it (`_video`, of DBC), and colors and green screens of the DMControl Generalization
+"""DMC in front of natural videos (`_video`, from DBC), and colors and green screens of the DMControl Generalization
 Benchmark (color_easy, color_hard, video_easy, video_hard)."""
 
 import pickle
@@ -12,10 +12,10 @@ from . import backgrounds
 from .dmc import DMC, common
 
 # isort: split
-import mujoco  # after .dmc, which picks the renderer that it is imported with
+import mujoco  # after .dmc, which picks the renderer at import
 
 CAMERA = 0  # for every domain, the quadruped included, as in the public code of both families
-DARK_FLOOR_DOMAINS = ("walker", "hopper", "cheetah", "stacker")  # their floor stays, elsewhere it is background too
+DARK_FLOOR_DOMAINS = ("walker", "hopper", "cheetah", "stacker")  # their floor stays; elsewhere it is background too
 
 STOCK_COLORS = {"grid_rgb1": (0.1, 0.2, 0.3), "self_rgb": (0.7, 0.5, 0.3), "skybox_rgb": (0.4, 0.6, 0.8)}
 COLOR_STD = {"color_easy": 0.1, "color_hard": 0.2}
@@ -26,13 +26,13 @@ GREEN = (51, 204, 51)  # .2 .8 .2
 
 
 class DistractedDMC(DMC):
-    """`dmc_{domain}_{task}_video`: what is blue in the frame shows a background instead (deep_bisim4control).
+    """`dmc_{domain}_{task}_video`: a background replaces the blue pixels of the frame (deep_bisim4control).
 
-    The suite's shared look is changed so that blue means background: see `altered_look`. One frame of the background
-    for each agent step, wrapping around, starting from a random one in each episode.
+    The suite's shared look is changed so that blue means background: see `altered_look`. One background frame
+    per agent step, wrapping around, starting from a random one in each episode.
 
     evaluation, img_source, resource_files, eval_resource_files, total_frames: see `backgrounds.make_source`. assets:
-    folder of the downloaded assets; decoded frames are cached in its folder `cache`. The other arguments are DMC's.
+    folder of the downloaded assets; decoded frames are cached in its subfolder `cache`. The other arguments are DMC's.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ def green_mask(frame: np.ndarray) -> np.ndarray:
 
 
 def replace(frame: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """The frame (H, W, 3) with the background's pixels where the mask (H, W) says so; in place."""
+    """The frame (H, W, 3) with the background's pixels where the mask (H, W) is True; in place."""
     return cv2.copyTo(background, mask.view(np.uint8), frame)
 
 
@@ -127,11 +127,11 @@ class DMCGS(DMC):
     """`dmc_{domain}_{task}_{mode}`, mode one of color_easy, color_hard, video_easy, video_hard.
 
     color_*: at each reset floor, robot and sky take colors from a set of 100. video_*: the sky, in video_hard the
-    floor too, is a green screen on which a video plays, the next one at each reset, one frame for each agent step,
+    floor too, is a green screen on which a video plays, the next one at each reset, one frame per agent step,
     from its first frame, wrapping around.
 
-    assets: folder of the downloaded assets: the sets are read from dmcgb/{mode}.pt in it (or drawn where it is not
-    there), the videos from dmcgb/{mode}/*.mp4. The other arguments are DMC's.
+    assets: folder of the downloaded assets: the sets are read from dmcgb/{mode}.pt in it (or drawn if it is
+    missing), the videos from dmcgb/{mode}/*.mp4. The other arguments are DMC's.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class DMCGS(DMC):
 
 
 def texture(model, index: int) -> np.ndarray:
-    """A texture's pixels in the model's memory, (h, w, 3) uint8; a skybox has its six faces one below the other."""
+    """A texture's pixels in the model's memory, (h, w, 3) uint8; a skybox has its six faces stacked vertically."""
     start, height, width = model.tex_adr[index], model.tex_height[index], model.tex_width[index]
     return model.tex_data[start : start + height * width * 3].reshape(height, width, 3)
 
@@ -198,8 +198,8 @@ def _texture_templates() -> dict[str, np.ndarray]:
     """The shared textures, (h, w) uint8, their parts distinguished by level.
 
     skybox: the gradient from 0 to 254, the random marks 255. grid: rgb1 is 0, rgb2 is 255, the lines are between.
-    Coloring a template by a table of levels gives in milliseconds what compiling takes a tenth of a second for (the
-    sky to one level of 255).
+    Coloring a template through a table of levels takes milliseconds, compiling a tenth of a second (the sky agrees to
+    one level of 255).
     """
     gradient = {"rgb1": " ".join(["0.99608"] * 3), "rgb2": "0 0 0", "markrgb": "1 1 1"}  # .99608 * 255 = 254.0004
     checker = {"rgb1": "0 0 0", "rgb2": "1 1 1", "markrgb": ".5 .5 .5"}
@@ -215,7 +215,7 @@ def _texture_templates() -> dict[str, np.ndarray]:
 def load_colors(mode: str, assets: str) -> dict[str, np.ndarray]:
     """The color set of color_easy or color_hard: {grid_rgb1, grid_rgb2, self_rgb, skybox_rgb: (100, 3) in [0, 1]}.
 
-    The benchmark's own, {assets}/dmcgb/{mode}.pt, where that file is, else `draw_colors`.
+    The benchmark's own, {assets}/dmcgb/{mode}.pt, if that file exists, else `draw_colors`.
     """
     path = Path(assets) / "dmcgb" / f"{mode}.pt"
     if not path.exists():
@@ -224,15 +224,15 @@ def load_colors(mode: str, assets: str) -> dict[str, np.ndarray]:
         entries = _read_pt(path)
         colors = {name: np.array([entry[name] for entry in entries]) for name in (*STOCK_COLORS, "grid_rgb2")}
         good = all(value.shape == (COLORS, 3) and value.min() >= 0 for value in colors.values())
-    except Exception as error:  # pickle raises nearly anything on a broken file
+    except Exception as error:  # pickle raises almost anything for a damaged file
         raise ValueError(f"{path}: not a color set of the benchmark ({error}); {_download()}") from error
     if not good:
-        raise ValueError(f"{path}: not a color set of the benchmark ({COLORS} colors are expected); {_download()}")
+        raise ValueError(f"{path}: not a color set of the benchmark (expected {COLORS} colors); {_download()}")
     return colors
 
 
 def draw_colors(mode: str) -> dict[str, np.ndarray]:
-    """A color set as the benchmark's was drawn: stock + N(0, std^2) clipped to [0, 1]; always the same one."""
+    """A color set drawn like the benchmark's: stock + N(0, std^2) clipped to [0, 1]; always the same one."""
     rng = np.random.default_rng(list(COLOR_STD).index(mode))
     noise = {name: rng.normal(0, COLOR_STD[mode], (COLORS, 3)) for name in STOCK_COLORS}
     colors = {name: np.clip(stock + noise[name], 0, 1) for name, stock in STOCK_COLORS.items()}
@@ -240,10 +240,10 @@ def draw_colors(mode: str) -> dict[str, np.ndarray]:
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain Python values, and runs nothing else that a file may name."""
+    """Reads numpy arrays and plain Python values, and runs nothing else that a file names."""
 
     def find_class(self, module: str, name: str):
-        if name == "_reconstruct":  # numpy 2 has moved it
+        if name == "_reconstruct":  # numpy 2 moved it
             return np.zeros(0).__reduce__()[0]
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")):
             return super().find_class(module, name)
@@ -268,4 +268,4 @@ def load_videos(mode: str, size: tuple[int, int], assets: str) -> list[np.ndarra
 
 
 def _download() -> str:
-    return "python setup/download_assets.py dmcgb gets them"
+    return "python setup/download_assets.py dmcgb downloads them"

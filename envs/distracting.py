@@ -1,5 +1,5 @@
-"""Distractions of the Distracting Control Suite, in motion: camera, background and colors (distracting_cs), or the
-camera alone (sensor_cs)."""
+"""Distractions of the Distracting Control Suite, in motion: camera, background and colors (distracting_cs), or only
+the camera (sensor_cs)."""
 
 import math
 from pathlib import Path
@@ -10,30 +10,30 @@ from . import backgrounds
 from .dmc import DMC
 
 # isort: split
-import mujoco  # after .dmc, which picks the renderer that it is imported with
+import mujoco  # after .dmc, which picks the renderer at import
 
 DOMAINS = ("reacher", "cartpole", "finger", "cheetah", "ball_in_cup", "walker")
 VIDEOS = {0.025: 2, 0.05: 2, 0.1: 4, 0.15: 6, 0.2: 8, 0.3: 60, 0.4: 60, 0.5: 60}  # {intensity: the first n of DAVIS}
-FLOOR_ALPHA = {"reacher": 0.0, "walker": 1.0, "cheetah": 1.0}  # of the others 0.3
+FLOOR_ALPHA = {"reacher": 0.0, "walker": 1.0, "cheetah": 1.0}  # 0.3 for the others
 EVERY = 2  # environment steps between moves
 FACE = 800  # pixels of a side of the sky's texture
 
-# DAVIS-2017's archive as it unpacks, or a folder of sequences, each a folder of jpgs.
+# DAVIS-2017's unpacked archive, or a folder of sequences, each a folder of jpgs.
 DAVIS_FRAMES = ("JPEGImages/480p", "DAVIS/JPEGImages/480p", ".")
 
 
 class DistractingCS(DMC):
-    """`dmc_{domain}_{task}_distracting_cs` and `_sensor_cs`: what the camera sees moves every second environment step.
+    """`dmc_{domain}_{task}_distracting_cs` and `_sensor_cs`: the view changes every second environment step.
 
-    A step here is a step of the suite's env, not a step of its integrator (of which a walker's has 10) and not the
-    agent's: with an action repeat of 2 there is one move between the agent's frames, with a repeat of 4 there are two.
+    A step here is a step of the suite's env, not of its integrator (a walker's has 10 of them) and not of the
+    agent: with an action repeat of 2 there is one move between the agent's frames, with a repeat of 4 there are two.
 
     Camera: `CameraWalk`, around the robot's center of mass where the stock camera tracks it, else around the point that
     the stock camera looks at, as far away as the robot. Background: a sequence of DAVIS on the sky, on all six faces.
     Colors: `ColorWalk` of every material. All of it is drawn again in each episode.
 
-    intensity: one of VIDEOS. ds_resource_path: DAVIS-2017 (see DAVIS_FRAMES), by default the folder davis of `assets`.
-    Decoded frames are cached in `assets`/cache: about 2 MB for each. The other arguments are DMC's.
+    intensity: one of VIDEOS. ds_resource_path: DAVIS-2017 (see DAVIS_FRAMES), by default the folder davis in `assets`.
+    Decoded frames are cached in `assets`/cache: about 2 MB each. The other arguments are DMC's.
 
     Raises ValueError for another domain, mode or intensity; FileNotFoundError without DAVIS.
     """
@@ -65,7 +65,7 @@ class DistractingCS(DMC):
             cache = Path(assets) / "cache"
             self._videos = backgrounds.load_clips(files, (FACE, FACE), cache=cache, read=backgrounds.read_image)
         super().__init__(domain, task, image=image, **kwargs)
-        self._free = domain == "reacher"  # seen from straight above: no upright, no side that is the front
+        self._free = domain == "reacher"  # seen from straight above: no up direction, no front side
         self._tracks = self.physics.model.cam_mode[self.camera] == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
         model = self.physics.model
         self._stock_colors = model.mat_rgba[:, :3].copy()
@@ -111,7 +111,7 @@ class DistractingCS(DMC):
         return super().render()
 
     def _target(self) -> np.ndarray:
-        """What the camera looks at, (3,)."""
+        """The point that the camera looks at, (3,)."""
         return self.physics.data.subtree_com[1] if self._tracks else self._look_at
 
     def _show(self, index: int) -> None:
@@ -128,7 +128,7 @@ class DistractingCS(DMC):
 
 
 def find_davis(root: str | Path, count: int) -> list[list[Path]]:
-    """The frames of the first `count` sequences of DAVIS (of the training split, where its list is there too)."""
+    """The frames of the first `count` sequences of DAVIS (of the training split, if its list is there too)."""
     for frames in (Path(root) / part for part in DAVIS_FRAMES):
         sequences = sorted(folder for folder in frames.glob("*") if folder.is_dir())
         split = frames.parent.parent / "ImageSets" / "2017" / "train.txt"
@@ -141,7 +141,7 @@ def find_davis(root: str | Path, count: int) -> list[list[Path]]:
             return clips[:count]
     raise FileNotFoundError(
         f"distracting_cs needs the frames of DAVIS-2017, none in {Path(root).absolute()}; python "
-        "setup/download_assets.py davis gets them, or --ds_resource_path names a folder of folders of jpgs"
+        "setup/download_assets.py davis downloads them, or --ds_resource_path names a folder of folders of jpgs"
     )
 
 
@@ -167,7 +167,7 @@ class CameraWalk:
         self.up = np.array([0.0, 1.0, 0.0] if free else [0.0, 0.0, 1.0])
         self.intensity = intensity
         self.scale = radius / 4
-        self.max_speed = 0.4 * intensity * self.scale  # of a move, in meters
+        self.max_speed = 0.4 * intensity * self.scale  # per move, in meters
 
         self.place = rng.uniform(self.low, self.high)  # (radius, vertical, horizontal)
         direction = rng.normal(size=3)
@@ -184,7 +184,7 @@ class CameraWalk:
         wanted = before + self.velocity
         radius, vertical, horizontal = to_sphere(wanted)
         # A direction has two pairs of angles, one with the vertical angle below 0 (beyond the pole, for reacher). Of
-        # both, each clipped to the range, the one that comes nearer to where the camera wants to go.
+        # both, clipped to the range, take the one closer to where the camera would go.
         middle = (self.low[2] + self.high[2]) / 2
         nearest = math.inf
         for v, h in ((vertical, horizontal), (-vertical, horizontal + math.pi)):
@@ -194,7 +194,7 @@ class CameraWalk:
             distance = (after - wanted) @ (after - wanted)
             if distance < nearest:
                 nearest, self.place, self.velocity = distance, place, after - before
-            if distance < 1e-12:  # within the range: there is none nearer
+            if distance < 1e-12:  # within the range: none is closer
                 break
 
         max_roll_speed = math.pi * self.intensity / 50

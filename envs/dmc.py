@@ -14,7 +14,7 @@ opengl.pick()  # "off" leaves vector agents working; pixels then raise in DMC
 # An env renders in the thread that steps it. Without this, an OSMesa context that is still open at exit fails noisily.
 os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
 
-# The suite's own models use what MuJoCo calls deprecated: nothing a user of ours could change.
+# The suite's own models use deprecated features of MuJoCo, which a user cannot change.
 logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record.getMessage())
 
 from dm_control import _render, mujoco, suite  # noqa: E402
@@ -25,7 +25,7 @@ RENDERS = _render.BACKEND != "off"
 
 
 def _load(domain: str, task: str, seed: int, assets: dict[str, bytes] | None):
-    """The suite's env without a time limit of its own; `assets` replace shared XML files while the model compiles."""
+    """The suite's env without its own time limit; `assets` replace shared XML files while the model compiles."""
     paths = {os.path.basename(path): path for path in common.ASSETS}
     assets = {os.path.basename(name): content for name, content in (assets or {}).items()}
     if not assets.keys() <= paths.keys():
@@ -39,10 +39,10 @@ def _load(domain: str, task: str, seed: int, assets: dict[str, bytes] | None):
 
 
 class DMC:
-    """A task of the suite. Subclasses distract from it through the hooks begin_episode, after_substep and render.
+    """A task of the suite. Subclasses add distractors through the hooks begin_episode, after_substep and render.
 
     size: (height, width) of the image. action_repeat: environment steps (the suite's control steps) in an agent step.
-    image: False leaves rendering out. camera: by default 2 for the quadruped, else 0. shadow_size: pixels on a side of
+    image: False disables rendering. camera: by default 2 for the quadruped, else 0. shadow_size: pixels on a side of
     the shadow map, 0 for the model's own (2048 in the suite). evaluation: observations also have an 8×8 grayscale
     thumbnail of what a subclass shows behind the robot, `background`, which probes read. assets: {file name: XML}
     that replace files of suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
@@ -67,27 +67,27 @@ class DMC:
     ):
         if image and not RENDERS:
             raise RuntimeError(
-                "images need a renderer, but MUJOCO_GL is off: set so by hand, or because neither EGL nor OSMesa works "
-                "here, which setup/install_env.sh installs"
+                "images need a renderer, but MUJOCO_GL is off: you set it, or neither EGL nor OSMesa works here; "
+                "setup/install_env.sh installs them"
             )
         self.seed, self.size, self.action_repeat, self.image = seed, tuple(size), action_repeat, image
         self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
         self._env = _load(domain, task, seed, assets)
         self.physics = self._env.physics
-        # The frame buffer is made at the first render: no larger than the frame, it is copied in less time; and a
-        # frame larger than the model's stock 640 x 480 fits too.
+        # The frame buffer is made at the first render: as small as the frame, it is copied faster; and a frame
+        # larger than the model's stock 640 x 480 fits too.
         self.physics.model.vis.global_.offheight, self.physics.model.vis.global_.offwidth = self.size
         if shadow_size:
             self.physics.model.vis.quality.shadowsize = shadow_size
         self._view = None
         self.evaluation = evaluation
-        self.background = None  # (H, W, 3) what a subclass showed behind the robot in the latest frame
+        self.background = None  # (H, W, 3) shown behind the robot by a subclass in the latest frame
         self.rng = np.random.default_rng([seed, 0])
         self._episode = -1  # the running one
 
         spec = self._env.action_spec()
         low, high = (np.broadcast_to(bound, spec.shape) for bound in (spec.minimum, spec.maximum))
-        bounded = (high - low) < 1e9  # lqr's actions have no bounds but ±1e10: they go in as they are
+        bounded = (high - low) < 1e9  # lqr's actions are bounded by ±1e10 only: passed unchanged
         self._middle, self._reach = np.where(bounded, (low + high) / 2, 0), np.where(bounded, (high - low) / 2, 1)
         self._limit = np.where(bounded, 1, np.inf)
         self.action_space = gym.spaces.Box(-1.0, 1.0, spec.shape, np.float32)
@@ -103,7 +103,7 @@ class DMC:
         """Hook: after the task's own reset and before the first render; `self.rng` is the new episode's."""
 
     def after_substep(self) -> None:
-        """Hook: after each environment step (`action_repeat` times in an agent step, fewer where the episode ends)."""
+        """Hook: after each environment step (`action_repeat` times in an agent step, fewer if the episode ends)."""
 
     def render(self) -> np.ndarray:
         """Hook: (H, W, 3) uint8 of the current state; called once for each observation."""

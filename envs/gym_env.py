@@ -13,31 +13,31 @@ from gymnasium import spaces
 
 from . import nearest, opengl
 
-# Frames are drawn in memory: pygame, which many envs draw with, needs no screen, and no greeting.
+# Frames are drawn in memory: pygame, which many envs use, needs no screen, and no greeting.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by pygame; setuptools is pinned
-gymnasium.logger.min_level = gymnasium.logger.ERROR  # its warnings would come from every worker
+gymnasium.logger.min_level = gymnasium.logger.ERROR  # every worker would print its warnings
 
-RESERVED = ("action", "reward", "is_first", "is_last", "is_terminal")  # names of what else a step consists of
+RESERVED = ("action", "reward", "is_first", "is_last", "is_terminal")  # names of the other parts of a step
 
 
 class GymEnv:
     """`gym_{id}`: the env that `gymnasium.make(id)` makes; for `{module}:{id}` it imports the module first.
 
-    Observations: each entry of a Dict by its name, any other space by the name `observation`. They are flat vectors, in
-    which discrete ones are one-hot, or images: uint8 of shape (H, W), (H, W, 1) or (H, W, 3), resized. An env whose
-    only observation is an image, or that has one by this name, shows it as `image`; else `image` is what it renders.
+    Observations: each entry of a Dict by its name, any other space by the name `observation`. They are flat vectors
+    (discrete ones one-hot) or images: uint8 of shape (H, W), (H, W, 1) or (H, W, 3), resized. An env whose
+    only observation is an image, or that has one by this name, returns it as `image`; otherwise `image` is rendered.
 
-    Actions: a Box, flat, scaled to [-1, 1] where it is bounded; or Discrete, as one-hot vectors. `terminated` ends an
+    Actions: a Box, flat, scaled to [-1, 1] if it is bounded; or Discrete, as one-hot vectors. `terminated` ends an
     episode as terminal, `truncated` does not.
 
-    size: (height, width) of images. action_repeat: environment steps in an agent step. image: False leaves images out;
-    None leaves out one that cannot be rendered.
+    size: (height, width) of images. action_repeat: environment steps in an agent step. image: False omits images; None
+    omits one that cannot be rendered.
 
-    An episode is a pure function of (seed, its number, actions), as far as the env's is of `reset(seed=...)`.
+    An episode is a pure function of (seed, its number, actions), as far as the env is one of `reset(seed=...)`.
 
-    Raises ValueError for an unknown id and for what does not fit, ImportError for a package that is not installed.
+    Raises ValueError for an unknown id and for unsupported spaces, ImportError for a missing package.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class GymEnv:
         if self._renders:
             observations["image"] = frame
         if not observations:
-            raise self._error("is observed as an image alone: --encoder.cnn_keys must match 'image'")
+            raise self._error("has only image observations: --encoder.cnn_keys must match 'image'")
         self.observation_space = gym.spaces.Dict(observations)
 
         space = self._env.action_space
@@ -136,7 +136,7 @@ class GymEnv:
         return np.broadcast_to(image.reshape(*self.size, -1), (*self.size, 3)).copy()
 
     def _start_rendering(self) -> None:
-        """Puts an env that renders in the place of one that does not."""
+        """Replaces the env by one that renders."""
         modes = self._env.metadata.get("render_modes", ())
         if "rgb_array" not in modes:
             found = ", ".join(mode for mode in modes if mode) or "none"
@@ -152,7 +152,7 @@ class GymEnv:
 
     def _check_observation(self, key: str, space: spaces.Space) -> None:
         if key in RESERVED or (key == "image" and not _is_image(space)):
-            raise self._error(f"has an observation called {key}, a name that means something else here: rename it")
+            raise self._error(f"has an observation called {key}, a reserved name: rename it")
         pixels = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1
         if pixels and not _is_image(space):
             raise self._error(f"observes {key} of shape {space.shape}: expected images (H, W), (H, W, 1) or (H, W, 3)")
@@ -160,7 +160,7 @@ class GymEnv:
             raise self._error(f"observes {key} as {type(space).__name__}, which has no fixed size: expected Box, Dict")
 
     def _call(self, function: Callable, *args, **kwargs) -> Any:
-        """Calls into Gymnasium; what it raises becomes one line."""
+        """Calls into Gymnasium; its exceptions become one line."""
         try:
             return function(*args, **kwargs)
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv):

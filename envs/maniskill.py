@@ -1,7 +1,7 @@
-"""Realistic ManiSkill: tasks of ManiSkill2 before a random scan of a real room, as RePo defines them.
+"""Realistic ManiSkill: tasks of ManiSkill2 in front of a random scan of a real room, as defined by RePo.
 
 Importing this module imports ManiSkill2 and SAPIEN, which exist for Python up to 3.11 and numpy below 1.24. It raises
-one ImportError that says so where they are missing, and one RuntimeError where nothing can render.
+an ImportError that says so if they are missing, or if nothing can render.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ if np.lib.NumpyVersion(np.__version__) >= "1.24.0":
     absent.append("numpy below 1.24")
 if absent:
     raise ImportError(
-        "rms_* tasks run on mani_skill2 0.5.3, sapien 2.2.2 and numpy below 1.24, which Python 3.8 to 3.11 can have. "
+        "rms_* tasks run on mani_skill2 0.5.3, sapien 2.2.2 and numpy below 1.24, which exist for Python 3.8 to 3.11. "
         f"Python {platform.python_version()} here has no {', no '.join(absent)}: with Python 3.11 run "
         "`bash setup/install_env.sh`"
     )
@@ -34,7 +34,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by sapien; setuptools is pinned
     import sapien
     import sapien.core
-# The soft-body tasks, which are not offered here, would import warp and torch into every worker.
+# The soft-body tasks, which are not supported here, would import warp and torch into every worker.
 sys.modules.setdefault("mani_skill2.envs.mpm", types.ModuleType("mani_skill2.envs.mpm"))
 from mani_skill2.envs.assembly.assembling_kits import AssemblingKitsEnv  # noqa: E402
 from mani_skill2.envs.assembly.peg_insertion_side import PegInsertionSideEnv  # noqa: E402
@@ -45,7 +45,7 @@ from mani_skill2.envs.pick_and_place.pick_cube import PickCubeEnv  # noqa: E402
 from mani_skill2.envs.sapien_env import BaseEnv  # noqa: E402
 from mani_skill2.utils.sapien_utils import look_at  # noqa: E402
 
-# Silences the warning that the envs of a process share a renderer.
+# Silences the warning that a process's envs share a renderer.
 os.environ.setdefault("MS2_RENDERER_LOG_LEVEL", "error")
 sapien.core.SapienRenderer.set_log_level(os.environ["MS2_RENDERER_LOG_LEVEL"])
 
@@ -53,7 +53,7 @@ FAUCET = "5021"  # the model that is turned
 
 
 class Room(BaseEnv):
-    """What all tasks share: the scan `self.scan` (a .glb file) all around, no ground to be seen, one camera."""
+    """Base of all tasks: the scan `self.scan` (a .glb file) all around, no visible ground, one camera."""
 
     def _add_ground(self, altitude: float = 0.0, render: bool = True):
         return super()._add_ground(altitude, render=False)
@@ -82,7 +82,7 @@ class Tabletop(Room):
 
 
 class Cube(Tabletop, PickCubeEnv):
-    """A cube of 4 cm lies at the origin. Subclasses say where it goes and reward its way there, once it is grasped."""
+    """A cube of 4 cm lies at the origin. Subclasses define its goal and reward its way there, once it is grasped."""
 
     joints = (0, np.pi / 4, 0, -np.pi * 5 / 8, 0, np.pi * 7 / 8, np.pi / 4, 0.04, 0.04)
     goal: tuple[float, float, float]
@@ -108,7 +108,7 @@ class Cube(Tabletop, PickCubeEnv):
         return float(reward)
 
     def goal_reward(self, cube: np.ndarray) -> float:
-        """Of a grasped cube at this position."""
+        """Reward of a grasped cube at this position."""
         raise NotImplementedError
 
     def near(self, error: np.ndarray, start_error: np.ndarray) -> float:
@@ -127,7 +127,7 @@ class PushCube(Cube):
 class LiftCube(Cube):
     goal = (0, 0, 0.3)
 
-    def check_obj_placed(self):  # where it is lifted does not matter
+    def check_obj_placed(self):  # its horizontal position does not matter
         return abs(self.goal_pos[2] - self.obj.pose.p[2]) <= self.goal_thresh
 
     def goal_reward(self, cube):
@@ -148,7 +148,7 @@ class TurnFaucet(Tabletop, TurnFaucetEnv):
     joints = (0, np.pi / 8, 0, -np.pi * 5 / 8, 0, np.pi * 6 / 8, np.pi / 4, 0.04, 0.04)
 
     def _initialize_articulations(self):
-        self.faucet.set_pose(sapien.core.Pose([0.1, 0, 0]))  # in RePo without the model's own offset in height
+        self.faucet.set_pose(sapien.core.Pose([0.1, 0, 0]))  # RePo omits the model's own height offset
 
 
 class PegInsertionSide(Room, PegInsertionSideEnv):
@@ -167,8 +167,8 @@ class PandaAvoidObstacles(Room, PandaAvoidObstaclesEnv):
     pass
 
 
-# Task -> its class; where it finds its downloads, as {constructor's argument: path in the asset folder}; and the file
-# below that path which must be there.
+# Task -> its class; its downloads, as {constructor argument: path in the asset folder}; and the file below that path
+# that must exist.
 TASKS = {
     "push_cube": (PushCube, {}, ""),
     "lift_cube": (LiftCube, {}, ""),
@@ -185,13 +185,13 @@ class RealisticManiSkill:
     """A task of TASKS: images (H, W, 3); actions (7,) move the gripper (3), turn it (3) and set its opening (1).
 
     size: (height, width) of the image. action_repeat: environment steps (1/20 s each) in an agent step. scan_path:
-    folder that is searched for scans (*.glb); empty: `{assets}/matterport`. assets: ManiSkill2's own lie in the
-    `maniskill2` folder there, or in MS2_ASSET_DIR where that is set.
+    folder that is searched for scans (*.glb); empty: `{assets}/matterport`. assets: ManiSkill2's own are in its
+    `maniskill2` subfolder, or in MS2_ASSET_DIR if that is set.
 
-    Episodes do not end by themselves; info["success"] says whether the task is solved at the moment. An episode is a
+    Episodes do not terminate; info["success"] says whether the task is currently solved. An episode is a
     pure function of (seed, its number, actions).
 
-    Raises FileNotFoundError for scans or assets that are missing.
+    Raises FileNotFoundError for missing scans or assets.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class RealisticManiSkill:
         assets: str = "assets",
     ):
         if not image:
-            raise ValueError(f"rms_{task} is observed as an image alone: --encoder.cnn_keys must match 'image'")
+            raise ValueError(f"rms_{task} has only image observations: --encoder.cnn_keys must match 'image'")
         self.seed, self.size, self.action_repeat = seed, tuple(size), action_repeat
         self.scans = _scans(scan_path, assets)
         self._episode = -1  # the running one
@@ -218,13 +218,13 @@ class RealisticManiSkill:
             camera |= {"p": pose.p, "q": pose.q}
         if task == "turn_faucet":
             settings["model_ids"] = [FAUCET]
-        engine.scan = self.scans[0]  # ManiSkill2 resets while it is constructed
+        engine.scan = self.scans[0]  # ManiSkill2's constructor resets
         self._env = engine(
             obs_mode="none",  # rgbd would render depth and the hand's camera too; `_observe` takes the same image
             control_mode="pd_ee_delta_pose",
             reward_mode="dense",
             camera_cfgs={"base_camera": camera},
-            renderer_kwargs={"offscreen_only": True},  # looks for no display
+            renderer_kwargs={"offscreen_only": True},  # does not look for a display
             shader_dir=_shaders(),
             **settings,
         )
@@ -237,7 +237,7 @@ class RealisticManiSkill:
         rng = np.random.default_rng([self.seed, self._episode])
         self._env.scan = self.scans[rng.integers(len(self.scans))]
         self._env._clear()
-        self._env._renderer.clear_cached_resources()  # else every scan that was ever shown stays in memory
+        self._env._renderer.clear_cached_resources()  # otherwise every scan ever shown stays in memory
         self._env.reset(seed=int(rng.integers(2**32)), options={"reconfigure": True})
         return self._observe(first=True)
 
@@ -266,8 +266,8 @@ def _scans(scan_path: str, assets: str) -> list[Path]:
     scans = sorted(folder.rglob("*.glb"))
     if not scans:
         raise FileNotFoundError(
-            f"no scans (*.glb) for rms_* tasks in {folder}: get them with `python setup/download_assets.py matterport` "
-            "or name their folder with --scan_path"
+            f"no scans (*.glb) for rms_* tasks in {folder}: download them with "
+            "`python setup/download_assets.py matterport` or pass their folder as --scan_path"
         )
     return scans
 
@@ -276,17 +276,17 @@ def _downloads(task: str, assets: str, path: str, required: str) -> Path:
     path = Path(os.environ.get("MS2_ASSET_DIR") or Path(assets, "maniskill2"), path).absolute()
     if not (path / required).exists():
         raise FileNotFoundError(
-            f"rms_{task} needs ManiSkill2's asset {path / required}, which is not there: get it with "
+            f"rms_{task} needs ManiSkill2's asset {path / required}, which is missing: download it with "
             "`python setup/download_assets.py maniskill2`"
         )
     return path
 
 
 def _shaders() -> str:
-    """The engine's own shaders; for the CPU, without a table that takes it 10 s to compute in each process.
+    """The engine's own shaders; for the CPU, without a table that takes 10 s to compute in each process.
 
-    The table weighs the light from an environment map. The tasks have none: that light is 0 with any weight, and all
-    pixels stay the same.
+    The table weights the light from an environment map. The tasks have none: that light is 0 for any weight, so no
+    pixel changes.
     """
     if not ON_CPU:
         return "ibl"
@@ -302,6 +302,6 @@ def _shaders() -> str:
             try:
                 new.rename(folder)
             except OSError:
-                if not folder.exists():  # else another process was faster
+                if not folder.exists():  # otherwise another process was faster
                     raise
     return str(folder / "ibl")

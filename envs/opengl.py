@@ -1,4 +1,4 @@
-"""Which OpenGL MuJoCo renders with, without a screen."""
+"""Selects MuJoCo's OpenGL backend for rendering without a screen."""
 
 import ctypes
 import ctypes.util
@@ -6,9 +6,9 @@ import os
 
 
 def pick() -> str:
-    """Sets MUJOCO_GL to egl where that works, else to osmesa, else to off, unless it is set; returns it.
+    """Sets MUJOCO_GL to egl if that works, else to osmesa, else to off, unless it is set; returns it.
 
-    Call it before dm_control is imported, which picks its renderer then.
+    Call it before importing dm_control, which picks its renderer at import.
     """
     if not os.environ.get("MUJOCO_GL"):
         fallback = "osmesa" if ctypes.util.find_library("OSMesa") else "off"
@@ -17,9 +17,9 @@ def pick() -> str:
 
 
 def _egl_works() -> bool:
-    """Whether some EGL device can be opened here without a screen and offers desktop OpenGL.
+    """Whether some EGL device can be opened without a screen and offers desktop OpenGL.
 
-    Through ctypes and not PyOpenGL, which settles on a platform at its first import and cannot change it afterwards.
+    Through ctypes rather than PyOpenGL, which fixes its platform at the first import.
     """
     try:
         egl = ctypes.CDLL("libEGL.so.1")

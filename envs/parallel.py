@@ -1,7 +1,7 @@
-"""Envs side by side, each in a process of its own or all in this one, behind one interface.
+"""Envs in parallel, each in its own process or all in this one, behind one interface.
 
-A worker is started as `python -m envs.parallel FD` and talks pickles over a pipe. It is a fresh interpreter and not a
-fork: it imports what its env needs and nothing of the agent (no torch), and a renderer never meets the parent's.
+A worker is started as `python -m envs.parallel FD` and exchanges pickles over a pipe. It is a fresh interpreter, not a
+fork: it imports what its env needs and nothing of the agent (no torch), and shares no renderer with the parent.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Raised in the parent as they are; all others as RuntimeError.
+# Raised unchanged in the parent; all others as RuntimeError.
 USER_ERRORS = (ValueError, FileNotFoundError, ImportError)
 PATIENCE = 10  # seconds that workers have to close their envs
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that only the parent acts on
 
 
 class WorkerDied(RuntimeError):
-    """The process of an env ended by itself; says which env and its exit code."""
+    """The process of an env died; the message has the env and its exit code."""
 
 
 class Transition(NamedTuple):
@@ -38,7 +38,7 @@ class Transition(NamedTuple):
 
 
 class Host:
-    """One env and what it does on request."""
+    """One env and the requests that it serves."""
 
     def __init__(self, constructor: Callable[[], Any]):
         self.env = constructor()
@@ -86,7 +86,7 @@ class InProcess:
 
 
 class Worker:
-    """A host in a process of its own: works from `post` on, `result` waits for it."""
+    """A host in its own process: works from `post` on, `result` waits for it."""
 
     def __init__(self, constructor: Callable[[], Any], index: int):
         self.index = index
@@ -95,7 +95,7 @@ class Worker:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         env.setdefault("OMP_NUM_THREADS", "1")  # the parallelism is in the workers
         command = [sys.executable, "-m", "envs.parallel", str(theirs.fileno())]
-        # A child starts with its parent's mask: blocked here, Ctrl-C cannot reach it before it ignores signals itself.
+        # A child inherits its parent's mask: blocked here, Ctrl-C cannot reach it before it ignores signals itself.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
@@ -107,7 +107,7 @@ class Worker:
         self._send((sys.path, pickle.dumps(constructor)))
 
     def post(self, method: str, *args) -> None:
-        if self.pending:  # an interrupt came between send and receive
+        if self.pending:  # interrupted between send and receive
             self.result()
         self._send((method, args))
 
@@ -126,10 +126,10 @@ class Worker:
         raise RuntimeError(f"env {self.index} raised {message}\nin its worker:\n{where}")
 
     def stop(self) -> None:
-        self.pipe.close()  # which ends the worker, after what it is doing
+        self.pipe.close()  # ends the worker after its current request
 
     def join(self, deadline: float) -> None:
-        """Waits for the end of the process up to a moment of time.monotonic(), then kills it."""
+        """Waits for the process to end until `deadline` (time.monotonic()), then kills it."""
         try:
             self.process.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -154,9 +154,9 @@ class Worker:
 class EnvGroup:
     """Envs that step together; constructors are picklable, e.g. `functools.partial(envs.make, task, seed=1)`.
 
-    Raises what an env raises: ValueError, FileNotFoundError and ImportError as they are, others as RuntimeError; each
-    with the worker's traceback. A worker that dies is a WorkerDied. A worker that hangs is waited for: a signal
-    handler that raises ends the wait, and then `close` is all that the group is good for.
+    Raises what an env raises: ValueError, FileNotFoundError and ImportError unchanged, others as RuntimeError; each
+    with the worker's traceback. A worker that dies raises WorkerDied. A worker that hangs is waited for: a signal
+    handler that raises ends the wait, and then the group can only be closed.
     """
 
     def __init__(self, constructors: list[Callable[[], Any]], parallel: bool):
@@ -183,11 +183,11 @@ class EnvGroup:
         return self._results()
 
     def send(self, actions: list[dict | None]) -> None:
-        """Starts a step in every env, without waiting for it. None: that env stays as it is, and answers None."""
+        """Starts a step in every env, without waiting for it. None: that env does nothing and returns None."""
         self._post("step", [(action,) for action in actions])
 
     def receive(self) -> list[Transition | None]:
-        """Waits for the steps that `send` started, in env order. An env that is done has begun its next episode."""
+        """Waits for the steps that `send` started, in env order. An env that is done has started its next episode."""
         return self._results()
 
     def restore(self, episodes: list[int], actions: list[list[dict]]) -> list[list[Transition]]:
@@ -196,7 +196,7 @@ class EnvGroup:
         return self._results()
 
     def close(self) -> None:
-        """Closes all envs and ends their processes, after PATIENCE by force. Can be called again."""
+        """Closes all envs and ends their processes, by force after PATIENCE. Can be called again."""
         hosts, self.hosts = self.hosts, []
         for host in hosts:
             host.stop()
@@ -215,11 +215,11 @@ class EnvGroup:
 
 
 def work(fd: int) -> None:
-    """A worker's life: make the env, then answer each (method, args) with (value, None) or (None, error), pickled."""
+    """A worker's loop: make the env, then answer each (method, args) with (value, None) or (None, error), pickled."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    os.set_inheritable(fd, False)  # or a child of the env's would hold the pipe open
+    os.set_inheritable(fd, False)  # otherwise a child of the env would hold the pipe open
     pipe, host = Connection(fd), None
     try:
         sys.path[:], constructor = pipe.recv()

@@ -1,11 +1,11 @@
 """Vulkan for SAPIEN on a machine without a GPU: the devices, what is missing, and the environment variables.
 
-SAPIEN wants a Vulkan device with descriptor indexing and VK_KHR_external_semaphore_fd. Mesa's software device,
-lavapipe, has the first in releases after Debian 12's; the layer in setup/vulkan adds the second. A machine with
-a GPU is left alone.
+SAPIEN needs a Vulkan device with descriptor indexing and VK_KHR_external_semaphore_fd. Mesa's software device,
+lavapipe, has the first in releases after Debian 12's; the layer in setup/vulkan adds the second. On a machine
+with a GPU, nothing changes.
 
-Needs nothing but the standard library: setup/install_vulkan.sh runs it as a script, before anything is installed. It
-prints what is missing (loader, driver, layer), one a line.
+Needs only the standard library: setup/install_vulkan.sh runs it as a script, before anything is installed. It prints
+what is missing (loader, driver, layer), one per line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INDEXING, SEMAPHORE = "VK_EXT_descriptor_indexing", "VK_KHR_external_semaphore_f
 
 
 class Device(NamedTuple):
-    """A Vulkan device: its name, whether it is a GPU (not a program on the CPU), the extensions that it offers."""
+    """A Vulkan device: its name, whether it is a GPU (not a software device), its extensions."""
 
     name: str
     gpu: bool
@@ -89,7 +89,7 @@ def devices() -> list[Device] | None:
 
 
 def missing(found: list[Device] | None) -> list[str]:
-    """What must still be installed for SAPIEN to render on one of the devices: of loader, driver, layer."""
+    """The parts (loader, driver, layer) that are still missing for SAPIEN to render on one of the devices."""
     if any(device.gpu or {INDEXING, SEMAPHORE} <= device.extensions for device in found or ()):
         return []
     parts = [] if found is not None else ["loader"]
@@ -102,9 +102,9 @@ def missing(found: list[Device] | None) -> list[str]:
 
 
 def prepare() -> bool:
-    """Sets the environment variables with which SAPIEN renders on the CPU, where there is no GPU.
+    """Sets the environment variables with which SAPIEN renders on the CPU, if there is no GPU.
 
-    Call it before sapien is imported. Returns whether the CPU renders. Raises ImportError where nothing can.
+    Call it before importing sapien. Returns whether the CPU renders. Raises ImportError if nothing can.
     """
     found = devices()
     if any(device.gpu for device in found or ()):
@@ -112,8 +112,8 @@ def prepare() -> bool:
     if absent := missing(found):
         seen = ", ".join(device.name for device in found or ()) or "none"
         raise ImportError(
-            f"rms_* tasks render with Vulkan: there is no GPU with it here (devices: {seen}), and of what it takes "
-            f"to render without one this is missing: {', '.join(absent)}. Install it with `{INSTALL}`"
+            f"rms_* tasks render with Vulkan: no GPU here supports it (devices: {seen}), and for "
+            f"rendering on the CPU, these are missing: {', '.join(absent)}. Install them with `{INSTALL}`"
         )
     if not {"VK_ICD_FILENAMES", "VK_DRIVER_FILES"} & os.environ.keys():
         files = [file for folder in DRIVER_FOLDERS for file in sorted(pathlib.Path(folder).glob("lvp_icd*.json"))]

@@ -1,4 +1,4 @@
-"""What every env needs around it: a time limit, and checks of what goes in and what comes out."""
+"""Wrappers around every env: a time limit, and checks of its inputs and outputs."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ class Wrapper:
         self.env = env
 
     def __getattr__(self, name):
-        if name.startswith("__"):  # not the protocols of copying and pickling
+        if name.startswith("__"):  # not the copy and pickle protocols
             raise AttributeError(name)
         return getattr(self.env, name)
 
@@ -47,7 +47,7 @@ class TimeLimit(Wrapper):
 
 
 class CheckAction(Wrapper):
-    """Refuses an action of another shape than the action space's, or one with NaN or infinity in it (ValueError).
+    """Refuses an action that does not have the action space's shape, or has NaN or infinity in it (ValueError).
 
     Discrete actions are one-hot vectors.
     """
