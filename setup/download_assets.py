@@ -1,12 +1,12 @@
-"""Gets the files that some tasks need: `python setup/download_assets.py dmcgb davis --to assets`.
+"""Downloads the files that some tasks need: `python setup/download_assets.py dmcgb davis --to assets`.
 
     dmcgb        colors and videos of the DMC-GS tasks (color_easy, color_hard, video_easy, video_hard)
     davis        DAVIS-2017 training videos, the background of the distracting_cs tasks
     matterport   scans behind the Realistic ManiSkill tasks (rms_*)
     maniskill2   ManiSkill2's own models, for rms_turn_faucet, rms_assembling_kits and rms_panda_avoid_obstacles
-    kinetics     no download: makes a folder of your own videos (--videos) small, for the _video tasks
+    kinetics     no download: shrinks a folder of your own videos (--videos), for the _video tasks
 
-Each file is verified, and has its final name only once it is whole. Files that are there are skipped; after an
+Each file is verified, and gets its final name only once it is complete. Existing files are skipped; after an
 interruption, the same command resumes where it stopped.
 """
 
@@ -49,7 +49,7 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpe
 CONTENTS = ".contents.json"  # in an unpacked folder: {file: size}
 
 TRIES = 5  # in a row without a new byte
-DAMAGED_TRIES = 3  # whole files that fail their check
+DAMAGED_TRIES = 3  # complete files that fail their check
 REQUESTS = 100  # for one file
 TIMEOUT = 30  # seconds without a byte
 MIN_RATE = 1000  # bytes per second, averaged over RATE_SECONDS
@@ -57,7 +57,7 @@ RATE_SECONDS = 60
 BLOCK = 1 << 18
 
 
-# ValueError: headers and addresses that urllib cannot parse
+# ValueError: headers and URLs that urllib cannot parse
 NETWORK_ERRORS = (
     urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, ValueError
 )  # fmt: skip
@@ -68,11 +68,11 @@ class AssetError(Exception):
 
 
 class UserError(AssetError):
-    """A flag or a folder that the user has to change, in one line."""
+    """A flag or a folder that the user must change, in one line."""
 
 
 class Damaged(Exception):
-    """A file's content is not what it must be; str() says why."""
+    """A file has the wrong content; str() says why."""
 
 
 class TooSlow(Exception):
@@ -85,9 +85,9 @@ class TooSlow(Exception):
 def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait: float) -> None:
     """Downloads `url` to `path`, resuming from the `path`.part of an earlier call.
 
-    check(file) raises Damaged for a wrong content, which is fetched again. wait: seconds before the second attempt,
-    doubling with each. Raises AssetError after TRIES attempts in a row that brought nothing or were too slow,
-    DAMAGED_TRIES damaged files, REQUESTS attempts, or an answer such as 404 that will not change.
+    check(file) raises Damaged for wrong content, which is fetched again. wait: seconds before the second attempt,
+    doubling with each. Raises AssetError after TRIES attempts in a row that got nothing or were too slow, DAMAGED_TRIES
+    damaged files, REQUESTS attempts, or a permanent error such as 404.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait:
             if damaged == DAMAGED_TRIES:
                 raise AssetError(f"{url}: {reason} ({damaged} times); the source has changed") from None
         except urllib.error.HTTPError as error:
-            reason = f"the server answers {error.code} {error.reason}"
+            reason = f"the server returned {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 425, 429):
                 raise AssetError(f"{url}: {reason}") from None
             idle += 1
@@ -124,16 +124,16 @@ def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait:
 
 @contextlib.contextmanager
 def minimum_rate(seconds: float, size: Callable[[], int]) -> Iterator[None]:
-    """Within it, TooSlow is raised where size() grew by less than MIN_RATE bytes per second in so many seconds.
+    """Within it, TooSlow is raised if size() grows by less than MIN_RATE bytes per second over `seconds`.
 
-    By an alarm signal, so that it also ends a wait for headers that come byte by byte. For the main thread only.
+    By an alarm signal, which also ends a wait for headers that arrive byte by byte. For the main thread only.
     """
     held = size()
 
     def check(*_) -> None:
         nonlocal held
         before, held = held, size()
-        if before <= held < before + MIN_RATE * seconds:  # a smaller file was begun again
+        if before <= held < before + MIN_RATE * seconds:  # a smaller file was restarted
             raise TooSlow(f"fewer than {MIN_RATE} bytes per second in {seconds:g} s")
 
     previous = signal.signal(signal.SIGALRM, check)
@@ -146,7 +146,7 @@ def minimum_rate(seconds: float, size: Callable[[], int]) -> Iterator[None]:
 
 
 def _transfer(url: str, part: Path, label: str) -> None:
-    """One request: appends to `part` what is missing of it. Raises a network error when the answer ends early."""
+    """One request: appends the missing bytes to `part`. Raises a network error if the response ends early."""
     held = _size(part)
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "hrssm-assets"})
     if held:
@@ -157,16 +157,16 @@ def _transfer(url: str, part: Path, label: str) -> None:
         if error.code != 416:
             raise
         if error.headers.get("Content-Range") == f"bytes */{held}":
-            return  # all of it is here
+            return  # it is complete
         raise Damaged("its .part is not the beginning of the file") from None
     with answer:
         if answer.status == 206:
             content_range = answer.headers.get("Content-Range", "")
             match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", content_range)
             if match is None or int(match[1]) != held:
-                raise Damaged("the server sends another part than the one asked for")
+                raise Damaged("the server sent another range than the requested one")
             total = int(match[2])
-        else:  # the whole file, whatever was asked for
+        else:  # the whole file, regardless of the requested range
             held = 0
             length = answer.headers.get("Content-Length", "")
             total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
@@ -174,7 +174,7 @@ def _transfer(url: str, part: Path, label: str) -> None:
         with bar, open(part, "ab" if held else "wb") as file:
             while block := answer.read1(BLOCK):
                 file.write(block)
-                file.flush()  # what was received is kept, whenever this process ends
+                file.flush()  # received bytes are kept, whenever this process ends
                 bar.update(len(block))
             os.fsync(file.fileno())
     if total is not None and _size(part) < total:
@@ -186,7 +186,7 @@ def _size(path: Path) -> int:
 
 
 def git_blob(path: Path) -> str:
-    """The id that git gives to a file's content."""
+    """Git's id of a file's content."""
     return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
 
 
@@ -215,7 +215,7 @@ def sha256(path: Path) -> str:
 
 
 def members(archive: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
-    """(name, open) of each file in a zip or tar. Raises Damaged for another or a broken file."""
+    """(name, open) of each file in a zip or tar. Raises Damaged for any other file or a damaged one."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             for info in file.infolist():
@@ -227,11 +227,11 @@ def members(archive: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
                 if info.isfile():
                     yield info.name, lambda info=info: file.extractfile(info)
     else:
-        raise Damaged("is no zip or tar archive")
+        raise Damaged("is not a zip or tar archive")
 
 
 def check_archive(archive: Path) -> None:
-    """Reads all of it: a zip's CRCs and a compressed tar's are verified on the way."""
+    """Reads all of it, which verifies the CRCs of a zip or of a compressed tar."""
     with _archive_errors():
         for _, opened in members(archive):
             with opened() as content:
@@ -239,27 +239,27 @@ def check_archive(archive: Path) -> None:
                     pass
 
 
-# What unpacking damaged content raises, apart from an OSError without a number: sizes and names that cannot be.
+# Errors from unpacking damaged content, besides an OSError without a number: impossible sizes and names.
 CONTENT_ERRNOS = {errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
 
 
 @contextlib.contextmanager
 def _archive_errors() -> Iterator[None]:
-    """Turns what the libraries raise at damaged, encrypted or unknown content, which is nearly anything, to Damaged."""
+    """Turns the libraries' errors for damaged, encrypted or unknown content, of almost any type, into Damaged."""
     try:
         yield
     except Damaged:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.errno not in CONTENT_ERRNOS:
-            raise  # the disk
+            raise  # from the disk
         raise Damaged(f"is a damaged archive ({str(error) or type(error).__name__})") from None
 
 
 def unpack(archive: Path, folder: Path, names: dict[str, str], check: Callable[[Path], None] | None = None) -> None:
-    """Writes members of `archive` that `names` {member: path in folder} lists; `folder` appears whole or not at all.
+    """Writes the members of `archive` in `names` {member: path in folder}; `folder` appears atomically.
 
-    check(file) raises Damaged for a file that is not as it must be.
+    check(file) raises Damaged for a file with wrong content.
     """
     building = folder.with_name(folder.name + ".part")
     shutil.rmtree(building, ignore_errors=True)
@@ -281,14 +281,14 @@ def unpack(archive: Path, folder: Path, names: dict[str, str], check: Callable[[
     if len(sizes) < len(names):
         raise Damaged(f"lacks {next(name for name in names if names[name] not in sizes)}")
     (building / CONTENTS).write_text(json.dumps(sizes))
-    os.sync()  # thousands of small files: their content is on the disk before the folder has its name
+    os.sync()  # thousands of small files: their content is on disk before the folder gets its name
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(building, folder)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether `folder` is one that `unpack` made and that still has all its files."""
+    """Whether `unpack` made `folder` and all its files still exist."""
     try:
         sizes = json.loads((folder / CONTENTS).read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -298,9 +298,9 @@ def is_whole(folder: Path) -> bool:
 
 def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callable[[Iterable[str]], dict[str, str]],
             check: Callable[[Path], None] | None = None) -> None:
-    """Fetches an archive by get() and unpacks the members that choose(names) picks, unless `folder` is whole.
+    """Fetches an archive by get() and unpacks the members that choose(names) picks, unless `folder` is complete.
 
-    The archive is kept until its content is in place, so that an interrupted unpacking fetches nothing again.
+    The archive is kept until its content is in place, so that nothing is fetched again after an interrupted unpacking.
     """
     if is_whole(folder):
         return say(f"{folder}: there already")
@@ -323,7 +323,7 @@ def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callab
 
 
 def dmcgb(folder: Path, source: str | None, wait: float) -> None:
-    """The files of dmcgb_manifest.json, each verified by its git blob id, those that are there too."""
+    """The files of dmcgb_manifest.json, each verified by its git blob id, existing ones too."""
     manifest = json.loads((Path(__file__).parent / "dmcgb_manifest.json").read_text())
     if source is None:
         raw = manifest["source"].replace("https://github.com/", "https://raw.githubusercontent.com/")
@@ -335,15 +335,15 @@ def dmcgb(folder: Path, source: str | None, wait: float) -> None:
         if path.exists():
             if git_blob(path) == blob:
                 continue
-            say(f"{path}: not the file of the manifest, fetching it again")
+            say(f"{path}: does not match the manifest, fetching it again")
         label = f"[{number}/{len(files)}] {name}"
         fetch(f"{source}/{name}", path, expect("its git blob id", blob, git_blob), label, wait)
         fetched += 1
-    say(f"{folder}: {len(files)} files, {fetched} of them fetched now")
+    say(f"{folder}: {len(files)} files, {fetched} fetched now")
 
 
 def davis(folder: Path, source: str | None, wait: float) -> None:
-    """The 60 sequences of DAVIS-2017's training split as DAVIS/JPEGImages/480p/SEQUENCE/*.jpg, and the list of them."""
+    """The 60 sequences of DAVIS-2017's training split as DAVIS/JPEGImages/480p/SEQUENCE/*.jpg, and their list."""
 
     def choose(names: Iterable[str]) -> dict[str, str]:
         split = "DAVIS/ImageSets/2017/train.txt"
@@ -364,7 +364,7 @@ def davis(folder: Path, source: str | None, wait: float) -> None:
 
 
 def matterport(folder: Path, source: str | None) -> None:
-    """The scans, as *.glb in one folder. From Google Drive by gdown."""
+    """The scans, as *.glb in one folder. From Google Drive, through gdown."""
 
     def choose(names: Iterable[str]) -> dict[str, str]:
         paths = [PurePosixPath(name) for name in names if name.endswith(".glb") and "__MACOSX" not in name]
@@ -379,7 +379,7 @@ def matterport(folder: Path, source: str | None) -> None:
 
 
 def fetch_by_gdown(url: str, path: Path) -> None:
-    """As `fetch`, for Google Drive, whose large files come only after a page that asks for a confirmation."""
+    """Like `fetch`, for Google Drive, which asks for a confirmation before large files."""
     import gdown
     import requests
 
@@ -395,12 +395,12 @@ def fetch_by_gdown(url: str, path: Path) -> None:
                 gdown.download(url, str(path), resume=True, retries=TRIES, timeout=TIMEOUT, use_cookies=False,
                                quiet=not sys.stderr.isatty())
             return check_archive(path)
-        except Exception as error:  # gdown raises nearly anything at pages and headers that it does not know
+        except Exception as error:  # gdown raises almost anything for unknown pages and headers
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                raise  # the disk
+                raise  # from the disk
             reason = " ".join(str(error).split()) or type(error).__name__
             if attempt == 1 and not isinstance(error, resumable) and any(file.exists() for file in parts()):
-                for file in parts():  # it may be the reason: once more from the start
+                for file in parts():  # they may be the reason: once more from the start
                     file.unlink(missing_ok=True)
                 continue
             path.unlink(missing_ok=True)
@@ -409,27 +409,27 @@ def fetch_by_gdown(url: str, path: Path) -> None:
 
 def check_zip(path: Path) -> None:
     if not zipfile.is_zipfile(path):
-        raise Damaged("is no zip archive")
+        raise Damaged("is not a zip archive")
     check_archive(path)
 
 
 def check_glb(path: Path) -> None:
-    """A binary glTF says its own length."""
+    """A binary glTF declares its own length."""
     with open(path, "rb") as file:
         head = file.read(12)
     if len(head) < 12 or head[:4] != b"glTF" or struct.unpack("<I", head[8:])[0] != path.stat().st_size:
-        raise Damaged(f"holds {path.name}, which is no whole .glb file")
+        raise Damaged(f"holds {path.name}, which is not a complete .glb file")
 
 
 def maniskill2(folder: Path, source: str | None, wait: float) -> None:
-    """What the rms_* tasks need of ManiSkill2's models: addresses and hashes are those of its own downloader."""
+    """ManiSkill2's models for the rms_* tasks, with the URLs and hashes of its own downloader."""
     try:
         from mani_skill2 import ASSET_DIR
         from mani_skill2.utils import download_asset
     except ImportError as error:
         raise AssetError(
-            f"maniskill2 needs mani_skill2 ({error}), which exists for Python 3.11 with numpy below 1.24 only; "
-            "this Python has none of the rms_* tasks"
+            f"maniskill2 needs mani_skill2 ({error}), which requires Python 3.11 and numpy below 1.24; "
+            "the rms_* tasks do not run in this Python"
         ) from None
     download_asset.initialize_sources()
     for uid in MANISKILL2_UIDS:
@@ -467,10 +467,10 @@ def maniskill2(folder: Path, source: str | None, wait: float) -> None:
 
 
 def kinetics(folder: Path, videos: Path, short_side: int) -> None:
-    """Makes the videos under `videos` small: mp4 (H.264) without sound, the shorter side at most `short_side` pixels.
+    """Shrinks the videos under `videos`: mp4 (H.264) without sound, the shorter side at most `short_side` pixels.
 
-    Videos that are there and newer than their original are skipped, and those that cannot be decoded are reported.
-    envs/backgrounds.py decodes them, once for each frame size.
+    Results newer than their original are kept, and videos that cannot be decoded are reported. envs/backgrounds.py
+    decodes them once per frame size.
     """
     import imageio_ffmpeg
 
@@ -485,7 +485,7 @@ def kinetics(folder: Path, videos: Path, short_side: int) -> None:
     taken, made, failed = set(), 0, 0
     for original in tqdm(originals, desc="kinetics", unit=" videos", disable=None):
         name = original.relative_to(videos).with_suffix(".mp4")
-        if name in taken:  # clip.avi beside clip.mp4
+        if name in taken:  # clip.avi next to clip.mp4
             name = name.with_name(original.name + ".mp4")
         taken.add(name)
         path = folder / name
@@ -509,7 +509,7 @@ def kinetics(folder: Path, videos: Path, short_side: int) -> None:
     if failed == len(originals):
         raise UserError(f"--videos {videos}: none of the {failed} videos could be read")
     say(
-        f"{folder}: {len(originals) - failed} videos, {made} of them made now, {failed} unreadable; "
+        f"{folder}: {len(originals) - failed} videos, {made} converted now, {failed} unreadable; "
         f"use them with --resource_files '{folder}/**/*.mp4'"
     )
 
@@ -532,7 +532,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process, so that two never write the same file."""
+    """Locks `folder` for this process, so that two never write the same file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -542,7 +542,7 @@ def only_one(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise UserError(f"--to {folder}: another download into it is running") from None
+        raise UserError(f"--to {folder}: another download into it is in progress") from None
     finally:
         os.close(handle)
 
@@ -561,18 +561,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, default=Path("assets"), help="folder of the assets, as in --assets (assets)")
     parser.add_argument("--videos", type=Path, help="kinetics: the folder with your videos")
     parser.add_argument("--short_side", type=int, default=128, help="kinetics: pixels of a video's shorter side (128)")
-    parser.add_argument("--source", help="another address to fetch from, such as a mirror's http://HOST/FOLDER")
+    parser.add_argument("--source", help="another URL to download from, such as a mirror's http://HOST/FOLDER")
     parser.add_argument("--wait", type=float, default=1.0, help="seconds before a failed request is tried again (1)")
     args = parser.parse_args(argv)
     if "kinetics" in args.sets and args.videos is None:
-        parser.error("kinetics needs --videos FOLDER, the videos that you have")
+        parser.error("kinetics needs --videos FOLDER, your own videos")
     if not 16 <= args.short_side <= 4096:
         parser.error(f"--short_side {args.short_side}: expected 16 to 4096 pixels")
     if not 0 <= args.wait <= 3600:
         parser.error(f"--wait {args.wait:g}: expected 0 to 3600 seconds")
     if args.source is not None:
         if not re.fullmatch(r"https?://[A-Za-z0-9][^\s?#]*", args.source):
-            parser.error(f"--source {args.source}: expected an address such as http://HOST/FOLDER")
+            parser.error(f"--source {args.source}: expected a URL such as http://HOST/FOLDER")
         args.source = args.source.rstrip("/")
     return args
 
@@ -594,7 +594,7 @@ def main(argv: list[str] | None = None) -> None:
                         maniskill2(folder, args.source, args.wait)
                     case "kinetics":
                         kinetics(folder, args.videos, args.short_side)
-    except (AssetError, OSError) as error:  # OSError: the disk is full or cannot be written
+    except (AssetError, OSError) as error:  # OSError: the disk is full or not writable
         say(f"download_assets.py: {' '.join(str(error).split())}")
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:

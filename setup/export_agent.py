@@ -1,6 +1,6 @@
-"""Copies a run's agent to a folder small enough for a repository: `python setup/export_agent.py RUN FOLDER`.
+"""Exports a run's agent to a folder small enough for a repository: `python setup/export_agent.py RUN FOLDER`.
 
-The folder holds config.yaml and a latest.pt with the networks alone, rounded to bfloat16: `--eval_only` evaluates it,
+The folder holds config.yaml and a latest.pt with only the networks, rounded to bfloat16: `--eval_only` evaluates it,
 training cannot resume from it.
 """
 
@@ -18,7 +18,7 @@ def export(run: Path, folder: Path) -> None:
     if not state.keys() >= {"agent", "step"} or "agent" not in state["agent"]:
         raise ValueError(f"{run / 'latest.pt'} is not a checkpoint of a run")
     folder.mkdir(parents=True, exist_ok=True)
-    # complete, where the run is older than some settings
+    # complete, even if the run is older than some settings
     config, _ = load_config(["--logdir", str(folder)], extra=ACTIONS, base=read_config(run / "config.yaml"))
     save_config(config, folder / "config.yaml")
     agent = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state["agent"]["agent"].items()}

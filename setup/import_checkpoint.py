@@ -1,4 +1,4 @@
-"""Checkpoints of the public HRSSM code: their parameters under our names, for `--from_checkpoint`."""
+"""Imports checkpoints of the public HRSSM code, for `--from_checkpoint`."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import tools
 
-# The public implementation's names of parameters, as regular expressions, and ours.
+# The public implementation's parameter names, as regular expressions, and ours.
 PUBLIC_NAMES = (
     (r"^_wm\.MBR\.target_encoder\.", "world_model.target_encoder."),
     (r"^_wm\.target_dynamics\.", "world_model.target_dynamics."),
@@ -36,7 +36,7 @@ PUBLIC_NAMES = (
 
 
 def public_name(name: str) -> str:
-    """Our name of a parameter that the public HRSSM code calls `name`, in a compiled run or not."""
+    """Our name of a parameter that is `name` in the public HRSSM code, in a compiled run or not."""
     name = name.replace("_orig_mod.", "")
     for pattern, ours in PUBLIC_NAMES:
         name = re.sub(pattern, ours, name)
@@ -44,7 +44,7 @@ def public_name(name: str) -> str:
 
 
 def import_checkpoint(agent: nn.Module, path: Path | str) -> list[str]:
-    """Loads what fits of a checkpoint of the public HRSSM code; returns a line for each tensor that did not.
+    """Loads the tensors that fit from a checkpoint of the public HRSSM code; returns a line for each that does not.
 
     Raises ValueError if nothing fits.
     """
@@ -53,12 +53,12 @@ def import_checkpoint(agent: nn.Module, path: Path | str) -> list[str]:
     ours = agent.state_dict()
     found, report = {}, []
     for name, value in theirs.items():
-        # the behaviors of the public code hold the world model a second time
+        # the behaviors of the public code contain the world model again
         if not isinstance(value, Tensor) or re.match(r"_task_behavior\.(_orig_mod\.)?_world_model\.|_expl_", name):
             continue
         key = public_name(name)
         if key not in ours:
-            report.append(f"{name} {tuple(value.shape)}: there is no such tensor here")
+            report.append(f"{name} {tuple(value.shape)}: no such tensor here")
         elif ours[key].shape != value.shape:
             report.append(f"{name} {tuple(value.shape)}: {key} has shape {tuple(ours[key].shape)}")
         else:
@@ -67,6 +67,6 @@ def import_checkpoint(agent: nn.Module, path: Path | str) -> list[str]:
     named = " ".join(report)
     report += [f"{k} {tuple(ours[k].shape)}: not in the checkpoint" for k in missing if k not in named]
     if not found:
-        raise ValueError(f"--from_checkpoint {path}: none of its {len(theirs)} entries is a tensor of HRSSM")
+        raise ValueError(f"--from_checkpoint {path}: none of its {len(theirs)} entries is an HRSSM tensor")
     agent.load_state_dict(found, strict=False)
     return report

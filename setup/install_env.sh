@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned requirements.txt, and installs the system libraries that are missing or says what does.
+# Makes .venv with the pinned requirements.txt, and installs missing system libraries or prints the command that does.
 #
-#   bash setup/install_env.sh          quick when all is there; mends an installation that was interrupted
+#   bash setup/install_env.sh          fast if nothing is missing; repairs an interrupted installation
 #   PYTHON=/path/to/python3.12 bash setup/install_env.sh      with that Python (3.11 or 3.12) when .venv is made
 #
-# System packages are installed where apt-get and the right to use it (root, or sudo without a password) are there.
+# System packages are installed if apt-get exists and may be used (as root, or with sudo without a password).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 say() { echo "install_env: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-# Runs that start together install once: the others wait here for the first.
+# Concurrent runs install once: the others wait here for the first.
 exec 9<"$root/requirements.txt"
 flock 9
 
@@ -43,7 +43,7 @@ loads() {  # loads LIBRARY...: the dynamic linker finds each of them
     fi
 }
 
-apt_install() {  # apt_install WHAT PACKAGE...: what is missing, and the packages that bring it
+apt_install() {  # apt_install WHAT PACKAGE...: what is missing, and the packages that provide it
     local what=$1 as_root=()
     shift
     if [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null; then as_root=(sudo -n); fi
@@ -52,7 +52,7 @@ apt_install() {  # apt_install WHAT PACKAGE...: what is missing, and the package
             "'sudo apt-get update && sudo apt-get install -y --no-install-recommends $*', then run this again"
     fi
     say "missing on this system: $what; installing $*"
-    "${as_root[@]}" apt-get update -qq >&2 || true  # one dead source is no reason to stop
+    "${as_root[@]}" apt-get update -qq >&2 || true  # one dead source is not fatal
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" >&2 || die "apt-get could not install $* (see above)"
 }
@@ -67,7 +67,7 @@ fi
 [ -n "$base" ] || needs "Python 3.11 or 3.12 with venv" python3 python3-venv
 loads libGL.so.1 libgthread-2.0.so.0 || needs "libGL and GLib (for OpenCV)" libgl1 libglib2.0-0
 command -v ffmpeg >/dev/null || needs "ffmpeg (decodes videos)" ffmpeg
-loads libEGL.so.1 || loads libOSMesa.so.8 || needs "EGL or OSMesa (draws without a screen)" libegl1 libgl1-mesa-dri
+loads libEGL.so.1 || loads libOSMesa.so.8 || needs "EGL or OSMesa (renders without a screen)" libegl1 libgl1-mesa-dri
 if [ ${#missing[@]} -gt 0 ]; then
     apt_install "$(printf '%s, ' "${missing[@]}" | sed 's/, $//')" "${packages[@]}"
     [ -n "$base" ] || base=$(find_python) || die "this system's python3 is neither 3.11 nor 3.12; install one of them" \
@@ -76,8 +76,8 @@ fi
 
 # ---------------------------------------------------------------------------------------------------------------- .venv
 
-# `.unfinished` is written first and the stamp last: a .venv that has `.unfinished` was interrupted and is made anew;
-# one that has neither is the user's own and is filled as it is.
+# `.unfinished` is written first and the stamp last: a .venv with `.unfinished` was interrupted and is recreated;
+# one with neither is the user's own, and packages are installed into it.
 stamp="$venv/.installed"
 unfinished="$venv/.unfinished"
 wanted=$(cat "$root/requirements.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -d ' ' -f 1)
@@ -89,10 +89,10 @@ if [ "$base" = "$python" ] && [ -e "$unfinished" ]; then
 fi
 if [ "$base" != "$python" ]; then
     if [ -e "$unfinished" ] || [ -e "$stamp" ]; then
-        say ".venv is left from an interrupted installation or has lost its Python; making it anew"
+        say ".venv is left from an interrupted installation or has lost its Python; recreating it"
         find "$venv" -mindepth 1 -maxdepth 1 ! -name .unfinished -exec rm -rf {} +
     elif [ -e "$python" ]; then
-        die "$venv holds $("$python" --version 2>&1), and Python 3.11 or 3.12 is needed: move that folder away"
+        die "$venv holds $("$python" --version 2>&1), but Python 3.11 or 3.12 is needed: move that folder away"
     fi
     mkdir -p "$venv"
     touch "$unfinished"
@@ -104,12 +104,12 @@ touch "$unfinished"
 say "installing requirements.txt (a few minutes, the first time)"
 "$python" -m pip install --quiet --no-input -r "$root/requirements.txt" >&2 ||
     die "pip could not install requirements.txt (see above); the same command tries again"
-"$python" -m pip check >&2 || die "the installed packages do not fit together (see above)"
+"$python" -m pip check >&2 || die "the installed packages are incompatible (see above)"
 
 
 # ------------------------------------------------------------------------------------------------------------ rendering
 
-renders() {  # renders BACKEND: MuJoCo draws a picture with it
+renders() {  # renders BACKEND: MuJoCo can render with it
     MUJOCO_GL=$1 PYOPENGL_PLATFORM=$1 "$python" - 2>&1 <<'END'
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>")
@@ -117,21 +117,21 @@ data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 32, 32) as renderer:
     renderer.update_scene(data)
-    assert renderer.render().any(), "an empty picture"
+    assert renderer.render().any(), "an empty image"
 END
 }
 
 if ! renders egl >/dev/null && ! renders osmesa >/dev/null; then
-    apt_install "drawing without a screen (EGL and OSMesa are there but do not work)" libegl1 libgl1-mesa-dri libosmesa6
+    apt_install "rendering without a screen (EGL and OSMesa exist but do not work)" libegl1 libgl1-mesa-dri libosmesa6
     renders egl >/dev/null || renders osmesa >/dev/null ||
-        die "MuJoCo draws neither with EGL nor with OSMesa: $(renders egl | tail -1)"
+        die "MuJoCo renders neither with EGL nor with OSMesa: $(renders egl | tail -1)"
 fi
 
-# Layers in C++ make updates on a CPU faster, and on a GPU Triton compiles; everything works without.
+# On a CPU, layers in C++ make updates faster; on a GPU, Triton compiles. Everything works without a compiler.
 command -v "${CXX:-c++}" >/dev/null || (apt_install "a C++ compiler (makes updates faster)" g++) ||
     say "no C++ compiler (see above): updates run without compiled layers"
 
-# Realistic ManiSkill draws with Vulkan; everything else works without it.
+# Realistic ManiSkill renders with Vulkan; everything else works without it.
 if "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("sapien"))'; then
     PYTHON="$python" bash "$root/setup/install_vulkan.sh" >&2 ||
         say "no Vulkan (see above): the rms_* tasks do not run here, everything else does"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What Realistic ManiSkill (SAPIEN) needs to render on a machine without a GPU: the Vulkan loader, Mesa's software driver
-# with descriptor indexing, and the small layer in setup/vulkan. Does nothing where a GPU offers Vulkan or all is there,
+# Installs what Realistic ManiSkill (SAPIEN) needs to render without a GPU: the Vulkan loader, Mesa's software driver with
+# descriptor indexing, and the small layer in setup/vulkan. Does nothing if a GPU supports Vulkan or nothing is missing,
 # and can be run again. PYTHON names the Python (3.10 or later) that looks for devices.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,9 +24,9 @@ if needs layer; then
     [ -e /usr/include/vulkan/vk_layer.h ] || packages+=(libvulkan-dev)
 fi
 
-# Debian 12's own Mesa lacks descriptor indexing: the driver comes from its backports, of the mirror that is in use.
+# Debian 12's own Mesa lacks descriptor indexing: the driver comes from its backports, from the configured mirror.
 source_list=/etc/apt/sources.list.d/bookworm-backports.list
-backports() {  # the line for $source_list; nothing where the backports are known already
+backports() {  # the line for $source_list; nothing if the backports are configured already
     local targets mirror
     targets=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages')
     if grep -q ' bookworm-backports main$' <<<"$targets"; then return; fi
@@ -36,7 +36,7 @@ backports() {  # the line for $source_list; nothing where the backports are know
 
 if [ ${#packages[@]} -gt 0 ]; then
     command -v apt-get >/dev/null ||
-        die "install by this system's package manager: ${packages[*]} (Mesa 23.1 or later); then run this again"
+        die "install with this system's package manager: ${packages[*]} (Mesa 23.1 or later); then run this again"
     suite=()
     if needs driver && [ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = bookworm ]; then
         suite=(-t bookworm-backports)
@@ -66,7 +66,7 @@ fi
 if needs layer; then
     mkdir -p "$(dirname "$layer")"
     cc -std=c11 -O2 -Wall -Wextra -fPIC -fvisibility=hidden -shared setup/vulkan/semaphore_layer.c -o "$layer.tmp" -pthread
-    mv "$layer.tmp" "$layer"  # never half written under its name
+    mv "$layer.tmp" "$layer"  # never incomplete under its name
 fi
 
 missing=$("$python" envs/vulkan.py)

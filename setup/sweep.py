@@ -4,10 +4,10 @@
         [--executor slurm] [-- flags for dreamer.py]
 
 A method is a named config of configs.yaml, several joined by '+' (`M+continuous`), or `hrssm` for none, merged over
-the groups of --configs. submitit starts the runs: here as processes, --max_parallel at a time, or with --executor slurm
-as one SLURM array. A finished run is skipped, one that was stopped, preempted or killed resumes, one that failed is
-tried again: when in doubt, give the same command. --status prints the state of each run. --export FOLDER copies the
-curves of the runs to a folder small enough for a repository. Ctrl-C stops local runs in order.
+the groups of --configs. submitit starts the runs: as local processes, --max_parallel at a time, or as one SLURM array
+(--executor slurm). Finished runs are skipped, stopped, preempted or killed ones resume, and failed ones are retried:
+when in doubt, repeat the command. --status prints the state of each run. --export FOLDER copies the curves of the runs
+to a folder small enough for a repository. Ctrl-C stops local runs cleanly.
 
 A run's folder also gets stdout.log, stderr.log, and this script's own hidden files: .lock, held while a process
 trains there; .sweep.json, its GPU and exit status; .slurm_job, its last job.
@@ -40,7 +40,7 @@ from config import ConfigError, check_config, load_config, nearest, read_config,
 
 SLURM_DEFAULTS = {"job_name": "hrssm", "time": 24 * 60, "gpus_per_node": 1, "cpus_per_task": 8, "signal_delay_s": 300}
 MAX_SEED, MAX_SEEDS = 10**18, 10_000
-EXPORT_BYTES = 40_000  # of a run's rows; all rows of evaluations are kept
+EXPORT_BYTES = 40_000  # of a run's rows; all evaluation rows are kept
 STATES = ("waiting", "running", "finished", "failed")
 
 
@@ -52,10 +52,10 @@ class SweepError(Exception):
 
 
 class Job:
-    """One run as submitit starts it, pickled by value: it uses nothing of this file but itself.
+    """One run as submitit starts it, pickled by value: it uses nothing else from this file.
 
-    SIGTERM is passed on to dreamer.py, which saves a checkpoint and ends. `checkpoint` is submitit's hook for SLURM's
-    warning before a time limit or a preemption (SIGUSR2): it does the same, and the job is queued again.
+    SIGTERM is passed on to dreamer.py, which saves a checkpoint and exits. `checkpoint` is submitit's hook for SLURM's
+    warning before a time limit or a preemption (SIGUSR2): it does the same, and the job is requeued.
 
     gpu: value of CUDA_VISIBLE_DEVICES, None to leave it.
     """
@@ -64,7 +64,7 @@ class Job:
         self.command, self.folder, self.gpu = command, folder, gpu
         self.pid: int | None = None  # of dreamer.py
         self.stopping = False
-        self.terminated = False  # dreamer.py has had its SIGTERM; another one could hit it while it saves
+        self.terminated = False  # dreamer.py was sent SIGTERM; another one could hit it while it saves
         self.slurm = False
 
     def __call__(self) -> None:
@@ -75,7 +75,7 @@ class Job:
         signal.signal(signal.SIGTERM, self.stop)
         env = dict(os.environ) if self.gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpu}
         with open(self.folder / "stdout.log", "ab") as out, open(self.folder / "stderr.log", "ab") as err:
-            # The lock goes along, so that it is held for as long as dreamer.py lives, whatever becomes of this process.
+            # dreamer.py inherits the lock, so that it is held while dreamer.py runs, whatever happens to this process.
             process = subprocess.Popen(
                 self.command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=[lock],
                 start_new_session=not self.slurm, preexec_fn=self.prepare_signals,
@@ -83,17 +83,17 @@ class Job:
         self.pid = process.pid
         if self.stopping:
             self.terminate()
-        # Popen.wait holds a lock that `checkpoint`, called from a signal handler within it, would wait for in vain
+        # Popen.wait holds a lock on which `checkpoint`, called from a signal handler within it, would deadlock
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         code = process.wait()
         self.record({"gpu": self.gpu, "exit": code})
         if self.slurm and self.stopping:
-            time.sleep(3600)  # SLURM decides between requeue and cancellation: a job that ended by itself it would drop
+            time.sleep(3600)  # SLURM decides between requeue and cancellation; it drops jobs that exit on their own
         if code:
-            raise RuntimeError(f"dreamer.py ended with {code}: see {self.folder / 'stderr.log'}")
+            raise RuntimeError(f"dreamer.py exited with {code}: see {self.folder / 'stderr.log'}")
 
     def lock(self) -> int:
-        """Locks the folder; RuntimeError if another process trains in it. A --status holds the lock for a moment."""
+        """Locks the folder; RuntimeError if another process trains in it. --status holds the lock briefly."""
         lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         for _ in range(50):
             try:
@@ -110,14 +110,14 @@ class Job:
 
     @staticmethod
     def prepare_signals() -> None:
-        """In dreamer.py, before it starts: SLURM sends its warning to all processes of a job, and it would end them."""
+        """In dreamer.py, before it starts: SLURM sends its warning to all processes of a job, which would kill them."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def stop(self, *_) -> None:
         self.stopping = True
         if self.pid is not None:
-            self.terminated = self.terminated or self.slurm  # SLURM sends SIGTERM to all processes of a job by itself
+            self.terminated = self.terminated or self.slurm  # SLURM itself sends SIGTERM to all processes of a job
             self.terminate()
 
     def terminate(self) -> None:
@@ -154,7 +154,7 @@ class Run:
         return f"{self.task} {self.method} seed {self.seed}"
 
     def locked(self) -> bool:
-        """Whether a process that a sweep started trains in the folder, on this machine or where its locks reach."""
+        """Whether a process that a sweep started trains in the folder, on this machine or wherever its locks reach."""
         try:
             lock = os.open(self.folder / ".lock", os.O_RDWR)
         except OSError:
@@ -168,7 +168,7 @@ class Run:
             os.close(lock)
 
     def record(self) -> dict:
-        """Left by the last process: its `gpu`, and its `exit` status if it ended."""
+        """Written by the last process: its `gpu`, and its `exit` status if it ended."""
         try:
             found = json.loads((self.folder / ".sweep.json").read_text())
             code, gpu = found.get("exit"), found.get("gpu")
@@ -185,7 +185,7 @@ class Run:
             return None
 
     def rows(self) -> Iterator[dict]:
-        """The rows of metrics.jsonl from its end; skips damaged ones, and the half line of a run that was killed."""
+        """The rows of metrics.jsonl from its end; skips damaged ones, and the incomplete line of a killed run."""
         try:
             lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
         except OSError:
@@ -223,7 +223,7 @@ class Run:
         return found
 
     def state(self, queue: dict[str, str]) -> str:
-        """One of STATES; `queue` as of `read_queue`. A run is waiting if it was not started or can resume."""
+        """One of STATES; `queue` as of `read_queue`. A run is waiting if it has not started or can resume."""
         if self.locked():
             return "running"
         job = queue.get(self.slurm_job() or "")
@@ -239,14 +239,14 @@ def is_number(value: object) -> bool:
 
 
 def read_queue(runs: list[Run]) -> dict[str, str]:
-    """{job id: state} of the user's jobs that SLURM knows now; asks it only if some run was ever given to it."""
+    """{job id: state} of the user's jobs that SLURM knows now; asks it only if some run was ever submitted."""
     if not any(run.slurm_job() for run in runs):
         return {}
     command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SweepError(f"squeue gave no answer, and runs of this grid may be in SLURM's queue ({error})") from None
+        raise SweepError(f"squeue did not answer, and runs of this grid may be in SLURM's queue ({error})") from None
     if answer.returncode:
         raise SweepError(f"squeue failed, and runs of this grid may be in SLURM's queue: {answer.stderr.strip()[:200]}")
     return dict(words for line in answer.stdout.splitlines() if len(words := line.split()) == 2)
@@ -277,7 +277,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our flags, and those behind `--`."""
+    """Our flags, and those after `--`."""
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = Parser(
         prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -313,7 +313,7 @@ def parse_seeds(words: list[str]) -> list[int]:
     for word in ",".join(words).split(","):
         match = re.fullmatch(r"(\d{1,99})(?:-(\d{1,99}))?", word)
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise SweepError(f"--seeds {word}: expected whole numbers and ranges that go up, such as 0-4 or 0 3 7")
+            raise SweepError(f"--seeds {word}: expected whole numbers and increasing ranges, such as 0-4 or 0 3 7")
         first, last = int(match[1]), int(match[2] or match[1])
         if last > MAX_SEED:
             raise SweepError(f"--seeds {word}: expected seeds up to {MAX_SEED}")
@@ -324,7 +324,7 @@ def parse_seeds(words: list[str]) -> list[int]:
 
 
 def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
-    """tasks × methods × seeds, in this order, all names checked. Exits with one line, as dreamer.py, for bad flags."""
+    """tasks × methods × seeds, in this order, all names checked. Exits with one line for bad flags, as dreamer.py."""
     for flag in flags:
         name = flag.partition("=")[0]
         if name in ("--task", "--seed", "--logdir", "--configs"):
@@ -345,7 +345,7 @@ def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
             raise SweepError(str(error)) from None
         steps[method] = config.steps
 
-    import envs  # brings dm_control along, which takes seconds
+    import envs  # imports dm_control, which takes seconds
 
     runs = []
     for task in dict.fromkeys(args.tasks):
@@ -434,12 +434,12 @@ def export(runs: list[Run], folder: Path) -> str:
         exported += 1
     lines = [f"{exported} runs exported to {folder}"]
     lines += [f"not finished: {', '.join(unfinished)}"] if unfinished else []
-    lines += [f"left out, without a row: {', '.join(empty)}"] if empty else []
+    lines += [f"left out, no rows yet: {', '.join(empty)}"] if empty else []
     return "\n".join(lines)
 
 
 def thin(rows: list[dict]) -> list[dict]:
-    """Every row of an evaluation, and of episodes and of updates every n-th from the last one, in EXPORT_BYTES."""
+    """All evaluation rows, and every n-th row of episodes and of updates, counted from the last, in EXPORT_BYTES."""
     rows = [{name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
     sizes = [len(json.dumps(row)) + 1 for row in rows]
     groups: dict[str, list[int]] = {"eval_return": [], "train_return": [], "": []}
@@ -459,7 +459,7 @@ def thin(rows: list[dict]) -> list[dict]:
 
 
 def visible_gpus() -> list[str]:
-    """Values for CUDA_VISIBLE_DEVICES, one GPU each: those of its present value, or else all GPUs here."""
+    """Values for CUDA_VISIBLE_DEVICES, one GPU each: those of its current value, else all GPUs."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
     try:
@@ -470,8 +470,8 @@ def visible_gpus() -> list[str]:
 
 
 def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel: int | None) -> int:
-    """Trains `todo` in processes here, a GPU each while there are enough. Runs `elsewhere`, of another sweep that still
-    lives or was killed, count among those at work. Returns the exit status."""
+    """Trains `todo` in local processes, one GPU each while there are enough. Runs `elsewhere`, of another sweep that is
+    still running or was killed, count as active. Returns the exit status."""
     import submitit
 
     gpus = visible_gpus()
@@ -489,7 +489,7 @@ def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel:
                 (run.folder / ".sweep.json").unlink(missing_ok=True)
                 used = Counter([gpu for _, gpu in active.values()] + [run.record().get("gpu") for run in elsewhere])
                 gpu = min(gpus, key=lambda gpu: used[gpu]) if gpus else None
-                # The engine's processes end at a Ctrl-C: it is for this one alone, which ends the runs in order.
+                # Ctrl-C would kill submitit's processes: only this one gets it, and stops the runs cleanly.
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 try:
                     active[run] = executor.submit(Job(list(run.command), run.folder, gpu)), gpu
@@ -502,9 +502,9 @@ def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel:
                 if not stopping:
                     print("stopping: the runs save their checkpoints", flush=True)
                 stopping = True
-                for job, _ in active.values():  # again and again: a process that is just starting may miss it
+                for job, _ in active.values():  # repeatedly: a process that is just starting may miss it
                     if not job.done():
-                        os.kill(int(job.job_id), signal.SIGTERM)  # its id is that of submitit's process beside the run
+                        os.kill(int(job.job_id), signal.SIGTERM)  # its id is that of submitit's process, not the run's
             for run in [run for run, (job, _) in active.items() if job.done()]:
                 del active[run]
                 code, progress = run.record().get("exit"), run.progress()
@@ -515,7 +515,7 @@ def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel:
                     failed, lost = failed + 1, lost or code is None
                     print(f"{run}: failed (exit {code}): {last_line(run.folder / 'stderr.log')}", flush=True)
     if lost:
-        print(f"the engine's own logs are in {folder}")
+        print(f"submitit's own logs are in {folder}")
     else:
         shutil.rmtree(folder)
     return 130 if interrupt.requested else int(failed > 0)
@@ -536,7 +536,7 @@ def run_slurm(todo: list[Run], logdir: Path, max_parallel: int | None, words: li
     if max_parallel:
         parameters["array_parallelism"] = max_parallel
     try:
-        # a time limit that interrupts a run is no reason to give it up
+        # a time limit that interrupts a run is not a failure
         executor = submitit.SlurmExecutor(folder=_submitit_folder(logdir), max_num_timeout=10**6)
         executor.update_parameters(**parameters)
         for run in todo:
@@ -549,7 +549,7 @@ def run_slurm(todo: list[Run], logdir: Path, max_parallel: int | None, words: li
     for run, job in zip(todo, jobs, strict=True):
         (run.folder / ".slurm_job").write_text(job.job_id)
         print(f"{run}: job {job.job_id}, logs in {run.folder}")
-    print(f"{len(jobs)} jobs submitted; --status shows them, scancel {jobs[0].job_id.split('_')[0]} ends all")
+    print(f"{len(jobs)} jobs submitted; --status shows them, scancel {jobs[0].job_id.split('_')[0]} cancels all")
     return 0
 
 
@@ -569,7 +569,7 @@ def main(argv: list[str]) -> int:
     if args.slurm and args.executor != "slurm":
         raise SweepError("--slurm belongs to --executor slurm: add that, or leave it out")
     if not args.tasks and not args.status and args.export is None:
-        raise SweepError("--tasks: which? such as --tasks dmc_walker_walk dmc_cup_catch")
+        raise SweepError("--tasks is missing: expected --tasks dmc_walker_walk dmc_cup_catch, for example")
     runs = make_grid(args, flags) if args.tasks else find_runs(logdir)
     if args.status:
         print(status(runs))
@@ -583,7 +583,7 @@ def main(argv: list[str]) -> int:
     for run in runs:
         if run.slurm_job() in queue or run.locked():
             elsewhere.append(run)
-            print(f"# {run}: {run.state(queue)} already, left alone")
+            print(f"# {run}: already {run.state(queue)}, left alone")
         elif run.state(queue) == "finished":
             print(f"# {run}: finished at step {run.progress()['step']}, skipped")
         else:
@@ -593,7 +593,7 @@ def main(argv: list[str]) -> int:
             print(shlex.join(run.command))
         return 0
     if not todo:
-        print("nothing is left to start")
+        print("nothing left to start")
         return 0
     sys.stdout.flush()
     if args.executor == "slurm":

@@ -1,6 +1,6 @@
 // A Vulkan layer for machines without a GPU. SAPIEN enables VK_KHR_external_semaphore_fd on every device, though it only uses
-// it beside CUDA; Mesa's software device (lavapipe) has not got it, so vkCreateDevice fails. This layer names the extension
-// among those of software devices that lack it, and takes it off the list again before such a device is created.
+// it with CUDA; Mesa's software device (lavapipe) lacks it, so vkCreateDevice fails. This layer adds the extension to the
+// list of software devices that lack it, and removes it again before such a device is created.
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -12,12 +12,12 @@
 #define EXTENSION VK_KHR_EXTERNAL_SEMAPHORE_FD_EXTENSION_NAME
 #define EXPORT __attribute__((visibility("default")))
 
-// What comes after this layer, for every instance and device. All handles of an instance (of a device) begin with the same
-// pointer, the loader's dispatch table: it is the key.
+// The rest of the chain after this layer, per instance and device. All handles of an instance (of a device) begin with the
+// same pointer, the loader's dispatch table: it is the key.
 typedef struct Chain {
     void *key;
     struct Chain *rest;
-    // Of instances. The functions are asked for once, at creation: the loader answers later with this layer's own functions.
+    // Of instances. The functions are queried once, at creation: later the loader returns this layer's own functions.
     VkInstance instance;
     PFN_vkGetInstanceProcAddr instance_proc;
     PFN_vkDestroyInstance destroy;
@@ -57,7 +57,7 @@ static Chain lookup(void *key, bool forget) {
     return found;
 }
 
-// A software device that has not got the extension.
+// A software device without the extension.
 static bool lacks_extension(VkPhysicalDevice device) {
     Chain next = lookup(key_of(device), false);
     VkPhysicalDeviceProperties properties;
