@@ -1,4 +1,4 @@
-"""The checkpoints of a run: `latest.pt`, and `previous.pt`, which is used where the latest is damaged or missing."""
+"""The checkpoints of a run: `latest.pt`, and `previous.pt`, which is used if the latest is damaged or missing."""
 
 import contextlib
 import os
@@ -14,9 +14,9 @@ LATEST, PREVIOUS = "latest.pt", "previous.pt"
 
 
 def find(logdir: Path) -> tuple[Path | None, dict | None, str]:
-    """The newest checkpoint of a run that is whole: its path, its contents, and what is wrong with a newer one.
+    """A run's newest intact checkpoint: its path, its contents, and what is wrong with a newer one.
 
-    Raises ValueError, one line, if all that there are are damaged.
+    Raises ValueError, one line, if all existing ones are damaged.
     """
     problem = ""
     for path in (logdir / LATEST, logdir / PREVIOUS):
@@ -27,15 +27,15 @@ def find(logdir: Path) -> tuple[Path | None, dict | None, str]:
         except ValueError as error:
             if problem or not (logdir / PREVIOUS).exists():
                 raise ValueError(
-                    f"{error}: put a copy of it back; without a checkpoint, the run keeps its episodes and does its "
-                    "updates again"
+                    f"{error}: restore a copy of it; without a checkpoint, the run keeps its episodes and redoes "
+                    "its updates"
                 ) from None
             problem = str(error)
     return None, None, ""
 
 
 def read(logdir: Path, agent: nn.Module) -> tuple[Path | None, dict | None]:
-    """The newest checkpoint of a run that is whole and its path, None without one; all ranks have to call it together.
+    """A run's newest intact checkpoint and its path, None without one; all ranks must call it together.
 
     A damaged latest one is renamed. Raises ValueError, one line, if a run of `agent` cannot resume from it.
     """
@@ -51,11 +51,11 @@ def read(logdir: Path, agent: nn.Module) -> tuple[Path | None, dict | None]:
         return None, None
     check(state, agent, path)
     if "ranks" not in state:
-        raise ValueError(f"{path} holds an agent alone, as setup/export_agent.py writes it: training cannot resume")
+        raise ValueError(f"{path} is an agent from setup/export_agent.py, without training state: it cannot resume")
     with our_layout(path):
         envs, before = agent.config.envs, len(state["episode"])
     if envs != before:
-        raise ValueError(f"--envs is {envs}: {path} is of a run with {before}, and resumes with as many")
+        raise ValueError(f"--envs is {envs}: {path} is of a run with {before}; resume with the same number")
     broken = tools.find_nonfinite(state["agent"])
     if broken:
         raise ValueError(
@@ -66,7 +66,7 @@ def read(logdir: Path, agent: nn.Module) -> tuple[Path | None, dict | None]:
 
 
 def load_weights(logdir: Path, agent: nn.Module) -> int:
-    """Loads the networks of a run's checkpoint; returns the agent steps that it was trained for.
+    """Loads the networks of a run's checkpoint; returns the agent steps it was trained for.
 
     Raises ValueError if there is no checkpoint or it is of another agent.
     """
@@ -82,18 +82,18 @@ def load_weights(logdir: Path, agent: nn.Module) -> int:
 
 @contextlib.contextmanager
 def our_layout(path: Path) -> Iterator[None]:
-    """Within it, what a checkpoint lacks or holds in another form raises a ValueError, one line."""
+    """Within it, missing or malformed contents of a checkpoint raise a ValueError, one line."""
     try:
         yield
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         problem = f"{type(error).__name__}: {tools.first_line(error)}"
-        raise ValueError(f"{path} has another layout than this code's checkpoints ({problem})") from error
+        raise ValueError(f"{path} has another layout than checkpoints of this version ({problem})") from error
 
 
 def check(state: dict, agent: nn.Module, path: Path) -> None:
-    """Raises ValueError, one line, if a checkpoint is not one of a run or is of another agent."""
+    """Raises ValueError, one line, if a checkpoint is not that of a run or is of another agent."""
     if not state.keys() >= {"agent", "step"}:
         raise ValueError(f"{path} is not a checkpoint of a run (for the public code's, see --from_checkpoint)")
     with our_layout(path):

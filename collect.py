@@ -1,7 +1,7 @@
-"""Experience: what lies between the environments and the replay.
+"""Experience collection, from the environments to the replay.
 
-`Collector` steps the training envs, stores their transitions, and brings unfinished episodes back when a run resumes.
-It needs of the agent only that it acts (`Dreamer.act`).
+`Collector` steps the training envs, stores their transitions, and restores unfinished episodes when a run resumes.
+It only needs the agent to act (`Dreamer.act`).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from config import Config, sees_images
 from envs.parallel import EnvGroup, Transition
 from replay import Replay, spec_of
 
-# First word of the seeds of everything random that is not torch's; the second is the setting `seed`.
+# First entry of the seeds of envs, second of the seeds of random streams, next to the setting `seed`.
 STREAMS = {
     "train": 0, "eval": 1, "prefill": 2, "batches": 3, "eval_only": 4, "eval_tasks": 5, "video_pred": 6, "torch": 7
 }  # fmt: skip
@@ -59,15 +59,14 @@ def stack_obs(obs: list[dict], keys: list[str], device: torch.device) -> dict[st
 
 
 class EnvError(Exception):
-    """An env failed in a step of training or in an evaluation, which is still due: a run that resumes does it again."""
+    """An env failed in a training step or an evaluation, which is still pending: a resumed run repeats it."""
 
 
 class Collector:
-    """The training envs of this rank, the actions under way in them, and the replay.
+    """The training envs of this rank, their pending actions, and the replay.
 
-    The envs step while the learner learns: `act` sends actions, `receive` waits for the answers. A checkpoint holds the
-    actions of the unfinished episodes, those under way included; a run that resumes steps them again from the episodes'
-    seeds.
+    The envs step while the learner learns: `act` sends actions, `receive` waits for the results. A checkpoint holds the
+    actions of the unfinished episodes, pending ones included; a resumed run steps them again from the episodes' seeds.
 
     Args:
         envs: this rank's envs.
@@ -78,7 +77,7 @@ class Collector:
     def __init__(self, config: Config, envs: EnvGroup, keys: list[str], directory: Path):
         ranks, count = distributed.size(), len(envs)
         self.config, self.envs, self.keys = config, envs, keys
-        self.numbers = range(distributed.rank() * count, (distributed.rank() + 1) * count)  # among those of all ranks
+        self.numbers = range(distributed.rank() * count, (distributed.rank() + 1) * count)  # among all ranks' envs
         self.discrete = hasattr(envs.action_space, "n")
         self.actions = envs.action_space.n if self.discrete else envs.action_space.shape[0]
         spaces = envs.observation_space
@@ -95,9 +94,9 @@ class Collector:
         self.step = 0  # agent steps, over all envs of all ranks
         self.rng = self.random_stream("prefill")
         self.can_sample = False  # the replay of every rank holds a step
-        self.under_way = False  # actions were sent, and their answers not received yet
-        self.answers: list[Transition] | None = None  # those that a resumed run has received already
-        self.failure: Exception | None = None  # of an env that could not be sent its action
+        self.under_way = False  # actions were sent, and their results not received yet
+        self.answers: list[Transition] | None = None  # results that a resumed run has received already
+        self.failure: Exception | None = None  # from sending an action to an env
         self.policy_state: dict[str, Tensor] | None = None
         # of each env
         self.obs: list[dict] = [{} for _ in range(count)]
@@ -106,7 +105,7 @@ class Collector:
         self.returns, self.lengths = np.zeros(count), np.zeros(count, int)
 
     def random_stream(self, name: str) -> np.random.Generator:
-        """A stream of random numbers of this rank, from this step on."""
+        """A random stream for this rank, from this step on."""
         return np.random.default_rng([self.config.seed, STREAMS[name], distributed.rank(), self.step])
 
     @property
@@ -130,7 +129,7 @@ class Collector:
         self.under_way = True
         try:
             self.envs.send([self.to_env(one) for one in action])
-        except Exception as error:  # `receive`, which all ranks call, raises it
+        except Exception as error:  # raised by `receive`, which all ranks call
             self.failure = error
 
     def random_action(self) -> np.ndarray:
@@ -140,15 +139,15 @@ class Collector:
         return self.rng.uniform(-1, 1, shape).astype(np.float32)
 
     def to_env(self, action: np.ndarray) -> dict[str, np.ndarray]:
-        """An action of the policy as the env takes it."""
+        """An action of the policy in the form that the env takes."""
         return {"action": action if self.discrete else np.clip(action, -1, 1)}
 
     def receive(self, interrupt: tools.Interrupt) -> list[dict[str, float]] | None:
-        """Waits for the answers to the actions that were sent, and stores them.
+        """Waits for the results of the actions that were sent, and stores them.
 
         Returns a summary of each episode that ended with them, over all ranks, in the order of their numbers; None if
-        an interrupt of any rank came before the answers. Raises EnvError, in all ranks, if an env failed. In both cases
-        the step is still under way.
+        any rank was interrupted before the results arrived. Raises EnvError, in all ranks, if an env failed. In both
+        cases the step is still pending.
         """
         transitions, failure = self.answers, self.failure
         if transitions is None and failure is None:
@@ -175,7 +174,7 @@ class Collector:
         return [*itertools.chain(*distributed.all_gather(ended))] if finishing else []
 
     def record(self, env: int, transition: Transition, action: np.ndarray) -> dict[str, float] | None:
-        """Stores an env's answer to an action. Returns a summary of the episode if it ended."""
+        """Stores an env's result of an action. Returns a summary of the episode if it ended."""
         self.add_row(env, transition, action)
         self.returns[env] += transition.reward
         self.lengths[env] += 1
@@ -203,7 +202,7 @@ class Collector:
 
     @contextlib.contextmanager
     def numbered(self, finishing: int) -> Iterator[int]:
-        """Within it, so many episodes of this rank finish, numbered after those of lower ranks; yields that of all."""
+        """Within it, `finishing` episodes of this rank get numbers after those of lower ranks; yields the total."""
         of_ranks = distributed.all_gather(finishing)
         self.replay.skip(sum(of_ranks[: distributed.rank()]))
         yield sum(of_ranks)
@@ -212,7 +211,7 @@ class Collector:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the envs of all ranks, and the counters; all ranks have to call it together."""
+        """The state of the envs of all ranks, and the counters; all ranks must call it together."""
         empty = np.zeros((0, self.actions), np.float32)
         sent = [torch.from_numpy(np.array(actions) if actions else empty) for actions in self.sent]
         policy = {k: v.cpu() for k, v in self.policy_state.items()} if self.policy_state else None
@@ -229,33 +228,33 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Takes this rank's share of a state; `restore` has to follow."""
+        """Takes this rank's share of a state; `restore` must follow."""
         mine = slice(self.numbers.start, self.numbers.stop)
         self.step, self.under_way = state["step"], state.get("under_way", True)
         self.episode = list(state["episode"][mine])
         self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
         if state["policy"]:
             self.policy_state = {k: v[mine].to(device) for k, v in state["policy"].items()}
-        # a sum over ranks is carried on by one of them
+        # a sum over ranks is continued by one of them
         finished = state["replay"]["total_finished_steps"] if distributed.is_main() else 0
         self.replay.load_state_dict({**state["replay"], "total_finished_steps": finished})
 
     def restore(self, exact: bool) -> tuple[bool, list[dict[str, float]]]:
-        """Loads the episodes that finished, and steps the unfinished ones again.
+        """Loads the finished episodes, and steps the unfinished ones again.
 
         Args:
             exact: this rank's random states are those of the checkpoint.
 
-        Returns whether all is as it was at the checkpoint, and a summary of each episode that has finished since, over
-        all ranks. After such an episode its env begins the next one, and `step` counts all steps that were taken.
+        Returns whether everything is as it was at the checkpoint, and a summary of each episode finished since, over
+        all ranks. After such an episode its env begins the next one, and `step` counts all steps taken.
         Raises ValueError if the episodes of the checkpoint are gone.
         """
         known, under_way = self.replay.total_episodes, self.under_way
         self.replay.load()
         if known and not any(distributed.all_gather(len(self.replay.finished))):
             raise ValueError(
-                f"{self.replay.directory} holds no episode, but the checkpoint beside it counts {known}: "
-                "put them back, or use another --logdir"
+                f"{self.replay.directory} holds no episode, but the checkpoint next to it counts {known}: "
+                "restore them, or use another --logdir"
             )
         newer = [
             {

@@ -1,6 +1,6 @@
-"""Settings: the file configs.yaml, the command line over it, and the values that each setting may have.
+"""Settings: the file configs.yaml, the command line, and the legal values of each setting.
 
-    config = load_config(sys.argv[1:])  # each value has its default's type and is legal by itself
+    config = load_config(sys.argv[1:])  # each value has its default's type and is legal on its own
     check_config(config)  # the values fit together
 
 Nothing here imports torch, so a mistake on the command line is reported at once.
@@ -47,7 +47,7 @@ class Legal(NamedTuple):
 
     allows: Callable[[Any], bool]
     text: str = ""  # completes "expected a number", "expected a word", ...
-    choices: tuple = ()  # if they are few; then the setting's comment in configs.yaml names them too
+    choices: tuple = ()  # if they are few; the setting's comment in configs.yaml then lists them too
 
 
 def between(low: float, high: float) -> Legal:
@@ -76,8 +76,8 @@ TEXT = Legal(lambda value: True)
 NONEMPTY = Legal(bool, " that is not empty")
 PATTERN = Legal(_is_pattern, " that is a regular expression")
 
-# Every setting that is not True or False stands in exactly one row. A lower bound is where a value would fail or mean
-# nothing; an upper bound is where a run would not end, not fit into any machine, or not stay finite.
+# Every setting that is not True or False is in exactly one row. Below the lower bound, a value would fail or be
+# meaningless; above the upper bound, a run would not end, not fit into any machine, or not stay finite.
 _ROWS = (
     # Run
     ("logdir task", NONEMPTY),
@@ -162,7 +162,7 @@ LEGAL: dict[str, Legal] = {name: legal for names, legal in _ROWS for name in nam
 
 
 class ConfigError(ValueError):
-    """A setting that the user has to correct; the message is one line."""
+    """A setting that the user must correct; the message is one line."""
 
 
 class Config(Mapping):
@@ -201,7 +201,7 @@ class Config(Mapping):
         return _thaw(self)
 
     def flat(self) -> dict[str, Any]:
-        """One entry for each setting, nested ones under dotted names, as in flags."""
+        """One entry per setting, nested ones under dotted names, as in flags."""
         return dict(_flatten(self.to_dict()))
 
     def replace(self, **changes: Any) -> Config:
@@ -250,7 +250,7 @@ def nearest(name: str, names: Collection[str], or_all: bool = False) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {', '.join(close)}?"
-    return f"; there are {', '.join(sorted(names))}" if or_all else ""
+    return f"; choose from {', '.join(sorted(names))}" if or_all else ""
 
 
 def _unknown(name: str, known: Collection[str], dashes: str = "") -> str:
@@ -296,7 +296,7 @@ def _convert(label: str, value: Any, default: Any) -> Any:
 
 
 class ConfigFile:
-    """A configs.yaml: flat, dotted settings, with the comments and titles that --help shows.
+    """A configs.yaml file: flat, dotted settings, with the comments and titles that --help shows.
 
     Raises ConfigError, naming file and line, for anything but groups of known settings with legal values.
     """
@@ -312,7 +312,7 @@ class ConfigFile:
             if key.id != "scalar":
                 raise _error(path, key, "expected the name of a group")
             if (name == "defaults") != (not self.defaults) or name in self.groups:
-                order = f"group {name} is defined twice" if self.defaults else f"defaults has to come before {name}"
+                order = f"group {name} is defined twice" if self.defaults else f"defaults must come before {name}"
                 raise _error(path, key, order)
             if node.id != "mapping" or not node.value:
                 raise _error(path, key, f"group {name} has no settings")
@@ -324,7 +324,7 @@ class ConfigFile:
             self.comments[f":{name}"] = self._comment(key)
 
     def _settings(self, path: Path | str, group) -> dict[str, Any]:
-        """Values of a group's node; those of the first one, the defaults, determine names and types of all others."""
+        """Values of a group's node; the first one, the defaults, determines the names and types of all others."""
         values: dict[str, Any] = {}
         titles = [(i, match[1]) for i, line in enumerate(self._lines) if (match := TITLE.fullmatch(line))]
         for name, key, node in _entries(path, group):
@@ -408,7 +408,7 @@ def _value(name: str, node) -> Any:
 
 
 def save_config(config: Config, path: Path | str) -> None:
-    """Writes a config as YAML, whole or not at all."""
+    """Writes a config as YAML, atomically."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
@@ -460,7 +460,7 @@ def load_config(
             raise SystemExit(0)
         values = _merge(argv, {**file.defaults, "configs": [], **actions}, file.groups, base or {})
     except ConfigError as error:
-        if distributed.rank() == 0:  # the others found the same
+        if distributed.rank() == 0:  # the others report the same
             print("error:", *str(error).split(), file=sys.stderr)
         raise SystemExit(2) from None
     actions = Config({name: values.pop(name) for name in actions})
@@ -478,8 +478,8 @@ def _merge(argv: Sequence[str], defaults: dict[str, Any], groups: Mapping[str, d
         elif flags:
             flags[-1][1].append(word)
         else:
-            raise ConfigError(f"{word!r} is not a flag: settings are given as --name value")
-    # the settings of a run may be older or younger than these
+            raise ConfigError(f"{word!r} is not a flag: write settings as --name value")
+    # a run's settings may be older or newer than these
     replaced = {k: _convert(k, _thaw(v), defaults[k]) for k, v in _flatten(base) if k in defaults}
     values = {**defaults, **replaced}
     for flag, words in flags:
@@ -500,7 +500,7 @@ def _merge(argv: Sequence[str], defaults: dict[str, Any], groups: Mapping[str, d
 
 
 def _parse(flag: str, words: list[str], default: Any) -> Any:
-    """The words of a flag as bools and numbers where they look like it and the default is not a string."""
+    """The words of a flag, as bools and numbers where they look like ones and the default is not a string."""
     if isinstance(default, list):
         return [_parse(flag, [word], default[0] if default else "") for word in words]
     if isinstance(default, bool) and not words:
@@ -525,7 +525,7 @@ def _help(file: ConfigFile, extra: Mapping[str, tuple[Any, str]]) -> str:
         return f"{start:<42}  {comment}{limits}".rstrip() + "\n"
 
     text = "usage: python dreamer.py [--configs NAME ...] [--setting value ...]\n\n"
-    text += "Every setting, with its default. Step counts are environment steps, action repeat included.\n"
+    text += "All settings with their defaults. Step counts are environment steps, action repeat included.\n"
     title = ""
     for name, default in file.defaults.items():
         if file.titles[name] != title:
@@ -551,7 +551,7 @@ def sees_images(config: Config) -> bool:
 
 
 def check_config(config: Config) -> None:
-    """Raises ConfigError for settings that are legal one by one, but not together."""
+    """Raises ConfigError for settings that are legal individually, but not together."""
     c, ranks = config, distributed.size()
 
     def require(true: Any, problem: str) -> None:
@@ -563,7 +563,7 @@ def check_config(config: Config) -> None:
     if sees_images(c):
         sides = [minres * 2**stages for stages in range(1, 13)]
         require(c.size[0] == c.size[1], f"--size {size}: the encoder takes square images")
-        require(c.size[0] in sides, f"--size {size}: expected --encoder.minres {minres} times 2, 4, 8 or so on")
+        require(c.size[0] in sides, f"--size {size}: expected --encoder.minres {minres} times 2, 4, 8, ...")
     if sees_images(c) and c.mask_ratio:
         whole = c.batch_length % c.block_size == 0
         require(whole, f"--batch_length {c.batch_length} is not a multiple of --block_size {c.block_size}, of the mask")
@@ -577,7 +577,7 @@ def check_config(config: Config) -> None:
     require(low <= high, f"--actor_min_std {low} is above --actor_max_std {high}")
     offset, length, decoder = c.disag_offset, c.batch_length, "decoder" in c.grad_heads
     require(offset < length, f"--disag_offset {offset}: expected less than --batch_length {length}")
-    require(not (c.probe_decoder and decoder), "--probe_decoder: --grad_heads has a decoder, so there is one already")
+    require(not (c.probe_decoder and decoder), "--probe_decoder: --grad_heads has a decoder, so there already is one")
     if c.video_pred_log or c.probe_decoder:
         require(decoder or c.probe_decoder, "--video_pred_log: there is no decoder; --probe_decoder True trains one")
         require(length > 5, f"--batch_length is {length}: a decoder's videos need more than 5 steps")
@@ -590,7 +590,7 @@ def check_resume(config: Config, logdir: Path) -> None:
     path = logdir / "config.yaml"
     if not path.exists() or config.allow_config_change:
         return
-    # a setting that is younger than the run had its default
+    # a setting that is newer than the run had its default
     old, new = {**load_config([]).flat(), **read_config(path).flat()}, config.flat()
     changed = [
         f"{name} {old.get(name)!r} -> {new.get(name)!r}"

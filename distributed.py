@@ -1,9 +1,9 @@
-"""Data-parallel training: what the processes that torchrun started, the ranks, tell each other.
+"""Data-parallel training: communication between the ranks, the processes that torchrun starts.
 
 Each rank has its share of the envs, of the replay and of every batch. Gradients are averaged, so that all ranks make
-the same step. Without torchrun there is one rank, and every function here gives back what it was given.
+the same step. Without torchrun there is one rank, and every function here returns its input.
 
-Values and flags go over the CPU (gloo), tensors over the GPUs (NCCL) once `set_device` named one. All ranks have to
+Values and flags go over the CPU (gloo), tensors over the GPUs (NCCL) once `set_device` named one. All ranks must
 call these functions in the same order.
 """
 
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PATIENCE = datetime.timedelta(days=7)  # with which ranks wait for the one that evaluates; a dead one is noticed at once
+PATIENCE = datetime.timedelta(days=7)  # for which ranks wait for the one that evaluates; a dead one is noticed at once
 
 _rank, _size = 0, 1
-_tensors = None  # group of the tensors, None for the group of all else
+_tensors = None  # group for tensors, None for the default group
 
 
 class RankError(ValueError):
@@ -28,7 +28,7 @@ class RankError(ValueError):
 
 
 def start() -> None:
-    """Joins the ranks of torchrun, if it started this process. Only rank 0 has a standard output then."""
+    """Joins the ranks of torchrun, if it started this process. Only rank 0 keeps its standard output then."""
     global _rank, _size
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         return
@@ -41,7 +41,7 @@ def start() -> None:
 
 
 def set_device(device: "torch.device") -> None:
-    """Sets on which device the tensors of `average`, `all_gather_rows` and `broadcast` are."""
+    """Sets the device of the tensors for `average`, `all_gather_rows` and `broadcast`."""
     global _tensors
     if _size > 1 and device.type == "cuda":
         import torch
@@ -51,7 +51,7 @@ def set_device(device: "torch.device") -> None:
 
 
 def stop() -> None:
-    """Waits for the other ranks, then leaves them: torchrun ends the others with the first that ends with an error."""
+    """Waits for the other ranks, then leaves the group: torchrun kills the others once one fails."""
     global _rank, _size, _tensors
     if _size > 1:
         import torch.distributed as dist
@@ -77,7 +77,7 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """Number of this process among those of its machine, which is that of its GPU."""
+    """Number of this process on its machine, and of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if _size > 1 else 0
 
 
@@ -85,7 +85,7 @@ def local_rank() -> int:
 
 
 def all_gather(value: Any) -> list:
-    """The values of all ranks, in their order. Raises the RankError that a rank left `together` with."""
+    """The values of all ranks, in their order. Raises the RankError with which a rank left `together`."""
     if _size == 1:
         return [value]
     import torch.distributed as dist
@@ -111,9 +111,9 @@ def any_rank(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def together(*errors: type[Exception]) -> Iterator[None]:
-    """Ranks leave it all well or with an error: what one raises of `errors`, the others raise as RankError.
+    """Ranks leave it all together or all with an error: if one raises any of `errors`, the others raise RankError.
 
-    Within it, ranks may exchange values by `all_gather` alone.
+    Within it, ranks may exchange values only by `all_gather`.
     """
     try:
         yield
@@ -121,7 +121,7 @@ def together(*errors: type[Exception]) -> Iterator[None]:
     except RankError:
         raise
     except errors as error:
-        all_gather(RankError(str(error)))  # where the others wait: there or at their next exchange
+        all_gather(RankError(str(error)))  # the others wait there or at their next exchange
         raise
 
 
@@ -129,7 +129,7 @@ def together(*errors: type[Exception]) -> Iterator[None]:
 
 
 def average(tensors: "Iterable[torch.Tensor]") -> None:
-    """Puts the mean over all ranks in the place of each tensor: one exchange for all of them, of one type."""
+    """Replaces each tensor by its mean over all ranks, in one exchange; all must have the same type."""
     if _size == 1:
         return
     import torch
@@ -155,7 +155,7 @@ def all_gather_rows(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 def broadcast(tensors: "Iterable[torch.Tensor]") -> None:
-    """Puts the values of rank 0 in the place of each tensor's."""
+    """Replaces each tensor's values by those of rank 0."""
     if _size == 1:
         return
     import torch

@@ -1,6 +1,6 @@
-"""Distributions of the agent: straight-through one-hot, two-hot over symlog, Bernoulli, Normal and its kin.
+"""Distributions of the agent: straight-through one-hot, two-hot over symlog, Bernoulli, Normal and variants.
 
-Every class is built from a network's raw output, computes in float32 whatever the type of that output, and has
+Every class is built from a network's raw output, computes in float32 for any type of that output, and has
 `mode()`, `log_prob(x)` and, where the agent needs them, `sample()`, `entropy()` and `kl(other)`. Log-probabilities and
 entropies are sums over the event dimensions that each class names.
 """
@@ -46,7 +46,7 @@ def draw_one_hot(probs: Tensor) -> Tensor:
         (..., K) float32. One uniform number is drawn for each distribution, from the global generator.
     """
     u = torch.rand(probs.shape[:-1], device=probs.device, dtype=probs.dtype)
-    # cumsum gives other last digits at each call on a GPU, unless it was compiled
+    # on a GPU, cumsum is not deterministic unless compiled
     plain = probs.is_cuda and not torch.compiler.is_compiling()
     cumulated = probs @ _upper(probs.shape[-1], probs.device, probs.dtype) if plain else None
     return _pick(probs, cumulated, u)
@@ -97,7 +97,7 @@ class OneHot:
     Args:
         logits: (..., K).
         unimix: share of the uniform distribution, in sampling, entropy, KL and log-probability alike.
-        event_dims: how many dimensions before K belong to the event (1 for an S×K latent, 0 for an action).
+        event_dims: number of dimensions before K that belong to the event (1 for an S×K latent, 0 for an action).
     """
 
     def __init__(self, logits: Tensor, unimix: float = 0.01, event_dims: int = 1):
@@ -144,7 +144,7 @@ class Normal:
         self.mean, self.std = mean.float(), std.float()
 
     def sample(self) -> Tensor:
-        """(..., A), reparameterised: gradients reach mean and std."""
+        """(..., A), reparameterized: gradients reach mean and std."""
         return self.mean + self.std * draw_normal(self.mean)
 
     def mode(self) -> Tensor:
@@ -168,7 +168,7 @@ class Normal:
 
 
 class TruncNormal(Normal):
-    """Normal cut to [-1, 1], sampled by inverting its cumulative distribution."""
+    """Normal truncated to [-1, 1], sampled by inverting its cumulative distribution."""
 
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__(mean, std)
@@ -178,7 +178,7 @@ class TruncNormal(Normal):
         self._mass = (torch.special.ndtr(self._b) - self._cdf_a).clamp_min(1e-6)
 
     def sample(self) -> Tensor:
-        """(..., A), reparameterised."""
+        """(..., A), reparameterized."""
         p = (self._cdf_a + draw_uniform(self.mean) * self._mass).clamp(1e-6, 1 - 1e-6)
         return (self.mean + self.std * torch.special.ndtri(p)).clamp(-1, 1)
 
@@ -197,10 +197,10 @@ class TruncNormal(Normal):
 
 
 class TanhNormal(Normal):
-    """tanh of a Normal. Its entropy has no closed form: it is estimated from one draw."""
+    """tanh of a Normal. Its entropy has no closed form: it is estimated from one sample."""
 
     def sample(self) -> Tensor:
-        """(..., A) in (-1, 1), reparameterised."""
+        """(..., A) in (-1, 1), reparameterized."""
         return torch.tanh(super().sample())
 
     def mode(self) -> Tensor:
@@ -238,7 +238,7 @@ class UnitNormal(Normal):
 
 
 class TwoHotSymlog:
-    """A scalar as 255 buckets that are evenly spaced in symlog space (DreamerV3, section "Critic learning").
+    """A scalar as 255 buckets, evenly spaced in symlog space (DreamerV3, section "Critic learning").
 
     Args:
         logits: (..., 255).
@@ -263,7 +263,7 @@ class TwoHotSymlog:
 @fusable()
 def _two_hot_log_prob(logits: Tensor, x: Tensor, buckets: Tensor) -> Tensor:
     x = symlog(x.float()).clamp(-BUCKET_RANGE, BUCKET_RANGE)
-    # (..., 1) index of the bucket at or below x, the last bucket excepted
+    # (..., 1) index of the bucket at or below x, except the last bucket
     below = (torch.bucketize(x.detach(), buckets, right=True) - 1).clamp(0, BUCKETS - 2)
     left, right = buckets.take(below), buckets.take(below + 1)
     share = (x - left) / (right - left)

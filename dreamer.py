@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tools
 
-TUNED = [tools.tune_allocator()] if __name__ == "__main__" else []  # has to come before torch
+TUNED = [tools.tune_allocator()] if __name__ == "__main__" else []  # must come before torch
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from setup.import_checkpoint import import_checkpoint
 
 
 class Dreamer(nn.Module):
-    """The agent: a world model, a behavior learned in its imagination, and perhaps one that explores.
+    """The agent: a world model, a behavior learned in its imagination, and optionally one that explores.
 
     Args:
         shapes: shape of each observation, by name.
@@ -63,7 +63,7 @@ class Dreamer(nn.Module):
         """Sets how updates and acting run from here on; `log` takes a line when they are ready."""
         self.graphed = functools.partial(fast.GraphedFunction, backend=backend, log=log)
         self.learn = self.graphed(self._learn, name="update")
-        self.actors: dict[tuple, fast.GraphedFunction] = {}  # by what decides about the computation
+        self.actors: dict[tuple, fast.GraphedFunction] = {}  # by everything that determines the computation
 
     @torch.no_grad()
     def act(
@@ -73,7 +73,7 @@ class Dreamer(nn.Module):
 
         Args:
             obs: (N, ...) on the device, `is_first` among them.
-            state: what the last call returned, None before the first.
+            state: from the last call, None before the first.
             training: sample the action; else take its mean.
             explore: act by the exploring behavior.
 
@@ -128,7 +128,7 @@ class Dreamer(nn.Module):
         return {name: opt.adam for name, opt in found.items()}
 
     def state(self) -> dict:
-        """All that learning has changed, for a checkpoint."""
+        """Everything that learning changes, for a checkpoint."""
         optimizers = {name: opt.state_dict() for name, opt in self.optimizers().items()}
         updates = [behavior.updates for behavior in self.behaviors]
         return {"agent": self.state_dict(), "optimizers": optimizers, "behavior_updates": updates}
@@ -142,7 +142,7 @@ class Dreamer(nn.Module):
                     raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
         for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
             behavior.updates = updates
-        self.learn.reset()  # the optimizers' tensors are others
+        self.learn.reset()  # the optimizers' tensors are new
 
 
 def make_agent(config: Config, group: EnvGroup) -> Dreamer:
@@ -162,7 +162,7 @@ def make_agent(config: Config, group: EnvGroup) -> Dreamer:
 
 
 def updates_due(config: Config, step: int) -> int:
-    """Updates that belong to so many agent steps: `pretrain` after prefill, then train_ratio / (B·T) for each step."""
+    """Updates due after `step` agent steps: `pretrain` after prefill, then train_ratio / (B·T) per step."""
     c = config
     first = -(-max(c.prefill, c.envs) // c.envs) * c.envs  # agent steps at the first update
     if step < first:
@@ -170,8 +170,8 @@ def updates_due(config: Config, step: int) -> int:
     return c.pretrain + int((step - first) * c.train_ratio / (c.batch_size * c.batch_length))
 
 
-CONSOLE = ("model_loss", "actor_loss", "value_loss")  # what a line of the console shows of a row of the log
-MAX_LOSS = 1e9  # a mean beyond it is taken for divergence
+CONSOLE = ("model_loss", "actor_loss", "value_loss")  # the part of a log row that the console shows
+MAX_LOSS = 1e9  # a mean beyond it counts as divergence
 
 
 class TrainingError(Exception):
@@ -181,8 +181,8 @@ class TrainingError(Exception):
 class Trainer:
     """A training run: the agent, its experience, the logs, and what a checkpoint holds of them.
 
-    Of several ranks (distributed.py) each has its share of envs, replay and batch. They go through the loop in step;
-    the main one logs, evaluates, and saves what all need to resume. Counters are those of all ranks together.
+    With several ranks (distributed.py), each has its share of envs, replay and batch. They run the loop in lockstep;
+    the main one logs, evaluates, and saves what all need to resume. Counters are totals over all ranks.
     """
 
     def __init__(self, config: Config, logdir: Path):
@@ -197,7 +197,7 @@ class Trainer:
         for task in config.eval_tasks:
             evaluation.check_eval_task(config, task, group, self.agent.keys)
         self.collector = Collector(config, group, self.agent.keys, logdir / "train_eps")
-        if not distributed.is_main():  # its noise is not that of the main rank, which continues from initialization
+        if not distributed.is_main():  # other noise than the main rank, which continues its stream from initialization
             self.seed_torch()
         self.batches = Prefetcher(
             self.collector.replay,
@@ -209,9 +209,9 @@ class Trainer:
         self.metrics = tools.Metrics()
         self.updates = 0
         self.last_return: float | None = None
-        self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment steps at the last one of each
+        self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
         self.lines: int | None = None  # of metrics.jsonl at the checkpoint
-        self.logger: tools.Logger | None = None  # of the main rank
+        self.logger: tools.Logger | None = None  # on the main rank
         self.progress: tools.Progress | None = None
 
     @property
@@ -219,17 +219,17 @@ class Trainer:
         return self.collector.env_step
 
     def seed_torch(self) -> None:
-        """Seeds what torch samples, noise and masks, with a stream of this rank."""
+        """Seeds torch's samples, noise and masks for this rank."""
         torch.manual_seed(int(self.collector.random_stream("torch").integers(2**63)))
 
     # The loop
 
     def train(self) -> None:
-        """Trains up to `steps`, or to an interrupt; either way the run can resume from where it stopped.
+        """Trains up to `steps`, or until interrupted; either way the run can resume from where it stopped.
 
         Raises TrainingError or collect.EnvError if it cannot; OSError if a file cannot be written.
         """
-        behind = False  # there are updates to do that were lost with a checkpoint
+        behind = False  # updates lost with a checkpoint are due
         with tools.Interrupt() as interrupt, self.saving_before_errors():
             while True:
                 if not self.collector.under_way:
@@ -260,16 +260,16 @@ class Trainer:
 
     @contextlib.contextmanager
     def saving_before_errors(self) -> Iterator[None]:
-        """Saves a checkpoint before an error of an env ends the loop."""
+        """Saves a checkpoint before the error of an env ends the loop."""
         try:
             yield
         except collect.EnvError:
             self.save()
-            tools.log_line(f"saved a checkpoint of step {self.env_step} before ending with an error of an env")
+            tools.log_line(f"an env failed: saved a checkpoint of step {self.env_step}")
             raise
 
     def is_due(self, what: str) -> bool:
-        """Whether the environment steps since the last `what` call for another, or the end of the run does."""
+        """Whether the next `what` is due, by the environment steps since the last one or at the end of the run."""
         every, done_at = self.config[f"{what}_every"], self.done_at[what]
         at_end = self.env_step >= self.config.steps and done_at < self.env_step
         return at_end or (bool(every) and self.env_step // every > done_at // every)
@@ -278,9 +278,9 @@ class Trainer:
         return updates_due(self.config, self.collector.step) if self.collector.can_sample else 0
 
     def learn(self, interrupt: tools.Interrupt) -> bool:
-        """Does the updates that are due. An interrupt of any rank ends it between two of them: it returns False.
+        """Does the updates that are due. If any rank is interrupted, it stops between two updates and returns False.
 
-        A run that lost its last checkpoint owes many: it does as many as belong to the steps between two checkpoints.
+        After a lost checkpoint many are due: it does at most as many as belong to the steps between two checkpoints.
         """
         c = self.config
         steps = max(c.envs, c.checkpoint_every / c.action_repeat)
@@ -299,8 +299,8 @@ class Trainer:
     def evaluate(self, interrupt: tools.Interrupt) -> bool:
         """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
-        On each of `eval_tasks` likewise. An interrupt of any rank drops the evaluation, as if it had not begun: it
-        returns False. So does an error of an env, which is raised in all ranks as an EnvError.
+        Likewise on each of `eval_tasks`. If any rank is interrupted, it drops the evaluation and all its effects, and
+        returns False. An error of an env drops it too, and raises EnvError in all ranks.
         """
         results, rng, episodes, failure = {}, tools.rng_state(), self.evaluator.episodes, None
         try:
@@ -323,11 +323,11 @@ class Trainer:
         return True
 
     def predict_video(self, sequences: int = 4) -> np.ndarray:
-        """Frames of `WorldModel.video_pred` for some of the replay; draws from generators of its own."""
+        """Frames of `WorldModel.video_pred` for some of the replay; draws from its own generators."""
         c, seed = self.config, (self.config.seed, STREAMS["video_pred"], self.env_step)
         replay = self.collector.replay
         segments = replay.draw(np.random.default_rng(seed), 8 * sequences, c.batch_length)
-        segments.sort(key=len)  # few seams of episodes
+        segments.sort(key=len)  # few seams between episodes
         batch = {k: torch.from_numpy(v).to(self.device) for k, v in replay.gather(segments[:sequences]).items()}
         with tools.own_randomness(self.device, *seed):
             return self.agent.world_model.video_pred(batch).cpu().numpy()
@@ -360,7 +360,7 @@ class Trainer:
         self.logger.write(self.env_step)
 
     def log(self) -> None:
-        """Writes the means of the metrics since the last time. Raises TrainingError if they show divergence."""
+        """Writes the means of the metrics since the last call. Raises TrainingError if they show divergence."""
         self.done_at["log"] = self.env_step
         values = self.average(self.metrics.result())
         replay_steps = sum(distributed.all_gather(self.collector.replay.steps))
@@ -395,7 +395,7 @@ class Trainer:
     # Checkpoints
 
     def resume(self) -> None:
-        """Begins a new run, or resumes the one in `logdir`: its checkpoint, and every episode that finished since."""
+        """Starts a new run, or resumes the one in `logdir`: its checkpoint, and every episode finished since."""
         path, state = checkpoint.read(self.logdir, self.agent)
         with checkpoint.our_layout(path):
             own = self.load_state_dict(state) if state is not None else None
@@ -413,9 +413,9 @@ class Trainer:
             tools.log_line(f"resumed at step {self.env_step} with {episodes} episodes{lost}")
             owed = self.updates_due() - self.updates
             if not exact and owed > 0:
-                tools.log_line(f"{owed} updates that were lost with the last checkpoint are due")
+                tools.log_line(f"{owed} updates lost with the last checkpoint are due")
             elif self.env_step >= self.config.steps:
-                tools.log_line(f"nothing is left to train: --steps is {self.config.steps}; a larger number resumes")
+                tools.log_line(f"nothing left to train: --steps is {self.config.steps}; a larger number resumes")
         if exact:
             with checkpoint.our_layout(path):
                 self.batches.load_state_dict(own["batches"])
@@ -423,7 +423,7 @@ class Trainer:
         self.collector.act(self.agent)
 
     def log_again(self, summaries: list[dict[str, float]], step: int) -> None:
-        """Logs the episodes that finished after the checkpoint of this step, at the steps of their former lines."""
+        """Logs the episodes that finished after the checkpoint of this step, at the steps of their original lines."""
         if summaries:
             self.last_return = float(summaries[-1]["train_return"])
         if self.logger is None:
@@ -436,9 +436,9 @@ class Trainer:
             self.logger.write(step)
 
     def load_state_dict(self, state: dict) -> dict | None:
-        """Restores a checkpoint; returns what it holds of this rank, None if it was of another number of ranks.
+        """Restores a checkpoint; returns the state of this rank, None if it is from another number of ranks.
 
-        Those deal its envs out again, and draw other random numbers from there on.
+        In that case envs are redistributed, and random numbers differ from there on.
         """
         self.agent.load(state["agent"])
         self.collector.load_state_dict(state, self.device)
@@ -448,7 +448,7 @@ class Trainer:
         self.done_at = {name: state["done_at"][name] for name in self.done_at}
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
-            tools.log_line(f"resumed with another number of processes, {distributed.size()} in place of {len(ranks)}")
+            tools.log_line(f"resumed with another number of processes, {distributed.size()} instead of {len(ranks)}")
             self.collector.rng = self.collector.random_stream("prefill")
             self.batches.rng = self.collector.random_stream("batches")
             self.seed_torch()
@@ -460,7 +460,7 @@ class Trainer:
         return own
 
     def save(self) -> None:
-        """Writes `latest.pt`, whole or not at all; the one before becomes `previous.pt`.
+        """Writes `latest.pt` atomically; the one before becomes `previous.pt`.
 
         Raises TrainingError, and writes nothing, if training has diverged.
         """
@@ -498,7 +498,7 @@ def check_settings(config: Config) -> None:
     """Raises ValueError, one line, for settings that cannot work together or on this machine."""
     check_config(config)
     tools.pick_device(config.device)
-    envs.reward_to_simsr(config.task, config.action_repeat)  # knows all tasks
+    envs.reward_to_simsr(config.task, config.action_repeat)  # raises for an unknown task
 
 
 @contextlib.contextmanager
@@ -563,7 +563,7 @@ def run_command(argv: list[str]) -> int:
             if not isinstance(error.__cause__, WorkerDied):
                 raise  # with the traceback of the env
             return complain(f"{error.__cause__}; the same command resumes from step {trainer.env_step}", 1)
-        except OSError as error:  # a full disk, or a folder that is gone
+        except OSError as error:  # a full disk, or a deleted folder
             step = trainer.done_at["checkpoint"]
             problem = f"{error.strerror or error} ({error.filename or logdir})"
             return complain(f"{problem}; the same command resumes from the last checkpoint, of step {step}", 1)
@@ -581,7 +581,7 @@ def main(argv: list[str]) -> int:
     distributed.start()
     try:
         status = run_command(argv)
-    except SystemExit as end:  # --help, or flags that nobody knows
+    except SystemExit as end:  # --help, or unknown flags
         status = end.code
     distributed.stop()
     return status
@@ -590,5 +590,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:  # before the loop, or a second one in it
+    except KeyboardInterrupt:  # before the loop, or a second one within it
         sys.exit(130)

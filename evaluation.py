@@ -1,7 +1,7 @@
 """Evaluation: whole episodes with the mean action.
 
-`play` plays them; `Evaluator` holds the evaluations of a training run; `evaluate_run` is `--eval_only`. They need of
-the agent that it acts (`Dreamer.act`), probes its features too.
+`play` plays them; `Evaluator` holds the evaluations of a training run; `evaluate_run` is `--eval_only`. They need
+the agent to act (`Dreamer.act`); probes need its features too.
 """
 
 import json
@@ -25,12 +25,12 @@ Scores = dict[str, list[float]]  # return, length and, if there is one, success 
 
 
 def count_eval_envs(config: Config, episodes: int) -> int:
-    """Number of envs that play an evaluation of so many episodes together."""
+    """Number of envs that play an evaluation of `episodes` episodes together."""
     return min(config.eval_envs or config.envs, episodes)
 
 
 def check_eval_task(config: Config, task: str, trained: EnvGroup, keys: list[str]) -> None:
-    """Raises an error that names `eval_tasks` if `task` cannot be made, or acted on by an agent of other envs."""
+    """Raises an error that names `eval_tasks` if `task` cannot be made, or does not fit the `trained` envs."""
     try:
         with make_envs(config.replace(task=task), "eval", 1, sees_images(config)) as group:
             action_space, spaces = group.action_space, group.observation_space.spaces
@@ -57,21 +57,21 @@ def play(
     """Plays whole episodes with the mean action.
 
     Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
-    on which env is faster.
+    on the envs' speed.
 
     Args:
-        observe: called after each step of acting with the number of each env's episode among all (None for an env that
-            has played its share), the observations, and the state that the agent inferred from them, (N, ...).
+        observe: called after each acting step with the index of each env's episode among all (None for an env that has
+            played its share), the observations, and the state that the agent inferred from them, (N, ...).
 
     Returns:
-        Scores of the episodes, in the order in which they ended; and the images (T, H, W, 3) of the first env's first
+        Scores of the episodes, in the order in which they end; and the images (T, H, W, 3) of the first env's first
         episode, or with `record_all` of all episodes, in that order.
     """
     n = len(group)
     shares = [episodes // n + (i < episodes % n) for i in range(n)]
     quota = list(shares)
     obs, state = group.reset([first_episode] * n), None
-    # images so far of the episodes that are recorded
+    # images so far of the recorded episodes
     frames = [[o["image"]] if (record_all or i == 0) and "image" in o else None for i, o in enumerate(obs)]
     videos: list[np.ndarray] = []
     returns, lengths = np.zeros(n), np.zeros(n, int)
@@ -116,7 +116,7 @@ class Evaluator:
     """The evaluations of a training run, on its task and on each of `eval_tasks`.
 
     Attributes:
-        episodes: that each env has played so far. Each evaluation plays new ones.
+        episodes: number that each env has played so far. Each evaluation plays new ones.
     """
 
     def __init__(self, config: Config):
@@ -148,15 +148,15 @@ class Evaluator:
 
 
 def run_config(argv: list[str], logdir: Path) -> Config:
-    """The settings of the run in `logdir`, with the flags of the command line over them."""
+    """The settings of the run in `logdir`, overridden by the flags of the command line."""
     if not (logdir / "config.yaml").is_file():
-        raise ValueError(f"--logdir {logdir} holds no run (it has no config.yaml): name the folder of one")
+        raise ValueError(f"--logdir {logdir} holds no run (there is no config.yaml): pass the folder of a run")
     stored = read_config(logdir / "config.yaml")
     config, _ = load_config(argv, extra=ACTIONS, base=stored)
     given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     missing = [f"{k} {v}" for k, v in config.flat().items() if k not in stored.flat() and k not in given]
     if missing:
-        tools.log_line(f"{logdir / 'config.yaml'} lacks settings, which are taken as {', '.join(missing)}")
+        tools.log_line(f"{logdir / 'config.yaml'} lacks settings; assuming {', '.join(missing)}")
     return config
 
 
@@ -197,7 +197,7 @@ def evaluate_run(
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
         tools.log_line(f"linear probes, held-out R²: {shown}")
     with open(logdir / "eval.jsonl", "ab+") as file:
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # of a writer that was killed
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # from a killed writer
             file.write(b"\n")
         file.write((json.dumps(line) + "\n").encode())
     if record:

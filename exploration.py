@@ -1,4 +1,4 @@
-"""Behaviours that gather data in place of the task's policy: uniform random actions, and Plan2Explore."""
+"""Behaviors that gather data instead of the task's policy: uniform random actions, and Plan2Explore."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def make(config, world_model: models.WorldModel, actions: int) -> nn.Module:
 
 
 def add_noise(action: Tensor, amount: float, discrete: bool) -> Tensor:
-    """Exploration noise on actions (N, A): Normal of std `amount`, or for one-hot actions a uniform share of it."""
+    """Exploration noise on actions (N, A): Normal of std `amount`, or for one-hot actions that share of uniform."""
     if not amount:
         return action
     if discrete:
@@ -81,7 +81,7 @@ class Plan2Explore(nn.Module):
         return self.behavior.actor(feat)
 
     def predict(self, feat: Tensor, action: Tensor) -> Tensor:
-        """What each member expects: (..., F), (..., A) → (members, ..., outputs)."""
+        """The prediction of each member: (..., F), (..., A) → (members, ..., outputs)."""
         inputs = torch.cat([feat, action], -1) if self.config.disag_action_cond else feat
         return torch.stack([member(inputs).float() for member in self.ensemble])
 
@@ -96,9 +96,9 @@ class Plan2Explore(nn.Module):
         return reward
 
     def update(self, world_model: models.WorldModel, start: networks.State, embed: Tensor, batch) -> models.Metrics:
-        """One step of the ensemble on the batch's states, one of the exploring actor and critic in imagination.
+        """One step of the ensemble on the batch's states, and one of the exploring actor and critic in imagination.
 
-        `behavior.begin_update` is the caller's, as for every one of `behaviors`.
+        The caller calls `behavior.begin_update`, as for all `behaviors`.
 
         Args:
             start: states (B·T, ...) of the batch.
@@ -116,7 +116,7 @@ class Plan2Explore(nn.Module):
         }
         target, offset = targets[self.config.disag_target], self.config.disag_offset
         length = shape[1] - offset
-        # row t's action led to row t: the one that leads away from it is in row t + 1
+        # row t's action led to row t; the action taken there is in row t + 1
         action = torch.cat([batch["action"][:, 1:], torch.zeros_like(batch["action"][:, :1])], 1)
         predicted = self.predict(feat[:, :length], action[:, :length])
         # (members, B, T - offset): each member's negative log-likelihood under a unit Normal, up to a constant

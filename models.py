@@ -1,7 +1,6 @@
-"""What HRSSM optimizes: the world model with its two branches, and the actor-critic in imagination.
+"""The world model of HRSSM with its two branches, the actor-critic in imagination, and their losses.
 
-The losses are plain functions of tensors. Letters in the shape comments as in networks.py; H is the imagination
-horizon.
+The losses are plain functions of tensors. Letters in shape comments as in networks.py; H is the imagination horizon.
 """
 
 import copy
@@ -25,7 +24,7 @@ Metrics = dict[str, Tensor]  # scalars on the device
 
 
 def preprocess(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Replay rows or observations as the networks want them.
+    """Replay rows or observations as inputs of the networks.
 
     uint8 images become floats in [-0.5, 0.5] and `cont` = 1 - is_terminal is added. Flags stay bool.
     """
@@ -44,10 +43,10 @@ def cube_mask(
         (T, H, W) bool, True is hidden: at each step exactly ⌊ratio·patches⌋ of a grid of (H // patch_size)² patches.
 
     Raises:
-        ValueError: `length` is no multiple of `block_size`.
+        ValueError: `length` is not a multiple of `block_size`.
     """
     if length % block_size:
-        raise ValueError(f"a sequence of {length} steps (batch_length) is no multiple of block_size {block_size}")
+        raise ValueError(f"a sequence of {length} steps (batch_length) is not a multiple of block_size {block_size}")
     grid = max(height // patch_size, 1)
     # (T / block, patches): the patches with the lowest scores are hidden
     order = torch.rand(length // block_size, grid * grid, device=device).argsort(-1).argsort(-1)
@@ -62,11 +61,11 @@ AUGMENTATIONS = ("affine", "crop", "rrc", "blur", "shift", "intensity")
 
 
 def augment(images: Tensor, names: tuple[str, ...], prob: float = 1.0) -> Tensor:
-    """Random image augmentations, one after the other, each image with draws of its own.
+    """Random image augmentations, one after the other, each image with its own draws.
 
     affine: rotation and shear of ±5°, shift of ±14 %, scale 0.9 to 1.1. crop: a window of 84 % of the image at a
     random place, scaled back up. rrc: a window of 80 to 100 % of the area with an aspect ratio of 3/4 to 4/3. blur: 5×5
-    Gaussian of std 1.5. shift: by up to 4 pixels, edges repeated. intensity: times 1 + 0.05·N(0, 1), cut at ±2.
+    Gaussian of std 1.5. shift: by up to 4 pixels, edges repeated. intensity: times 1 + 0.05·N(0, 1), truncated at ±2.
 
     Args:
         images: (B, T, H, W, C) float.
@@ -157,7 +156,7 @@ def kl_loss(post, prior, free: float, dyn_scale: float, rep_scale: float) -> tup
         post, prior: distributions over (...), each with the whole latent as event.
 
     Returns:
-        The weighted loss, the dynamics and the representation loss after free nats, and the bare KL, each (...).
+        The weighted loss, the dynamics and the representation loss after free nats, and the KL itself, each (...).
     """
     dyn = post.detach().kl(prior)
     rep = post.kl(prior.detach())
@@ -188,7 +187,7 @@ def latent_reconstruction_loss(online: Tensor, target: Tensor) -> Tensor:
 
 
 def normalize(x: Tensor, min_norm: float = 1e-12) -> Tensor:
-    """x over its norm, at least `min_norm`."""
+    """x divided by its norm, or by `min_norm` if that is larger."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(min_norm)
 
 
@@ -232,7 +231,7 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Te
 
 
 def pick_starts(start: networks.State, count: int) -> networks.State:
-    """`count` of the states (N, ...), drawn without replacement; all of them where it is 0 or at least N."""
+    """`count` of the states (N, ...), drawn without replacement; all of them if `count` is 0 or at least N."""
     n = len(start["deter"])
     if not 0 < count < n:
         return start
@@ -241,7 +240,7 @@ def pick_starts(start: networks.State, count: int) -> networks.State:
 
 
 class WorldModel(nn.Module):
-    """HRSSM's world model: encoder, dynamics, heads, and the EMA copies that make the target branch.
+    """HRSSM's world model: encoder, dynamics, heads, and the EMA copies of the target branch.
 
     Args:
         shapes: shape of each observation, by name.
@@ -280,7 +279,7 @@ class WorldModel(nn.Module):
         trained = list(self.parameters())
         self.decoder = self.probe_opt = None
         if "decoder" in config.grad_heads or config.probe_decoder:
-            with torch.random.fork_rng([]):  # no other network starts differently for it
+            with torch.random.fork_rng([]):  # it does not change the initialization of other networks
                 self.decoder = networks.Decoder(feat, self.encoder, shapes, config.encoder, dtype)
         if "decoder" in config.grad_heads:
             trained += self.decoder.parameters()
@@ -299,7 +298,7 @@ class WorldModel(nn.Module):
         self.opt = tools.Optimizer(trained, config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay)
 
     def draw_mask(self, data: dict[str, Tensor]) -> Tensor | None:
-        """A cube mask (T, H, W) for a batch; None where there is no image or nothing to hide."""
+        """A cube mask (T, H, W) for a batch; None if there is no image or nothing to hide."""
         keys = self.encoder.cnn_keys
         if not keys or self.config.mask_ratio == 0:
             return None
@@ -338,7 +337,7 @@ class WorldModel(nn.Module):
             losses[name] = -head(inputs).log_prob(data[name].unsqueeze(-1)).mean()
 
         # Target branch (the hybrid structure of section 3 of the paper): the EMA copies see the whole images, without
-        # gradient, and share the masked branch's recurrent state. Without it the bisimulation compares the masked
+        # gradient, and share the masked branch's recurrent state. Without it, the bisimulation compares the masked
         # branch with itself.
         target_feat, target_prior_feat = feat.detach(), prior_feat
         if c.hybrid:
@@ -398,7 +397,7 @@ class WorldModel(nn.Module):
         """Prediction video of replay rows (B, T, ...): truth, reconstruction, open-loop prediction.
 
         Three rows of whole images, then, with masks, three of masked ones. The open-loop prediction sees `context`
-        steps, then the recorded actions alone.
+        steps, then only the recorded actions.
 
         Returns:
             (T, rows·H, B·W, 3) uint8, the sequences side by side.
@@ -421,7 +420,7 @@ class WorldModel(nn.Module):
         return ((frames + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def update(self, batch: dict[str, Tensor]) -> tuple[networks.State, Tensor, Metrics]:
-        """One optimizer step on a batch of replay rows, (B, T, ...), and the moves of the EMA copies.
+        """One optimizer step on a batch of replay rows, (B, T, ...), and one update of the EMA copies.
 
         Returns:
             Start states for imagination, (B·T, ...), and their embedding (B, T, E), both from before the step; metrics.
@@ -471,7 +470,7 @@ class ImagBehavior(nn.Module):
         if config.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
-        self.register_buffer("return_ema", torch.zeros(2))  # of the returns at these levels
+        self.register_buffer("return_ema", torch.zeros(2))  # EMA of these quantiles of the returns
         eps, decay = config.ac_opt_eps, config.weight_decay
         self.actor_opt = tools.Optimizer(
             self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay
@@ -518,7 +517,7 @@ class ImagBehavior(nn.Module):
                 gain = c.imag_gradient_mix * advantage + (1 - c.imag_gradient_mix) * gain
         actor_loss = -(weights[:-1] * (gain + c.actor_entropy * entropy[:-1])).mean()
 
-        # The critic's own gradient stops at the features because its optimizer asks for its parameters alone.
+        # The critic's own gradient stops at the features because its optimizer differentiates only its parameters.
         value_dist = value_dist[:-1]
         value_loss = -value_dist.log_prob(target.detach())
         if c.slow_value_target:
@@ -558,7 +557,7 @@ class ImagBehavior(nn.Module):
         return self.learn(world_model, start, objective)
 
     def begin_update(self) -> None:
-        """Moves the slow critic, at every `slow_target_update`-th call: what an update decides by counting."""
+        """Moves the slow critic at every `slow_target_update`-th call: outside of `learn`, which may be captured."""
         if self.config.slow_value_target and self.updates % self.config.slow_target_update == 0:
             tools.ema(self.slow_value, self.value, self.config.slow_target_fraction)
         self.updates += 1
@@ -567,7 +566,7 @@ class ImagBehavior(nn.Module):
         """One optimizer step each of actor and critic from imagined rollouts.
 
         Args:
-            start: states (N, ...) that they begin at: all of them, or `imag_starts` drawn at random.
+            start: states (N, ...) where they start: all of them, or `imag_starts` drawn at random.
             objective: see `loss`.
         """
         start = pick_starts(start, self.config.imag_starts // distributed.size())

@@ -18,7 +18,7 @@ import native
 from fast import LayerNorm, Linear, SplitLinear, fusable, halve, rollout, stack_steps, step
 
 NORM_EPS = 1e-3
-TRUNC_STD = 0.87962566103423978  # std of a standard normal cut at ±2
+TRUNC_STD = 0.87962566103423978  # std of a standard normal truncated at ±2
 
 State = dict[str, Tensor]  # stoch (..., S, K) or (..., S), deter (..., D), and the latent's logit or mean and std
 
@@ -79,7 +79,7 @@ class Dense(nn.Module):
 class JointDense(nn.Module):
     """A Dense layer of two concatenated inputs: (..., sizes[0]), (..., sizes[1]) → (..., units).
 
-    The product with the second input, `second(y)`, is computed apart: a rollout does so for all steps at once.
+    The product with the second input, `second(y)`, is computed separately: a rollout does so for all steps at once.
     """
 
     def __init__(self, sizes: tuple[int, int], units: int, dtype=torch.float32, one_hot: int = 0):
@@ -99,7 +99,7 @@ class MLP(nn.Module):
 
     Args:
         outscale: scale of the uniform initialization of the output layer.
-        one_hot: how many of the first inputs are one-hot variables (see `fast.Linear`).
+        one_hot: number of leading inputs that are one-hot variables (see `fast.Linear`).
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ScalarHead(MLP):
 
 
 class BinaryHead(MLP):
-    """A head that predicts a probability from features, of the episode going on."""
+    """A head that predicts a probability from features: that the episode continues."""
 
     def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32, one_hot: int = 0):
         super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype, one_hot=one_hot)
@@ -154,7 +154,7 @@ class BinaryHead(MLP):
 
 @fusable()
 def bounded_normal(out: Tensor, min_std: float, max_std: float) -> tuple[Tensor, Tensor]:
-    """An output layer's (..., 2A) → mean in (-1, 1) and std in (min_std, max_std), (..., A)."""
+    """Output layer's values (..., 2A) → mean in (-1, 1) and std in (min_std, max_std), (..., A)."""
     mean, std = out.chunk(2, -1)
     return torch.tanh(mean), (max_std - min_std) * torch.sigmoid(std + 2) + min_std
 
@@ -190,12 +190,12 @@ class Actor(MLP):
 
     @step()
     def act(self, feat: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, F) → sampled actions (N, A), and the output layer's values, which `policy` takes."""
+        """Features (N, F) → sampled actions (N, A), and the output layer's values, the input of `policy`."""
         out = MLP.forward(self, feat)
         return self.policy(out).sample(), out
 
     def policy(self, out: Tensor) -> dists.Normal | dists.OneHot:
-        """The distribution that the output layer's (..., A) or (..., 2A) stand for."""
+        """The distribution for the output layer's values (..., A) or (..., 2A)."""
         out = out.float()
         if self.dist == "onehot":
             return dists.OneHot(out, self.unimix, event_dims=0)
@@ -221,14 +221,14 @@ class ConvEncoder(nn.Module):
         )
         self.norms = nn.ModuleList(NormSiLU(d) for d in depths[1:])
         self.outputs = depths[-1] * minres * minres
-        pad = max(kernel_size - 2, 0)  # "same" at even sizes; an odd rest goes to the right and the bottom
+        pad = max(kernel_size - 2, 0)  # "same" for even sizes; an odd remainder goes to the right and the bottom
         self.pad = (pad // 2, pad - pad // 2)
         self.dtype = dtype
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> Tensor:
         lead = image.shape[:-3]
-        # (N, C, H, W), channels last in memory, which is how the images already lie
+        # (N, C, H, W), channels last in memory, the layout that the images already have
         x = image.to(self.dtype).flatten(0, -4).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             weight = conv.weight.to(self.dtype, memory_format=torch.channels_last)
@@ -242,7 +242,7 @@ class ConvEncoder(nn.Module):
 
 
 def count_stages(size: int, minres: int) -> int:
-    """How many halvings lead from `size` to `minres`; ValueError where none do."""
+    """Number of halvings from `size` to `minres`; ValueError if there is none."""
     stages = round(math.log2(max(size, 1) / minres))
     if stages < 1 or minres * 2**stages != size:
         raise ValueError(f"an image of {size} pixels cannot be halved down to minres {minres}: use --size {minres}·2^n")
@@ -254,7 +254,7 @@ class Encoder(nn.Module):
 
     Args:
         shapes: shape of each observation, by name.
-        mlp_keys, cnn_keys: regular expressions that pick vectors and images among them.
+        mlp_keys, cnn_keys: regular expressions that select vectors and images among them.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class Encoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The encoder's mirror image: features (..., F) → images (..., H, W, C), meant to lie in [-0.5, 0.5]."""
+    """The encoder's mirror image: features (..., F) → images (..., H, W, C), nominally in [-0.5, 0.5]."""
 
     def __init__(
         self, inputs: int, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int, dtype=torch.float32
@@ -338,7 +338,7 @@ class Decoder(nn.Module):
     """Features (..., F) → the observations that an encoder reads, by name: images, and vectors as their symlog.
 
     Args:
-        encoder: whose observations and sizes it mirrors.
+        encoder: the encoder whose observations and sizes it mirrors.
         shapes: shape of each observation, by name.
         config: the encoder's settings (cnn_depth, kernel_size, minres, mlp_layers, mlp_units).
     """
@@ -367,12 +367,12 @@ class Decoder(nn.Module):
 
 
 def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) -> tuple[list[str], list[str]]:
-    """Names of the image observations (3 dimensions) and of the vector observations (1 or 0) that the patterns pick."""
+    """Names of the image observations (3 dimensions) and vector observations (1 or 0) that the patterns match."""
     cnn = [k for k, s in shapes.items() if len(s) == 3 and re.match(cnn_keys, k)]
     mlp = [k for k, s in shapes.items() if len(s) < 3 and re.match(mlp_keys, k)]
     if not cnn and not mlp:
         raise ValueError(
-            f"encoder.cnn_keys {cnn_keys!r} and encoder.mlp_keys {mlp_keys!r} pick none of the observations "
+            f"encoder.cnn_keys {cnn_keys!r} and encoder.mlp_keys {mlp_keys!r} match none of the observations "
             + ", ".join(f"{k} {tuple(s)}" for k, s in shapes.items())
         )
     return cnn, mlp
@@ -385,7 +385,7 @@ def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: f
 
 
 def update_deter(parts: Tensor, deter: Tensor) -> Tensor:
-    """h' = update·cand + (1 - update)·h, by the normalized reset, candidate and update parts (N, 3D)."""
+    """h' = update·cand + (1 - update)·h, from the normalized reset, candidate and update parts (N, 3D)."""
     reset, cand, update = parts.chunk(3, -1)
     cand = torch.tanh(torch.sigmoid(reset) * cand)
     update = torch.sigmoid(update - 1)
@@ -405,7 +405,7 @@ class RSSM(nn.Module):
     """Recurrent state-space model: a GRU over (stoch, action), a prior from its state, a posterior that sees the image.
 
     A state is a dict: `deter` (..., D), `stoch` (..., S, K) one-hot or (..., S), and `logit` or `mean` and `std` of the
-    latent that stoch was drawn from.
+    latent from which stoch was drawn.
 
     Args:
         stoch, discrete: S and K; K = 0 makes the latent Normal.
@@ -436,7 +436,7 @@ class RSSM(nn.Module):
         self.dtype = dtype
         self.stoch_size = stoch * discrete if discrete else stoch
         self.feat_size = self.stoch_size + deter
-        self.one_hot = self.stoch_size if discrete else 0  # features that are one-hot variables, before all others
+        self.one_hot = self.stoch_size if discrete else 0  # number of leading features that are one-hot variables
         stats = stoch * discrete if discrete else 2 * stoch
         self.input = JointDense((self.stoch_size, actions), hidden, dtype, self.one_hot)
         self.cell = Linear(hidden + deter, 3 * deter, bias=False, dtype=dtype)
@@ -476,7 +476,7 @@ class RSSM(nn.Module):
         return dists.Normal(state["mean"], state["std"])
 
     def sample_state(self, latent: State, deter: Tensor, sample: bool = True) -> State:
-        """State of a latent and a deter, with stoch drawn from the latent, or its mode."""
+        """State of a latent and a deter, with stoch a sample of the latent or its mode."""
         dist = self.dist(latent)
         return {"stoch": dist.sample() if sample else dist.mode(), "deter": deter, **latent}
 
@@ -503,11 +503,11 @@ class RSSM(nn.Module):
         return {"stoch": stoch, "deter": deter, **latent}
 
     def action_input(self, action: Tensor) -> Tensor:
-        """The action's part of the input layer: (..., A) → (..., hidden)."""
+        """The action's contribution to the input layer: (..., A) → (..., hidden)."""
         return self.input.second(action / action.detach().abs().clamp_min(1))
 
     def embed_input(self, embed: Tensor) -> Tensor:
-        """The embedding's part of the posterior layer: (..., E) → (..., hidden)."""
+        """The embedding's contribution to the posterior layer: (..., E) → (..., hidden)."""
         return self.post_layer.second(embed)
 
     def gru(self, stoch: Tensor, action_input: Tensor, deter: Tensor) -> Tensor:
@@ -520,7 +520,7 @@ class RSSM(nn.Module):
         return self.latent(self.prior_out(self.prior_layer(deter)))
 
     def posterior(self, deter: Tensor, embed_input: Tensor) -> State:
-        """Latent given the recurrent state (..., D) and the image, by `embed_input` (..., hidden)."""
+        """Latent given the recurrent state (..., D) and the image's `embed_input` (..., hidden)."""
         return self.latent(self.post_out(self.post_layer(deter, embed_input)))
 
     @step()
@@ -528,9 +528,9 @@ class RSSM(nn.Module):
         """One step with an observation: the posterior state.
 
         Args:
-            stoch (N, S·K), deter (N, D): the state before.
+            stoch (N, S·K), deter (N, D): the previous state.
             action_input, embed_input: (N, hidden) each.
-            is_first: (N, 1) bool; there the initial stoch and deter take the place of the state before.
+            is_first: (N, 1) bool; there the initial stoch and deter replace the previous state.
             sample: draw the latent; False takes its mode.
         """
         stoch = torch.where(is_first, initial_stoch, stoch)
@@ -558,7 +558,7 @@ class RSSM(nn.Module):
         Args:
             embed: (B, T, E).
             action: (B, T, A), the action that led to each observation.
-            is_first: (B, T) bool; there the state before is the initial one and the action counts as 0.
+            is_first: (B, T) bool; there the previous state is the initial one and the action is 0.
             state: of (B, ...) before the first step; None is the initial state.
             sample: draw the latents; False takes their modes.
 
@@ -567,10 +567,10 @@ class RSSM(nn.Module):
         """
         batch, length = is_first.shape
         assert embed.shape[:2] == action.shape[:2] == (batch, length), (embed.shape, action.shape, is_first.shape)
-        # only GRU and posterior are sequential: all else is computed for all T at once
+        # only GRU and posterior are sequential: everything else is computed for all T at once
         inputs = [self.action_input(action * ~is_first[..., None]), self.embed_input(embed), is_first[..., None]]
         initial = self.initial(action.device)
-        # a view for each step, all of whose gradients are summed at once
+        # a view per step, all of whose gradients are summed at once
         views = [initial[k].flatten(1).expand(length, batch, -1).unbind() for k in ("stoch", "deter")]
         before = (views[0][0], views[1][0]) if state is None else (state["stoch"].flatten(1), state["deter"])
         states = []
@@ -585,7 +585,7 @@ class RSSM(nn.Module):
 
     @rollout
     def target_branch(self, deter: Tensor, embed: Tensor, action: Tensor, is_first: Tensor) -> tuple[State, State]:
-        """Target posterior and target prior, all T in one pass, of the EMA copy of the dynamics.
+        """Target posterior and target prior, all T in one pass, from the EMA copy of the dynamics.
 
         Args:
             deter: (B, T, D) of the masked branch's prior, shared by this branch.
@@ -614,10 +614,10 @@ class RSSM(nn.Module):
 
         Args:
             start: state of (N, ...).
-            horizon: H states, the start among them.
+            horizon: H states, including the start.
 
         Returns:
-            feats (H, N, F), actions (H, N, A) drawn at each, and the distribution of these. Their gradients reach the
+            feats (H, N, F), actions (H, N, A) drawn at each, and their distribution. Their gradients reach the
             actor and the start, not the parameters of the dynamics.
         """
         state, steps = {k: start[k] for k in ("stoch", "deter")}, []

@@ -1,4 +1,4 @@
-"""What a latent knows: linear probes from an agent's features to the physics state and to the visual distractor.
+"""Linear probes from an agent's features to the physics state and to the visual distractor.
 
 Used by `python dreamer.py --eval_only --probe_state --logdir RUN`. A feature that keeps the task's state and drops the
 distractor has a high R² for the first and one near 0 for the second.
@@ -14,10 +14,10 @@ RIDGE = 10.0 ** np.arange(-4, 5)  # penalties tried, for standardized features
 
 
 class Recorder:
-    """Keeps what probes need of the episodes that `evaluation.play` plays, as its `observe`.
+    """Collects the data for probes from the episodes that `evaluation.play` plays, as its `observe`.
 
     Attributes:
-        rows: lists with an entry for each step: `feat` (F,), `episode`, and the state variables by name: vector
+        rows: lists with an entry per step: `feat` (F,), `episode`, and the state variables by name: vector
             observations ("height", "velocity/0", …) and, on tasks with a video or clouds in the background,
             "background/mean" and an 8×8 grayscale thumbnail "background/0" … "background/63".
     """
@@ -35,7 +35,7 @@ class Recorder:
 
 
 def variables(obs: dict[str, np.ndarray]) -> dict[str, float]:
-    """The numbers to predict from one observation, by name."""
+    """The numbers to predict for one observation, by name."""
     found = {}
     for key, value in obs.items():
         value = np.asarray(value)
@@ -51,8 +51,8 @@ def variables(obs: dict[str, np.ndarray]) -> dict[str, float]:
 def probe(rows: Mapping[str, Sequence]) -> dict[str, float]:
     """R² on held-out episodes of a ridge regression from the features to each variable.
 
-    A third of the episodes is held out; another third chooses the penalty. Variables that do not vary are left out.
-    R² is against the held-out mean, so it is negative where a probe is worse than a constant.
+    A third of the episodes is held out; another third chooses the penalty. Constant variables are left out.
+    R² is relative to the held-out mean, so it is negative if a probe is worse than a constant.
 
     Args:
         rows: see `Recorder`.
@@ -61,7 +61,7 @@ def probe(rows: Mapping[str, Sequence]) -> dict[str, float]:
     episode = data["episode"]
     numbers = np.unique(episode)
     if len(numbers) < 3:
-        raise ValueError(f"--probe_state needs 3 episodes or more, got {len(numbers)}: raise --episodes")
+        raise ValueError(f"--probe_state needs 3 episodes or more, got {len(numbers)}: increase --episodes")
     part = (np.searchsorted(numbers, episode)) % 3  # 0 fit, 1 penalty, 2 held out
     names = [k for k in data if k not in ("feat", "episode") and all(data[k][part == p].std() > 1e-6 for p in range(3))]
     targets = np.stack([data[name] for name in names], 1).astype(np.float64)
@@ -82,7 +82,7 @@ def probe(rows: Mapping[str, Sequence]) -> dict[str, float]:
     scores = np.stack([score(part == 1, *fit(part == 0, penalty)) for penalty in RIDGE])
     best = scores.argmax(0)
     result = {}
-    for index in np.unique(best):  # a penalty for each variable
+    for index in np.unique(best):  # a penalty per variable
         r2 = score(part == 2, *fit(part < 2, RIDGE[index]))
         result.update({names[i]: float(r2[i]) for i in np.flatnonzero(best == index)})
     return {name: result[name] for name in names}

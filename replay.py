@@ -1,4 +1,4 @@
-"""Replay: episodes in memory and as files, the sequences that are sampled from them, and their way to the device.
+"""Replay: episodes in memory and as files, sampling of sequences, and their transfer to the device.
 
 Row t of an episode holds the observation at t, the action that led to it (zeros at t = 0) and the reward received on
 reaching it (0 at t = 0), with `is_first` and whatever else the agent reads. An episode of n rows has n - 1 agent steps.
@@ -34,7 +34,7 @@ Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of each key
 FileEntry = tuple[int, int, int, int, Path]  # order of finishing, env, episode, rows, file
 
 FILE_NAME = re.compile(r"(\d+)-env(\d+)-(\d+)-(\d+)\.npz")  # order of finishing, env, episode, rows
-# As numpy writes it. It is matched, not evaluated: a damaged one could evaluate to anything.
+# As written by numpy. It is matched, not evaluated: a damaged one could evaluate to anything.
 ARRAY_HEADER = re.compile(
     rb"\{'descr': '([<>|][biufc]\d+)', 'fortran_order': False, 'shape': \((\d+,(?: \d+,)*(?: \d+)?)\), \} *\n"
 )
@@ -46,8 +46,8 @@ WRITE_HINTS = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine's limit of open files is reached (fs.file-max)",
 }
-MAPPED_BYTES = 1 << 17  # a buffer of this size or more is a mapping of its own
-FIRST_ROWS = 128  # room of the first episode of a run
+MAPPED_BYTES = 1 << 17  # a buffer of at least this size is its own mapping
+FIRST_ROWS = 128  # capacity for the first episode of a run
 
 
 def episode_key(env: int, episode: int) -> str:
@@ -59,7 +59,7 @@ def allocate(spec: Spec, rows: int) -> dict[str, np.ndarray]:
     """Arrays of `rows` rows for each key, next to each other in one buffer.
 
     The buffer of a real episode is an anonymous mapping, not the allocator's: it costs memory only where it was
-    written, and all of it goes back to the system with the last reference, however the process's heap is set up.
+    written, and all of it returns to the system with the last reference, regardless of the process's heap settings.
     """
     lengths = [rows * math.prod(shape) * dtype.itemsize for shape, dtype in spec.values()]
     starts = np.cumsum([0] + [-(-length // 64) * 64 for length in lengths])
@@ -75,7 +75,7 @@ def allocate(spec: Spec, rows: int) -> dict[str, np.ndarray]:
 
 
 def spec_of(row: dict[str, np.ndarray]) -> Spec:
-    """Shapes and types of a row as they are kept: float64 becomes float32."""
+    """Shapes and types of a row as stored: float64 becomes float32."""
     arrays = {key: np.asarray(value) for key, value in row.items()}
     return {
         key: (value.shape, np.dtype(np.float32) if value.dtype == np.float64 else value.dtype)
@@ -88,7 +88,7 @@ def spec_of_episode(arrays: dict[str, np.ndarray]) -> Spec:
 
 
 def most_common_spec(episodes: Iterable[dict[str, np.ndarray]]) -> Spec:
-    """Spec of the rows of most of the episodes; the first one's at a tie."""
+    """Spec of the rows of most of the episodes; the first one's in a tie."""
     specs = [spec_of_episode(arrays) for arrays in episodes]
     most = Counter(frozenset(spec.items()) for spec in specs).most_common(1)[0][0]
     return next(spec for spec in specs if spec.items() == most)
@@ -109,7 +109,7 @@ class Episode:
     """The rows of one episode.
 
     `arrays` is replaced as a whole when more room is needed, and a written row never changes: a reader in another
-    thread that took `arrays` keeps every row that it knew of.
+    thread that holds `arrays` keeps every row that it has seen.
     """
 
     def __init__(self, env: int, index: int, arrays: dict[str, np.ndarray], rows: int):
@@ -124,7 +124,7 @@ class Episode:
         return self.rows - 1
 
     def move(self, spec: Spec, room: int) -> None:
-        """Copies the rows to new arrays with room for `room` rows."""
+        """Copies the rows to new arrays with space for `room` rows."""
         arrays = allocate(spec, room)
         for key, array in arrays.items():
             array[: self.rows] = self.arrays[key][: self.rows]
@@ -141,13 +141,13 @@ class Replay:
         directory_limit: maximum number of agent steps kept as files, 0 for no limit. The oldest files are removed
             first, the newest stays. Below `capacity`, a resumed run finds less than it had.
         envs: whose episodes it holds, where several replays share a directory; None for all.
-        spec: keys, shapes and types of a row, by which files are judged. None takes those of the first row, or of most
+        spec: keys, shapes and types of a row, which files must match. None takes those of the first row, or of most
             of the files.
 
     Files are uncompressed `.npz` archives named `{order}-env{env}-{episode}-{rows}.npz`, `order` counting the episodes
-    in the order in which they finished. They appear whole or not at all under that name (written aside, then renamed),
-    so a killed process leaves no half file. They are not forced to the disk: after a power cut, the last seconds'
-    files may be missing or damaged, which `load` reports.
+    in the order in which they finished. They appear under that name atomically (written aside, then renamed), so a
+    killed process leaves no incomplete file. They are not synced to disk: after a power failure, the files of the last
+    seconds may be missing or damaged, which `load` reports.
     """
 
     def __init__(
@@ -167,14 +167,14 @@ class Replay:
         self.finished: dict[int, tuple[int, int]] = {}  # env -> index and rows of its last finished episode
         self._spec = spec
         self._unfinished: dict[int, Episode] = {}  # env -> episode
-        self._by_key: dict[str, Episode] = {}  # all that are held, finished or not
-        self._held: list[Episode] = []  # finished, in order; those before _head are gone
-        self._ends: list[int] = []  # rows of all finished episodes up to and with the one at the same place in _held
+        self._by_key: dict[str, Episode] = {}  # all held ones, finished or not
+        self._held: list[Episode] = []  # finished, in order; those before _head are evicted
+        self._ends: list[int] = []  # rows of all finished episodes up to and with the one at the same index in _held
         self._head = 0
-        self._gone_rows = 0  # rows of the evicted ones, in the count of _ends
+        self._gone_rows = 0  # rows of the evicted ones, counted as in _ends
         self._finished_steps = 0  # agent steps held in finished episodes
         self._longest = FIRST_ROWS
-        self._order = 0  # of the next episode that finishes
+        self._order = 0  # of the next episode to finish
         self._total_finished_steps = 0  # agent steps of all finished episodes of the run
         self._files: dict[str, tuple[Path, int]] = {}  # key -> file and its agent steps, oldest first
         self._file_steps = 0
@@ -206,13 +206,13 @@ class Replay:
         return self._order
 
     def skip(self, episodes: int) -> None:
-        """Counts episodes that finished in the other replays of the directory: their places in the order are taken."""
+        """Counts episodes that finished in the other replays of the directory: their places in the order are used."""
         self._order += episodes
 
     def unfinished(self, env: int) -> tuple[int, dict[str, np.ndarray]] | None:
         """Index and rows so far (views) of the env's unfinished episode, None without one.
 
-        Its `action` rows after the first bring the environment back to where it was.
+        Its `action` rows after the first restore the environment.
         """
         episode = self._unfinished.get(env)
         if episode is None:
@@ -220,7 +220,7 @@ class Replay:
         return episode.index, {key: array[: episode.rows] for key, array in episode.arrays.items()}
 
     def rewards_since(self, order: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Place in the order of finishing and rewards (rows,) of each episode with a file, from this place on."""
+        """Place in the order of finishing and rewards (rows,) of each episode with a file, from place `order` on."""
         for key, (path, _) in self._files.items():
             place = int(FILE_NAME.fullmatch(path.name)[1])
             if place >= order:
@@ -231,9 +231,9 @@ class Replay:
         return {"order": self._order, "total_finished_steps": self._total_finished_steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restores the counters. Call it before `load`, which counts the episodes that finished after it."""
+        """Restores the counters. Call it before `load`, which counts the episodes finished since."""
         if self._by_key:
-            raise RuntimeError("Replay.load_state_dict has to come before load and add")
+            raise RuntimeError("Replay.load_state_dict must come before load and add")
         self._order = state["order"]
         self._total_finished_steps = state["total_finished_steps"]
 
@@ -245,10 +245,10 @@ class Replay:
         Args:
             env: index of the environment.
             row: one array or number for each key, the same keys, shapes and types at each call.
-            episode: index of the episode, which stays the same until `last`.
+            episode: index of the episode, constant until `last`.
             last: the episode ends with this row, and is written to its file.
 
-        Raises ValueError where a row or an episode index does not fit, OSError where the file cannot be written.
+        Raises ValueError if a row or an episode index does not fit, OSError if the file cannot be written.
         """
         if self._spec is None:
             self._spec = spec_of(row)
@@ -323,7 +323,7 @@ class Replay:
         path = self.directory / f"{self._order:08d}-{episode.key}-{episode.rows}.npz"
         aside = self.directory / f".{path.name}.tmp"
         try:
-            with zipfile.ZipFile(aside, "w") as archive:  # as np.savez, which does not close it where a write fails
+            with zipfile.ZipFile(aside, "w") as archive:  # as np.savez, which does not close it if a write fails
                 for key, array in episode.arrays.items():
                     with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
@@ -347,11 +347,11 @@ class Replay:
     def load(self) -> int:
         """Reads the newest files of the directory, as many as `capacity` allows, and returns their agent steps.
 
-        They take their former places: the order of the files is the order of finishing. A damaged file is
-        reported on stderr, renamed to `*.damaged` and left out. One that cannot be read, or that is whole and holds
-        other arrays than the rows of this run, is reported and left out.
+        They keep their places: the order of the files is the order of finishing. A damaged file is reported on
+        stderr, renamed to `*.damaged` and left out. One that cannot be read, or whose arrays are not rows of this run,
+        is reported and left out.
 
-        Raises ValueError if there are whole files but none with the rows of this run.
+        Raises ValueError if there are intact files but none with the rows of this run.
         """
         if self.directory is None:
             return 0
@@ -372,7 +372,7 @@ class Replay:
         return self._finished_steps
 
     def _scan(self) -> list[FileEntry]:
-        """The episode files, oldest first; of two with the same episode, the newer. New ones are numbered after all."""
+        """The episode files, oldest first; of two for the same episode, the newer. New ones get later numbers."""
         entries: dict[str, FileEntry] = {}
         for path in self.directory.glob("*.npz"):
             match = FILE_NAME.fullmatch(path.name)
@@ -388,7 +388,7 @@ class Replay:
             except OSError as error:
                 print(f"replay: {path} cannot be read ({error.strerror}): left out", file=sys.stderr)
                 continue
-            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait, a device might never end
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would block, a device might never end
                 print(f"replay: {path} is not a regular file: left out", file=sys.stderr)
                 continue
             if not 2 <= rows <= status.st_size:
@@ -396,13 +396,13 @@ class Replay:
                 continue
             key, entry = episode_key(env, index), (order, env, index, rows, path)
             if key in entries:
-                print(f"replay: {path.name} and {entries[key][-1].name}: the newer is taken", file=sys.stderr)
+                print(f"replay: {path.name} and {entries[key][-1].name}: using the newer", file=sys.stderr)
                 entry = max(entry, entries[key])
             entries[key] = entry
         return sorted(entries.values())
 
     def _read_newest(self, entries: list[FileEntry]) -> dict[Path, dict[str, np.ndarray] | None]:
-        """Arrays of the newest files that fit into `capacity`; None for one that is left out."""
+        """Arrays of the newest files that fit into `capacity`; None for one left out."""
         read: dict[Path, dict[str, np.ndarray] | None] = {}
         misfits: dict[Path, str] = {}
         rest, steps = list(entries), 0
@@ -435,11 +435,11 @@ class Replay:
                 "use the settings that they were collected with, or another --logdir"
             )
         for path, difference in misfits.items():
-            print(f"replay: {path} has other rows than this run ({difference}): left out", file=sys.stderr)
+            print(f"replay: {path} does not have the rows of this run ({difference}): left out", file=sys.stderr)
         return read
 
     def _take(self, path: Path, future: Future) -> dict[str, np.ndarray] | None:
-        """The arrays of a file that was read; None for one that is damaged or unreadable, which it reports."""
+        """The arrays of a file; None, with a report, if it is damaged or unreadable."""
         try:
             return future.result()
         except OSError as error:
@@ -472,7 +472,7 @@ class Replay:
         finished_rows = self._ends[-1] - self._gone_rows if self._head < len(self._ends) else 0
         total = finished_rows + sum(episode.rows for episode in running)
         if not total:
-            raise RuntimeError("the replay holds no step yet: prefill has to come before the first batch")
+            raise RuntimeError("the replay holds no step yet: prefill must come before the first batch")
 
         def draw_episode() -> Episode:
             row = int(rng.integers(total))
@@ -502,9 +502,9 @@ class Replay:
         return sequences
 
     def views(self, segments: Sequence[Sequence[Segment]]) -> list[list[View]]:
-        """The arrays behind the segments. Whoever holds them can read them whatever happens to the replay.
+        """The arrays behind the segments, which stay readable whatever happens to the replay.
 
-        An episode that left the memory is read from its file again; KeyError where that is gone too.
+        An evicted episode is read from its file again; KeyError if that is gone too.
         """
         return [[(self._arrays(key), start, count) for key, start, count in sequence] for sequence in segments]
 
@@ -515,7 +515,7 @@ class Replay:
             path, steps = self._files[key]
             arrays = read_episode(path, steps + 1)
             if difference := spec_difference(spec_of_episode(arrays), self._spec):
-                raise ValueError(f"{path} has other rows than this run ({difference})")
+                raise ValueError(f"{path} does not have the rows of this run ({difference})")
             return arrays
         raise KeyError(f"episode {key} is no longer in the replay")
 
@@ -527,7 +527,7 @@ class Replay:
 
 
 def read_episode(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
-    """Reads the arrays of an uncompressed .npz file straight into one buffer, and checks their checksums.
+    """Reads the arrays of an uncompressed .npz file directly into one buffer, and verifies their checksums.
 
     Raises ValueError if the file is damaged or does not hold `rows` rows, OSError if it cannot be read.
     """
@@ -536,7 +536,7 @@ def read_episode(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
             members = list_members(file)
         except (OSError, ValueError):
             raise
-        except Exception as error:  # zipfile raises nearly anything where bytes are damaged
+        except Exception as error:  # zipfile raises almost anything for damaged bytes
             raise ValueError(str(error) or type(error).__name__) from error
         spec = {key: (shape[1:], dtype) for key, shape, dtype, *_ in members}
         counts = {shape[0] for _, shape, *_ in members}
@@ -553,7 +553,7 @@ def read_episode(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
             while done < len(data):
                 read = file.readinto(data[done:])
                 if not read:
-                    raise ValueError(f"{key} is cut short")
+                    raise ValueError(f"{key} is truncated")
                 done += read
             if zlib.crc32(data, zlib.crc32(header)) != checksum:
                 raise ValueError(f"{key} has a wrong checksum")
@@ -561,7 +561,7 @@ def read_episode(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
 
 
 def list_members(file: io.FileIO) -> list[tuple[str, tuple[int, ...], np.dtype, int, bytes, int]]:
-    """Key, shape, type, place, header and checksum of each array in a .npz file, which fill the file."""
+    """Key, shape, type, offset, header and checksum of each array in a .npz file, which must fill the file."""
     members, end = [], 0
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
@@ -581,7 +581,7 @@ def list_members(file: io.FileIO) -> list[tuple[str, tuple[int, ...], np.dtype, 
             header += file.read(int.from_bytes(header[8:], "little"))
             match = ARRAY_HEADER.fullmatch(header, 10)
             if not match:
-                raise ValueError(f"{name!r} has no header of a plain array")
+                raise ValueError(f"{name!r} does not have the header of a plain array")
             dtype = np.dtype(match[1].decode())
             shape = tuple(int(number) for number in match[2].split(b",") if number)
             if len(header) + math.prod(shape) * dtype.itemsize != info.file_size:
@@ -618,16 +618,16 @@ def batch_arrays(views: list[list[View]]) -> dict[str, np.ndarray]:
 class Prefetcher:
     """Batches on the device, gathered and uploaded by a thread while the learner works.
 
-    The calls alone decide the content of a batch: `prefetch` draws, in the caller's thread, and holds on to the
-    drawn episodes; the thread only copies. So a run is repeatable, and rows may be added, episodes grow and be evicted
-    meanwhile.
+    Only the calls determine the content of a batch: `prefetch` draws, in the caller's thread, and keeps references to
+    the drawn episodes; the thread only copies. So a run is repeatable, and rows may be added and episodes evicted in
+    the meantime.
 
     Args:
         replay: where the sequences come from.
         rng: generator of the draws, part of the state.
         batch, length: B sequences of T rows.
-        device: of the tensors. On a GPU they go through pinned memory, on a stream of their own.
-        depth: batches that are prepared ahead.
+        device: of the tensors. On a GPU they go through pinned memory, on a separate stream.
+        depth: number of batches prepared ahead.
     """
 
     def __init__(
@@ -648,12 +648,12 @@ class Prefetcher:
             self._slots: deque[tuple[dict[str, torch.Tensor], torch.cuda.Event]] = deque()
 
     def prefetch(self) -> None:
-        """Draws the batches that are missing to `depth` now, and starts to gather them."""
+        """Draws batches up to `depth`, and starts to gather them."""
         while len(self._pending) < self.depth:
             self._start(self.replay.draw(self.rng, self.batch, self.length))
 
     def next(self) -> dict[str, torch.Tensor]:
-        """The oldest batch, (B, T, ...) for each key, drawn now if none is under way; raises an error of its thread."""
+        """The oldest batch, (B, T, ...) for each key, drawn now if none is in flight; raises an error of its thread."""
         if not self._pending:
             self._start(self.replay.draw(self.rng, self.batch, self.length))
         _, future = self._pending.popleft()
@@ -666,7 +666,7 @@ class Prefetcher:
         return tensors
 
     def wait(self) -> None:
-        """Returns when the thread is idle, as it has to be while a CUDA graph is captured."""
+        """Returns when the thread is idle, as it must be while a CUDA graph is captured."""
         wait([future for _, future in self._pending])
 
     def close(self) -> None:
@@ -675,13 +675,13 @@ class Prefetcher:
         self._pool.shutdown(cancel_futures=True)
 
     def state_dict(self) -> dict:
-        """State of the generator, and the segments of the batches under way: numbers and strings only."""
+        """State of the generator, and the segments of the batches in flight: numbers and strings only."""
         return {"rng": self.rng.bit_generator.state, "pending": [segments for segments, _ in self._pending]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Gathers the batches that were under way again. Call it when the replay holds the same episodes as then.
+        """Gathers the batches again that were in flight. Call it when the replay holds the same episodes as then.
 
-        A batch with an episode that is no longer to be found is drawn again.
+        A batch with an episode that no longer exists is drawn again.
         """
         self.wait()
         self._pending.clear()
@@ -705,7 +705,7 @@ class Prefetcher:
                 uploaded = torch.cuda.Event()
             else:
                 pinned, uploaded = self._slots.popleft()
-                uploaded.synchronize()  # the upload that used this memory before
+                uploaded.synchronize()  # the previous upload from this memory
             collate(views, {key: tensor.numpy() for key, tensor in pinned.items()})
             tensors = {key: tensor.to(self.device, non_blocking=True) for key, tensor in pinned.items()}
             uploaded.record(self._stream)

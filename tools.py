@@ -1,7 +1,7 @@
-"""Logging, checkpoints, random states, signals: what a run needs besides the agent and its data.
+"""Logging, checkpoints, random states, signals: utilities of a run besides the agent and its data.
 
-Torch and TensorBoard are imported where they are used: config.py, which imports this file, is quick, and dreamer.py can
-set up the process before torch is imported.
+Torch and TensorBoard are imported where they are used, so that config.py, which imports this file, is fast, and
+dreamer.py can set up the process before importing torch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from config import Config
 
 
-# Files that appear whole or not at all
+# Atomic files
 
 
 @contextmanager
 def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO]:
-    """Opens a file that takes its name in one step, when it is complete and on the disk; after an error, never."""
+    """Opens a file that gets its name atomically, once it is complete and on disk; after an error, never."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
@@ -53,7 +53,7 @@ def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO]:
         os.replace(aside, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name too
+            os.fsync(folder)  # the rename too
         finally:
             os.close(folder)
     finally:
@@ -61,7 +61,7 @@ def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO]:
 
 
 def save_checkpoint(path: Path | str, state: dict[str, Any], previous: Path | str | None = None) -> None:
-    """Writes a checkpoint; at any moment of it, a kill leaves the old file or the new one.
+    """Writes a checkpoint; a kill at any moment leaves the old file or the new one.
 
     The old file, if there is one, is kept as `previous`. Raises TypeError for contents that `load_checkpoint` would
     refuse, before anything is written.
@@ -97,11 +97,11 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU, running no code of it. Raises ValueError, one line, if the file is damaged."""
+    """Reads a checkpoint to the CPU, without running code from it. Raises ValueError, one line, if it is damaged."""
     import torch
 
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait, a device might never end
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block, a device might never end
             raise ValueError("not a regular file")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
@@ -114,12 +114,12 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         return state
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch raises half a dozen types for half a dozen kinds of damage
+    except Exception as error:  # torch raises various types for various kinds of damage
         raise ValueError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
 
 
 def find_nonfinite(value: Any, where: str = "") -> str | None:
-    """The name of the first tensor in nested dicts and lists with an infinity or NaN in it, None without one."""
+    """The name of the first tensor in nested dicts and lists with an infinity or NaN in it, None if there is none."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -134,10 +134,10 @@ def find_nonfinite(value: Any, where: str = "") -> str | None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder; its file `.pid` names the one within. Raises ValueError if there is one.
+    """Keeps other processes out of a folder; its file `.pid` names the one inside. Raises ValueError if there is one.
 
-    The system releases the lock when the process ends, however it ends. (`.lock` belongs to setup/sweep.py, which holds
-    it for as long as the processes that it started live.)
+    The system releases the lock whenever and however the process ends. (`.lock` belongs to setup/sweep.py, which holds
+    it while the processes that it started run.)
     """
     with open(folder / ".pid", "a+") as file:
         try:
@@ -148,7 +148,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 f"--logdir {folder}: process {file.read().strip()} trains there; stop it or use another --logdir"
             ) from None
         except OSError as error:  # some network file systems have no locks
-            log_line(f"--logdir {folder} cannot be locked ({error.strerror}): start no second process there")
+            log_line(f"--logdir {folder} cannot be locked ({error.strerror}): do not start a second process there")
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -159,7 +159,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seeds Python, numpy and torch; `deterministic` makes torch choose kernels that give the same numbers every time.
+    """Seeds Python, numpy and torch; `deterministic` makes torch choose deterministic kernels.
 
     An operation that has no such kernel on a GPU raises torch's error. Call it before the first use of the GPU.
     """
@@ -171,13 +171,13 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging help that costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 
 
 def rng_state(**generators: np.random.Generator) -> dict[str, Any]:
-    """States of torch's generators (CPU, every GPU), of Python's, numpy's global one and the named generators."""
+    """States of torch's generators (CPU, every GPU), Python's, numpy's global one and the named generators."""
     import torch
 
     version, internal, gauss = random.getstate()
@@ -192,7 +192,7 @@ def rng_state(**generators: np.random.Generator) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], **generators: np.random.Generator) -> None:
-    """Puts back what `rng_state` gave, the named generators in place; states of absent GPUs are left out."""
+    """Restores the result of `rng_state`, the named generators in place; ignores states of absent GPUs."""
     import torch
 
     torch.set_rng_state(state["torch"])
@@ -209,7 +209,7 @@ def set_rng_state(state: dict[str, Any], **generators: np.random.Generator) -> N
 
 @contextmanager
 def own_randomness(device: torch.device, *seed: int) -> Iterator[None]:
-    """Within it, torch draws from generators seeded with these numbers; after it, it goes on as if nothing had been."""
+    """Within it, torch draws from generators seeded with these numbers; afterwards, its previous state is restored."""
     import torch
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -229,7 +229,7 @@ def _plain(value: Any) -> Any:
 class Metrics:
     """Means of scalars over many updates, summed on the device: nothing waits for the GPU before `result`.
 
-    The sums are float64 and part of the state, so that a resumed run logs the same means to the bit.
+    The sums are float64 and part of the state, so that a resumed run logs the same means, bit for bit.
     """
 
     def __init__(self):
@@ -270,7 +270,7 @@ class Metrics:
         return {key: total / count for key, (total, count) in totals.items()}
 
     def result(self) -> dict[str, float]:
-        """The means since the last call, which start over."""
+        """The means since the last call, which are then reset."""
         means = self.means()
         self._sums, self._numbers, self._counts = {}, {}, {}
         return means
@@ -286,11 +286,11 @@ class Metrics:
 
 
 class Interrupted(BaseException):
-    """A signal came within `Interrupt.immediate`; not an Exception, which env code may catch."""
+    """Signal within `Interrupt.immediate`; not an Exception, which env code may catch."""
 
 
 class Interrupt:
-    """Within it, Ctrl-C, SIGTERM and the end of the terminal set `requested`, for the loop to stop in order.
+    """Within it, Ctrl-C, SIGTERM and a closed terminal set `requested`, so that the loop can stop cleanly.
 
     A second Ctrl-C raises KeyboardInterrupt. A process that ignores SIGHUP (nohup) still does.
     """
@@ -312,7 +312,7 @@ class Interrupt:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Within it, an interrupt that was requested or comes raises Interrupted: for waits that may never end."""
+        """Within it, a past or new interrupt raises Interrupted: for waits that may never end."""
         self._immediate = True
         try:
             if self.requested:
@@ -338,20 +338,20 @@ class Logger:
     Args:
         logdir: folder of the run.
         resume_step: environment step of the checkpoint that the run resumes from, None for a new run. Lines of
-            `metrics.jsonl` beyond it (all, in a new run), and a half line at the end, are removed; TensorBoard hides
-            what lies beyond it.
-        resume_lines: number of lines when that checkpoint was made, if it is known: those after them are removed too.
+            `metrics.jsonl` beyond it (all, in a new run), and an incomplete last line, are removed; TensorBoard
+            hides the data beyond it.
+        resume_lines: number of lines at that checkpoint, if known: those after them are removed too.
 
     Attributes:
         lines: number of lines of `metrics.jsonl`.
         removed: the lines that were removed, as dicts of their numbers.
 
-    A line of `metrics.jsonl` is one strict JSON object, `step` in environment steps first; a number that is not finite
-    is null there. `fps` and `updates_per_second` are measured times; all else repeats with the seed.
+    A line of `metrics.jsonl` is one strict JSON object, `step` in environment steps first; a number that is not
+    finite is null. `fps` and `updates_per_second` are measured; everything else is reproducible with the seed.
     """
 
     TIMED = ("fps", "updates_per_second")
-    # Group, chart, regular expression of its scalars: the page CUSTOM SCALARS of TensorBoard, where names stay plain.
+    # Group, chart, regular expression of its scalars, for TensorBoard's CUSTOM SCALARS page; the names stay plain.
     CHARTS: ClassVar[dict[str, dict[str, str]]] = {
         "Episodes": {
             "return": "(train|eval)_return(/.*)?",
@@ -408,17 +408,17 @@ class Logger:
         return len(kept), removed
 
     def _append(self, line: bytes) -> None:
-        """Adds a line, whole or not at all."""
+        """Adds a line atomically."""
         end = self.path.stat().st_size
-        if self._file.write(line) != len(line):  # the disk became full within it
+        if self._file.write(line) != len(line):  # the disk is full
             self._file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self.lines += 1
 
     def settings(self, config: Config, step: int) -> None:
-        """Writes to TensorBoard the config, as text and as hparams judged by `eval_return`, and the groups of charts.
+        """Writes the config to TensorBoard, as text and as hparams with metric `eval_return`, and the groups of charts.
 
-        All of it belongs to the run itself, where `SummaryWriter.add_hparams` would make a second one of it.
+        All of it belongs to the run itself, whereas `SummaryWriter.add_hparams` would create a second one.
         """
         from torch.utils.tensorboard.summary import custom_scalars, hparams
 
@@ -456,10 +456,10 @@ class Logger:
         self._texts[name] = text
 
     def write(self, step: int, fps: bool = False, updates: int | None = None) -> None:
-        """Writes what was collected, under an environment step.
+        """Writes the collected values at an environment step.
 
-        With `fps`, adds the environment steps per second since the last such call, and with `updates`, the count of
-        updates so far, those per second too.
+        With `fps`, adds the environment steps per second since the last such call, and with `updates`, the number
+        of updates so far, the updates per second too.
         """
         if fps:
             now = time.perf_counter()
@@ -490,7 +490,7 @@ class Logger:
         self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
-        with suppress(OSError):  # of a full disk, which `write` has raised
+        with suppress(OSError):  # from a full disk, which `write` has raised
             self._writer.close()
         self._file.close()
 
@@ -500,7 +500,7 @@ def _cell(value: Any) -> str:
 
 
 class Progress:
-    """How far the run is: a bar on stderr if that is a terminal, and a line on stdout whenever `report` is called.
+    """Progress of the run: a bar on stderr if that is a terminal, and a line on stdout at each call of `report`.
 
     Args:
         total_steps: environment steps of the run.
@@ -516,7 +516,7 @@ class Progress:
         self._episode_return: float | None = None
         self._bar = None
         if sys.stderr.isatty():
-            known = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some containers' terminals have no size
+            known = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # terminals of some containers have no size
             width = {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 20}
             self._bar = tqdm(total=total_steps, initial=initial, unit="step", smoothing=0.05, **width)
 
@@ -561,13 +561,13 @@ def _clock(seconds: float) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or its kind if it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def log_line(line: str) -> None:
-    """Prints a line on stdout, around a progress bar. A stdout that is closed or full is no reason to end a run."""
+    """Prints a line on stdout, around a progress bar. A closed or full stdout does not end a run."""
     from tqdm import tqdm
 
     try:
@@ -575,7 +575,7 @@ def log_line(line: str) -> None:
             print(line, flush=True)
     except OSError as error:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())  # what is buffered, and all that follows, goes nowhere
+        os.dup2(null, sys.stdout.fileno())  # discards the buffered output and all that follows
         os.close(null)
         with suppress(OSError):
             print(f"stdout cannot be written ({error.strerror}): the run continues without it", file=sys.stderr)
@@ -585,10 +585,10 @@ def log_line(line: str) -> None:
 
 
 def tune_allocator() -> str:
-    """Lets glibc keep freed memory, which it would otherwise map and fault anew for every large tensor.
+    """Lets glibc keep freed memory, which it would otherwise map and fault again for every large tensor.
 
-    For the command line, before torch is imported; the process's resident memory stays at its highest. Returns a line
-    for the log, empty where the C library is another one.
+    For the command line, before torch is imported; the process's resident memory stays at its peak. Returns a line for
+    the log, empty with another C library.
     """
     import ctypes
 
@@ -601,10 +601,10 @@ def tune_allocator() -> str:
 
 
 def tune_matmul(device: torch.device) -> str:
-    """Takes oneDNN for float32 matrix products on a CPU where that is as exact, on a GPU TensorFloat-32 nowhere.
+    """Uses oneDNN for float32 matrix products on a CPU if that is as exact; disables TensorFloat-32 on a GPU.
 
-    On a CPU with bfloat16 matrix units the faster backend rounds to bfloat16: that is measured, not guessed. Returns a
-    line for the log.
+    On a CPU with bfloat16 matrix units the faster backend rounds to bfloat16: this is measured. Returns a line for the
+    log.
     """
     import torch
 
@@ -626,16 +626,16 @@ def tune_matmul(device: torch.device) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of `--device`, `auto` being a GPU if there is one. Raises ValueError if it is not there.
+    """The torch device of `--device`; `auto` is a GPU if there is one. Raises ValueError if it does not exist.
 
-    Of several ranks each takes a GPU of its own.
+    With several ranks, each takes its own GPU.
     """
     import torch
 
     if distributed.size() > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         number, count = distributed.local_rank(), torch.cuda.device_count()
         if number >= count:
-            raise ValueError(f"--device {name}: one GPU for each process, and this machine has {count}; start {count}")
+            raise ValueError(f"--device {name}: each process needs a GPU, and this machine has {count}; start {count}")
         return torch.device("cuda", number)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -646,20 +646,20 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and distributed.size() > 1:
-        raise ValueError(f"--device {name}: each process takes a GPU of its own; use auto, cuda or cpu")
+        raise ValueError(f"--device {name}: each process takes its own GPU; use auto, cuda or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device
 
 
 class Optimizer:
-    """Adam (AdamW where there is weight decay) on fixed parameters, with the gradient's norm clipped.
+    """Adam (AdamW with weight decay) on fixed parameters, with gradient-norm clipping.
 
-    The gradient is the mean over all ranks, so that they make the same step.
+    The gradient is the mean over all ranks, so that they take the same step.
 
     Args:
         lr, eps: of Adam.
-        clip: largest 2-norm over all gradients; 0 for none.
+        clip: maximum 2-norm over all gradients; 0 for no clipping.
         weight_decay: decoupled.
     """
 
@@ -670,7 +670,7 @@ class Optimizer:
 
     @functools.cached_property
     def adam(self) -> torch.optim.AdamW:
-        """Made at its first use, when the parameters are on their device."""
+        """Created at its first use, when the parameters are on their device."""
         import torch
 
         cuda = self.params[0].is_cuda
@@ -679,12 +679,12 @@ class Optimizer:
         return torch.optim.AdamW(self.params, **self.settings, **kernel)
 
     def step(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
-        """One step down `loss`, a scalar; only these parameters get a gradient. Returns its norm before clipping."""
+        """One step on the scalar `loss`; only these parameters get a gradient. Returns its norm before clipping."""
         import torch
 
         grads = torch.autograd.grad(loss, self.params, retain_graph=retain_graph, allow_unused=True)
         for param, grad in zip(self.params, grads, strict=True):
-            # Adam assumes that gradients lie in memory as their parameters do; convolutions' may be channels last
+            # Adam assumes that gradients have the memory layout of their parameters; convolutions' may be channels last
             param.grad = torch.zeros_like(param) if grad is None else grad.contiguous()
         distributed.average(param.grad for param in self.params)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.clip or float("inf"))

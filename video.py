@@ -21,7 +21,7 @@ def enlarge(frame: np.ndarray, zoom: int) -> np.ndarray:
 def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     """Writes (H, W, 3) uint8 frames as a video that browsers play: .gif, or H.264 in yuv420p. Returns their number.
 
-    The file is there whole or not at all. Raises OSError, one line, where it cannot be written.
+    The file is written atomically. Raises OSError, one line, if it cannot be written.
     """
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -46,7 +46,7 @@ def _write_h264(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     frames = iter(frames)
     first = next(frames)
     height, width = first.shape[:2]
-    # yuv420p halves the colors' resolution: an odd side gets its last line twice
+    # yuv420p halves the resolution of color: an odd side repeats its last line
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     size = f"{width + width % 2}x{height + height % 2}"
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", str(fps), "-i", "pipe:0"]
@@ -67,12 +67,12 @@ def _write_h264(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         if status:
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines() or [f"ffmpeg ended with status {status}"]
-            raise OSError(re.sub(r"^\[.*?\] ", "", lines[0]))  # without the name of the part of ffmpeg that says it
+            raise OSError(re.sub(r"^\[.*?\] ", "", lines[0]))  # without the name of the ffmpeg component
     return count
 
 
 def encode_gif(frames: np.ndarray, fps: float = 20) -> bytes:
-    """An endless animated GIF of uint8 frames (T, H, W, 3), which TensorBoard and browsers show moving."""
+    """An endless animated GIF of uint8 frames (T, H, W, 3), which TensorBoard and browsers animate."""
     from PIL import Image
 
     images = [Image.fromarray(frame) for frame in frames]

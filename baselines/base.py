@@ -1,4 +1,4 @@
-"""What a method may add to the world model."""
+"""The interface of a method that adds a representation loss to the world model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class Baseline(nn.Module):
     """A method's losses and the parameters they need, as a part of the world model.
 
-    A method defines `loss` and overrides what else it needs. An update may be captured as a CUDA graph: a value that
+    A method defines `loss` and overrides what it needs besides. An update may be captured as a CUDA graph: a value that
     changes from update to update must be a tensor on the device, not a number in Python.
 
     Args:
         config: all settings.
-        encoder, dynamics: the world model's, for their sizes and for copies; they stay the world model's own.
+        encoder, dynamics: the world model's, for their sizes and for copies; they remain the world model's.
     """
 
     def __init__(self, config: Config, encoder: networks.Encoder, dynamics: networks.RSSM):
@@ -62,7 +62,7 @@ class Baseline(nn.Module):
         """Called after the world model's optimizer step, with the metrics that `loss` returned among others."""
 
     def optimizers(self) -> dict[str, tools.Optimizer]:
-        """Optimizers of the method's own, by name."""
+        """The method's own optimizers, by name."""
         return {}
 
 

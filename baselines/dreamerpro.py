@@ -1,7 +1,7 @@
-"""DreamerPro (Deng et al., ICML 2022, arXiv 2110.14565): prototypes in place of a decoder.
+"""DreamerPro (Deng et al., ICML 2022, arXiv 2110.14565): prototypes instead of a decoder.
 
-Two shifted views of each sequence are embedded and rolled out. What the embedding and the features say of the
-prototypes has to match assignments that an EMA encoder makes, balanced over the batch.
+Two shifted views of each sequence are embedded and rolled out. The prototype scores of the embedding and of the
+features must match assignments from an EMA encoder, balanced over the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .base import Baseline
 
 
 def random_shift(images: Tensor, pixels: float) -> Tensor:
-    """Shifts each sequence by an offset of its own, uniform in ±`pixels` in x and y: bilinear, edges repeated.
+    """Shifts each sequence by its own offset, uniform in ±`pixels` in x and y: bilinear, edges repeated.
 
     Args:
         images: (N, T, H, W, C) float; all T steps of a sequence shift alike.
@@ -39,14 +39,14 @@ def random_shift(images: Tensor, pixels: float) -> Tensor:
 
 
 def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
-    """Sinkhorn–Knopp in log space: assignments of N rows to K prototypes that use all prototypes alike.
+    """Sinkhorn–Knopp in log space: assignments of N rows to K prototypes that use all prototypes equally.
 
     Args:
         scores: (..., N, K).
         eps: temperature.
 
     Returns:
-        (..., N, K); each row sums to 1, each column to N / K as far as the iterations got.
+        (..., N, K); each row sums to 1, each column to N / K, up to the convergence of the iterations.
     """
     rows, prototypes = scores.shape[-2:]
     log_q = scores / eps
@@ -59,7 +59,7 @@ def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
 @torch.no_grad()
 def assign(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
     """Assignments of each view, balanced over the rows of all ranks: (2, B, T, K) → (2, B, T, K)."""
-    # rows first, for the exchange: (B·T, 2, K), and of all ranks
+    # rows first, to gather those of all ranks: (B·T, 2, K)
     flat = scores.flatten(1, 2).transpose(0, 1)
     balanced = sinkhorn(distributed.all_gather_rows(flat).transpose(0, 1), eps, iterations)
     return balanced.chunk(distributed.size(), 1)[distributed.rank()].unflatten(1, scores.shape[1:3])

@@ -1,4 +1,4 @@
-"""A contrastive loss between the features and the embedding: the control of R2-Dreamer (Morihira et al., ICLR 2026)."""
+"""A contrastive loss between features and embedding: the control of R2-Dreamer (Morihira et al., ICLR 2026)."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def standardize(x: Tensor) -> Tensor:
 def gather_rows(x: Tensor) -> Tensor:
     """The rows of all ranks: (N, E) → (ranks·N, E), where this rank's rows pass their gradient, times the ranks.
 
-    Each rank has the gradient of a common loss at its own rows alone; as ranks average gradients, times their number
-    makes the average the sum over all rows.
+    Each rank has the gradient of a common loss only at its own rows; as ranks average gradients, the factor turns the
+    average into the sum over all rows.
     """
     ranks = distributed.size()
     if ranks == 1:

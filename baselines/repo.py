@@ -1,7 +1,7 @@
 """RePo (Zhu et al., NeurIPS 2023, arXiv 2309.00082): the information that the latent takes from the image has a budget.
 
-There is no decoder: only reward and continuation ask for information, and the KL of the posterior from the prior is
-held at a target by a trained multiplier.
+There is no decoder: only reward and continuation compete for information, and a trained multiplier holds the KL of
+the posterior from the prior at a target.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def kl_budget_loss(
 
 
 def multiplier_loss(log_beta: Tensor, excess: Tensor) -> Tensor:
-    """−log β·sg(KL − target): its descent raises β while the KL is above the budget, and lowers it below."""
+    """−log β·sg(KL − target): minimizing it raises β while the KL is above the budget, and lowers it below."""
     return -log_beta * excess.detach()
 
 
 class RePo(Baseline):
-    """The budget's multiplier β = exp(log β), with an Adam of its own."""
+    """The budget's multiplier β = exp(log β), with its own Adam."""
 
     def __init__(self, config, encoder, dynamics):
         super().__init__(config, encoder, dynamics)

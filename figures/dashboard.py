@@ -1,7 +1,7 @@
-"""A picture of TensorBoard's page: `python figures/dashboard.py LOGDIR [--out figures/tensorboard.png]`.
+"""A screenshot of TensorBoard's page: `python figures/dashboard.py LOGDIR [--out figures/tensorboard.png]`.
 
-LOGDIR is that of a run or a folder of runs. It serves the page for as long as Chromium, without a window, needs to
-draw it. Needs chromium (`apt-get install chromium`) or google-chrome on PATH.
+LOGDIR is that of a run or a folder of runs. It serves the page until headless Chromium has
+drawn it. Needs chromium (`apt-get install chromium`) or google-chrome on PATH.
 """
 
 import argparse
@@ -22,11 +22,11 @@ PAGES = ("timeseries", "scalars", "custom_scalars", "images", "text", "hparams")
 
 
 class PictureError(Exception):
-    """What the user is told, in one line."""
+    """An error for the user, in one line."""
 
 
 def serve(logdir: Path, patience: float = 120) -> str:
-    """Starts TensorBoard in a thread of this process; returns its address when it has read all there is."""
+    """Starts TensorBoard in a thread of this process; returns its address once it has read everything."""
     board = program.TensorBoard()
     board.configure(argv=[None, "--logdir", str(logdir), "--port", "0", "--load_fast", "false"])
     url, deadline = board.launch(), time.monotonic() + patience
@@ -41,7 +41,7 @@ def serve(logdir: Path, patience: float = 120) -> str:
 
 
 def draw(browser: str, address: str, size: tuple[int, int], path: Path, patience: float = 180) -> None:
-    """Writes the page as a PNG of a palette, which is a third of the size."""
+    """Writes the page as a palette PNG, a third of the size."""
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "page.png"
         command = [browser, "--headless=new", "--hide-scrollbars", f"--window-size={size[0]},{size[1]}"]
@@ -55,7 +55,7 @@ def draw(browser: str, address: str, size: tuple[int, int], path: Path, patience
             raise PictureError(f"{browser} did not draw {address} in {patience:.0f} s") from None
         if not shot.exists():
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise PictureError(f"{browser} made no picture of {address}: {reason}")
+            raise PictureError(f"{browser} made no screenshot of {address}: {reason}")
         with Image.open(shot) as image:
             image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
@@ -70,7 +70,7 @@ def main() -> int:
     try:
         browser = next(filter(None, map(shutil.which, BROWSERS)), None)
         if browser is None:
-            raise PictureError("no browser on PATH: install chromium, such as by apt-get install chromium")
+            raise PictureError("no browser on PATH: install chromium, e.g. apt-get install chromium")
         if not any(args.logdir.rglob("events.out.tfevents.*")):
             raise PictureError(f"{args.logdir}: no run there (a run has an events.out.tfevents file)")
         draw(browser, f"{serve(args.logdir)}#{args.page}", tuple(args.size), args.out)

@@ -2,8 +2,8 @@
 
     python figures/environments.py [--assets assets] [--resource_files 'FOLDER/*.mp4'] [--out figures/environments.png]
 
-A task whose files are missing is left out with a line that says what it needs. The flags are settings of the tasks.
-The figure in the repository has the benchmark's videos, and the tests' stand-ins for the scans and the faucet.
+A task whose files are missing is left out, with a line that says what it needs. The flags are settings of the tasks.
+The figure in the repository uses the benchmark's videos, and the tests' stand-ins for the scans and the faucet.
 """
 
 import argparse
@@ -53,7 +53,7 @@ FAMILIES = {
         ("rms_plug_charger", {}),
     ],
 }
-MOMENTS = (4, 40)  # agent steps after a reset that are shown
+MOMENTS = (4, 40)  # agent steps after a reset
 
 
 def record(task: str, settings: dict, seed: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Draws figures/model.png, the picture of HRSSM in the README: `python figures/model.py [FILE.png]`."""
+"""Draws figures/model.png, the diagram of HRSSM in the README: `python figures/model.py [FILE.png]`."""
 
 import itertools
 import sys
@@ -42,7 +42,7 @@ class Canvas:
     def box(
         self, x: float, y: float, width: float, height: float, text: str, edge: str, fill: str, size: float = 9
     ) -> None:
-        """Centred at (x, y)."""
+        """Centered at (x, y)."""
         patch = FancyBboxPatch(
             (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.09", facecolor=fill,
             edgecolor=edge, linewidth=1.4, zorder=3,
@@ -63,7 +63,7 @@ class Canvas:
         self.axis.add_patch(patch)
 
     def line(self, *points: tuple, color: str = INK, dashed: bool = False) -> None:
-        """Straight pieces, the last one an arrow."""
+        """Straight segments, the last one an arrow."""
         xs, ys = zip(*points[:-1], strict=True)
         self.axis.plot(xs, ys, color=color, linewidth=1.3, linestyle=(0, (3.5, 2.2)) if dashed else "-", zorder=2)
         self.arrow(points[-2], points[-1], color=color, dashed=dashed)
@@ -73,7 +73,7 @@ class Canvas:
         self.axis.text(x, y, text, fontsize=size, **style)
 
     def frame(self, x: float, y: float, size: float, masked: bool, edge: str) -> None:
-        """A small picture of a walker, with or without its cube mask, centred at (x, y)."""
+        """A small image of a walker, with or without its cube mask, centered at (x, y)."""
         left, low = x - size / 2, y - size / 2
         image = np.linspace(0.62, 0.9, 48)[::-1, None, None] * np.array([0.62, 0.78, 0.95])
         image = np.repeat(image, 48, 1)
@@ -95,7 +95,7 @@ def draw(path: Path) -> None:
     c = Canvas(13.0, 8.1)
     c.panel(0.15, 4.85, 8.75, 3.1, "Masked branch, trained", ONLINE)
     c.panel(0.15, 0.15, 8.75, 3.1, "Target branch, moving averages, no gradient", TARGET, below=True)
-    c.panel(9.1, 0.15, 3.75, 7.8, "Behaviour, learned in imagination", DREAM)
+    c.panel(9.1, 0.15, 3.75, 7.8, "Behavior, learned in imagination", DREAM)
     masked_branch(c)
     target_branch(c)
     losses(c)
@@ -139,7 +139,7 @@ def target_branch(c: Canvas) -> None:
     c.arrow((7.16, 1.55), (7.79, 1.55), TARGET)
     c.words(6.6, 2.46, "action", size=8.5)
     c.arrow((6.6, 2.34), (6.6, 1.87), INK)
-    # What comes from the masked branch: its deterministic state, and its weights bit by bit.
+    # Inputs from the masked branch: its deterministic state, and its weights through the EMA.
     c.line((3.69, 7.05), (3.36, 7.05), (3.36, 2.2), (3.77, 1.77), color=ONLINE)
     c.words(3.48, 3.42, r"same $h_t$", size=8, color=ONLINE, ha="left")
     c.line((2.45, 5.63), (2.45, 1.87), color=TARGET, dashed=True)
@@ -147,7 +147,7 @@ def target_branch(c: Canvas) -> None:
 
 
 def losses(c: Canvas) -> None:
-    """Between the branches: what is compared, dashed."""
+    """Between the branches: the comparisons, dashed."""
 
     def loss(x: float, y: float, width: float, text: str, height: float = 0.42) -> None:
         c.box(x, y, width, height, text, LOSS, LOSS_FILL, size=8.5)
@@ -193,7 +193,7 @@ def imagination(c: Canvas) -> None:
         c.arrow((x + 0.5, 2.54), (following - 0.42, 1.62), INK)
     c.words(12.66, 1.55, "…", size=13)
     c.words(10.98, 0.97, "online dynamics, prior only, H = 15 steps", size=8, color=DREAM)
-    c.box(10.98, 5.4, 3.3, 0.44, r"$\lambda$-returns, normalised by their 5 to 95 % range", DREAM, DREAM_FILL, size=8)
+    c.box(10.98, 5.4, 3.3, 0.44, r"$\lambda$-returns, normalized by their 5 to 95 % range", DREAM, DREAM_FILL, size=8)
     c.box(10.1, 6.75, 1.45, 0.62, "actor loss:\nreturn, entropy", LOSS, LOSS_FILL, size=8)
     c.box(11.86, 6.75, 1.45, 0.62, "value loss:\ntwo-hot return", LOSS, LOSS_FILL, size=8)
     c.line((10.1, 5.63), (10.1, 6.43), color=LOSS, dashed=True)

@@ -1,6 +1,6 @@
 """Learning curves and a summary table of many runs: `python figures/plot.py RUN... --out FILE.png`.
 
-RUN is a --logdir, a folder of them such as results/small, or NAME=either, which names the method. Runs are grouped by
+RUN is a --logdir, a folder of them such as results/small, or NAME=RUN, which names the method. Runs are grouped by
 task, method and seed. FILE.png shows a panel for each task: the mean over seeds and its 95 % confidence interval, by
 bootstrap. FILE_table.png and FILE_table.csv hold IQM, mean and median at the steps of --at with their intervals
 (rliable's stratified bootstrap: "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
@@ -28,7 +28,7 @@ from rliable import library, metrics
 from ruamel.yaml import YAML
 
 PUBLISHED = Path(__file__).parent / "published_returns.csv"
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#997700", "#bbbbbb")  # seen by all eyes
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#997700", "#bbbbbb")  # colorblind-safe
 SUFFIXES = (".png", ".pdf", ".svg")
 AGGREGATES = ("iqm", "mean", "median")
 METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
@@ -44,7 +44,7 @@ METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
     "no_hybrid": "HRSSM without target branch",
     "continuous": "HRSSM, Normal latents",
 }
-LARGEST = 1e30  # magnitude of a step or a value that can be drawn
+LARGEST = 1e30  # magnitude of a step or value that can be drawn
 COLUMNS = ("task", "method", "step", "seeds", *(f"{name}{end}" for name in AGGREGATES for end in ("", "_low", "_high")))
 
 
@@ -74,7 +74,7 @@ def find_runs(argument: str, label: str | None) -> list[tuple[Path, str | None]]
     if equals and not Path(argument).exists():
         label, argument = name, rest
     if label and not label.isprintable():
-        raise PlotError(f"{label!r}: expected the name of a method, in printable characters")
+        raise PlotError(f"{label!r}: expected the name of a method in printable characters")
     path = Path(argument)
     if not path.is_dir():
         raise PlotError(f"{argument}: no such folder; expected the --logdir of a run, or a folder of them")
@@ -108,14 +108,14 @@ def read_run(path: Path, label: str | None, metric: str, window: float) -> Run:
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
-                continue  # the run is writing it, or was killed there
+                continue  # the run is writing it, or was killed while writing
             raise PlotError(
                 f"{path / 'metrics.jsonl'}, line {number}: "
                 f"expected a JSON object with `step`, and numbers up to {LARGEST:g}"
             ) from None
         names |= entry.keys()
         if value is not None:
-            curve[step] = value  # of lines with the same step, the later one
+            curve[step] = value  # of lines with the same step, the last one
     if not curve:
         near = difflib.get_close_matches(metric, names - {"step"}, n=4, cutoff=0.4) or sorted(names - {"step"})[:8]
         raise NoValues(f"{path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
@@ -136,7 +136,7 @@ def read_settings(path: Path) -> tuple[str, int, list[str]]:
         return str(config["task"]), int(config["seed"]), [str(name) for name in config.get("configs") or []]
     except OSError as error:
         raise PlotError(f"{path}: {error.strerror}; expected the settings of the run, its task and seed") from None
-    except Exception:  # the YAML parser raises nearly anything at a damaged file
+    except Exception:  # the YAML parser raises almost anything for a damaged file
         raise PlotError(f"{path}: not the config of a run (expected the keys task and seed)") from None
 
 
@@ -204,7 +204,7 @@ def mean_curve(runs: list[Run], points: int = 300, reps: int = 1000) -> tuple[np
 def bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable, reps: int) -> tuple[np.ndarray, np.ndarray]:
     """function(scores) and its 95 % interval (2, ...), the runs of each task drawn `reps` times with replacement."""
     with warnings.catch_warnings():
-        # rliable hands its random state over by a keyword that its bootstrap library has renamed.
+        # rliable passes its random state by a keyword that its bootstrap library has renamed.
         warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
         state = np.random.RandomState(0)
         point, interval = library.get_interval_estimates({"": scores}, function, reps=reps, random_state=state)
@@ -212,7 +212,7 @@ def bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable, reps: i
 
 
 def score_at(run: Run, step: float) -> float | None:
-    """The last value at or before `step`; None for a run that has not got there."""
+    """The last value at or before `step`; None for a run that has not reached it."""
     if run.steps[-1] < step or run.steps[0] > step:
         return None
     return float(run.values[np.searchsorted(run.steps, step, side="right") - 1])
@@ -221,7 +221,7 @@ def score_at(run: Run, step: float) -> float | None:
 def aggregate(*tasks: np.ndarray) -> np.ndarray:
     """(IQM, mean, median) of scores, one (seeds,) array for each task.
 
-    Of several tasks, mean and median are of the tasks' means, as in rliable; of one, they are of its seeds.
+    With several tasks, mean and median are over the tasks' means, as in rliable; with one, over its seeds.
     """
     scores = np.concatenate(tasks)
     means = scores if len(tasks) == 1 else np.array([task.mean() for task in tasks])
@@ -229,7 +229,7 @@ def aggregate(*tasks: np.ndarray) -> np.ndarray:
 
 
 def summarize(groups: dict[str, dict[str, list[Run]]], at: list[float], reps: int = 2000) -> list[dict]:
-    """A row for each task, method and step, and where there are several tasks one over `all` that a method has."""
+    """A row per task, method and step, and with several tasks one over `all` that a method has."""
     rows = []
     methods = list(dict.fromkeys(method for group in groups.values() for method in group))
     for step in at:
@@ -256,7 +256,7 @@ def summarize(groups: dict[str, dict[str, list[Run]]], at: list[float], reps: in
 
 
 def legend_name(name: str) -> str:
-    """A name as it is written in a figure: matplotlib reads $ as math, and hides names that begin with _."""
+    """A name as written in a figure: matplotlib reads $ as math, and hides names that begin with _."""
     name = METHOD_NAMES.get(name, name).replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
@@ -363,7 +363,7 @@ def markdown(rows: list[dict], metric: str) -> str:
 
 
 def probe_table(groups: dict[str, dict[str, list[Run]]]) -> str:
-    """Means over seeds of what `--eval_only --probe_state` found; empty without runs on which it was called."""
+    """Means over seeds of the results of `--eval_only --probe_state`; empty if it was never called on these runs."""
     lines = []
     for task, group in groups.items():
         for method, runs in group.items():
@@ -403,7 +403,7 @@ def read_probe(run: Run) -> tuple[float, float, float] | None:
 
 
 def plot(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """Draws and writes everything; returns the Markdown tables, and remarks."""
+    """Draws and writes everything; returns the Markdown tables and remarks."""
     if args.out.suffix not in SUFFIXES:
         raise PlotError(f"--out {args.out}: expected a file ending in {', '.join(SUFFIXES)}")
     if not args.out.parent.is_dir():
@@ -463,15 +463,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         prog="plot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or NAME=either")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or NAME=RUN")
     parser.add_argument("--out", type=Path, required=True, help="the figure to write (.png, .pdf, .svg)")
     parser.add_argument("--metric", default="eval_return", help="name in metrics.jsonl (eval_return)")
     parser.add_argument("--label", help="the method's name for every RUN without NAME=")
     parser.add_argument("--at", type=float, nargs="+", help="environment steps of the table (the last that all have)")
     parser.add_argument(
-        "--window", type=float, default=0, help="average over that many environment steps up to each (0: single values)"
+        "--window", type=float, default=0, help="average over this many environment steps up to each (0: single values)"
     )
-    parser.add_argument("--published", action="store_true", help="with the curves of figures/published_returns.csv")
+    parser.add_argument("--published", action="store_true", help="add the curves of figures/published_returns.csv")
     try:
         table, remarks = plot(parser.parse_args(argv))
     except (PlotError, OSError) as error:
