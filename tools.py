@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import zipfile
 from collections import OrderedDict
@@ -384,6 +385,7 @@ class Logger:
             log_line(f"{self.path} holds {self.lines} of the checkpoint's {resume_lines} lines: the others are lost")
         self._file = self.path.open("ab", buffering=0)
         self._writer = SummaryWriter(str(self.logdir), purge_step=last_step + 1)
+        threading.excepthook = _without_disk_errors
         self._scalars: dict[str, float] = {}
         self._videos: dict[str, np.ndarray] = {}
         self._texts: dict[str, str] = {}
@@ -493,6 +495,12 @@ class Logger:
         with suppress(OSError):  # of a full disk, which `write` has raised
             self._writer.close()
         self._file.close()
+
+
+def _without_disk_errors(args: threading.ExceptHookArgs) -> None:
+    """A threading.excepthook: what TensorBoard's thread could not write, `Logger.write` raises in the main thread."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+        threading.__excepthook__(args)
 
 
 def _cell(value: Any) -> str:

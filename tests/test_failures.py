@@ -2,6 +2,7 @@
 or wrong in silence, and what a user can mend is one line."""
 
 import fcntl
+import functools
 import json
 import os
 import re
@@ -425,6 +426,14 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(logdir):
     assert str(logdir) in one_line(err) and "from the last checkpoint, of step 480" in err
     assert (logdir / "latest.pt").read_bytes() == before
     assert run(*SHORT, "--steps", "800", "--logdir", logdir)[0] == 0
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(tmp_path):
+    """TensorBoard's file, which a thread of its own writes, is the first that does not fit."""
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
+    process = start(*SHORT, "--logdir", tmp_path / "run", preexec_fn=limit)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2 and "File too large" in one_line(err) and "tfevents" in err
 
 
 @pytest.mark.parametrize("how", ["closed", "full"])
