@@ -604,7 +604,7 @@ def run_command(argv: list[str]) -> int:
     """Trains or evaluates, as the command line asks; returns the exit status."""
     config, action = load_config(argv, extra=ACTIONS)
     logdir = Path(config.logdir).expanduser()
-    errors = (ValueError, OSError, ImportError)
+    errors = (ValueError, OSError, ImportError, WorkerDied)
     with contextlib.ExitStack() as stack:
         try:
             with distributed.together(*errors):

@@ -278,6 +278,16 @@ def test_nothing_is_lost_with_a_terminal_or_a_worker(how, undisturbed, tmp_path)
     assert entries(logdir) == undisturbed
 
 
+def test_a_worker_that_dies_at_the_start_is_one_line(tmp_path):
+    process = start(*WORKERS, "--logdir", tmp_path / "run")
+    while not children(process):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(children(process)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2 and "the worker of env 0 died (exit code -9)" in one_line(err)
+
+
 def test_a_worker_that_dies_in_an_evaluation_is_one_line(tmp_path):
     flags = [*WORKERS, "--eval_episode_num", "12", "--eval_envs", "2"]  # at steps 400 and 480
     assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
