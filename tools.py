@@ -72,7 +72,12 @@ def save_checkpoint(path: Path | str, state: dict[str, Any], previous: Path | st
     path = Path(path)
     _check_plain(state, "checkpoint")
     with replacing(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # after a write that failed, torch fails to end its archive
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         if previous is not None and path.exists():
             aside = path.with_name(f".{Path(previous).name}.tmp")
             aside.unlink(missing_ok=True)
