@@ -139,10 +139,11 @@ class Dreamer(nn.Module):
     def load(self, state: dict) -> None:
         self.load_state_dict(state["agent"])
         for name, opt in self.optimizers().items():
-            opt.load_state_dict(state["optimizers"][name])
-            for param, moments in opt.state.items():
-                if any(moments[key].shape != param.shape for key in ("exp_avg", "exp_avg_sq")):
-                    raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
+            groups = opt.state_dict()["param_groups"]  # of the config, which may have changed
+            opt.load_state_dict({**state["optimizers"][name], "param_groups": groups})
+            moments = [(param, found[key]) for param, found in opt.state.items() for key in ("exp_avg", "exp_avg_sq")]
+            if any(moment.shape != param.shape for param, moment in moments):
+                raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
         for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
             behavior.updates = updates
         self.learn.reset()  # the optimizers' tensors are others

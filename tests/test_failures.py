@@ -193,6 +193,13 @@ def test_a_config_change_that_the_checkpoint_cannot_follow_is_one_line(logdir, f
     assert all(word in line for word in words), line
 
 
+def test_a_changed_learning_rate_is_that_of_the_resumed_run(logdir):
+    flags = ["--model_lr", "2e-4", "--allow_config_change", "True", "--steps", "520"]
+    assert main(*SHORT, *flags, "--logdir", logdir) == 0
+    state = tools.load_checkpoint(logdir / "latest.pt")["agent"]["optimizers"]
+    assert state["model"]["param_groups"][0]["lr"] == 2e-4 and state["actor"]["param_groups"][0]["lr"] == 3e-5
+
+
 def test_episodes_that_were_moved_away_are_one_line(logdir, capsys):
     (logdir / "train_eps").rename(logdir / "elsewhere")
     assert main(*SHORT, "--steps", "600", "--logdir", logdir) == 2
