@@ -467,7 +467,7 @@ class Trainer:
         for name in ("updates", "eval_episodes", "last_return"):
             setattr(self, name, state[name])
         self.lines = state.get("lines")
-        self.done_at = {name: state["done_at"][name] for name in self.done_at}
+        self.done_at = {name: int(state["done_at"][name]) for name in self.done_at}
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
             tools.log_line(f"resumed with another number of processes, {distributed.size()} in place of {len(ranks)}")

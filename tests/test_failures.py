@@ -157,6 +157,9 @@ def other_moments(state):
         (without("ranks", 0, "batches", "pending"), "KeyError: 'pending'"),
         (without("replay", "order"), "KeyError: 'order'"),
         (without("episode"), "KeyError: 'episode'"),
+        (lambda state: state.update(step={"a": 1}), "TypeError: its step is a dict"),
+        (lambda state: state.update(lines=None), "TypeError: its lines is a NoneType"),
+        (lambda state: state["replay"].update(order=[]), "TypeError: int()"),
         (other_moments, "optimizer actor has moments of other shapes"),
     ],
 )
