@@ -11,6 +11,10 @@ import distributed
 import tools
 
 LATEST, PREVIOUS = "latest.pt", "previous.pt"
+KINDS = {
+    "step": int, "updates": int, "eval_episodes": int, "lines": int, "under_way": bool, "last_return": float | None,
+    "episode": list, "sent": list, "ranks": list, "policy": dict | None, "replay": dict, "done_at": dict, "agent": dict,
+}  # fmt: skip
 
 
 def find(logdir: Path) -> tuple[Path | None, dict | None, str]:
@@ -97,6 +101,9 @@ def check(state: dict, agent: nn.Module, path: Path) -> None:
     if not state.keys() >= {"agent", "step"}:
         raise ValueError(f"{path} is not a checkpoint of a run (for the public code's, see --from_checkpoint)")
     with our_layout(path):
+        for name, kind in KINDS.items():
+            if name in state and not isinstance(state[name], kind):
+                raise TypeError(f"its {name} is a {type(state[name]).__name__}")
         theirs, ours = state["agent"]["agent"], agent.state_dict()
         shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (theirs, ours)]
     for name in sorted(ours.keys() | theirs.keys()):

@@ -136,10 +136,11 @@ class Dreamer(nn.Module):
     def load(self, state: dict) -> None:
         self.load_state_dict(state["agent"])
         for name, opt in self.optimizers().items():
-            opt.load_state_dict(state["optimizers"][name])
-            for param, moments in opt.state.items():
-                if any(moments[key].shape != param.shape for key in ("exp_avg", "exp_avg_sq")):
-                    raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
+            groups = opt.state_dict()["param_groups"]  # of the config, which may have changed
+            opt.load_state_dict({**state["optimizers"][name], "param_groups": groups})
+            moments = [(param, found[key]) for param, found in opt.state.items() for key in ("exp_avg", "exp_avg_sq")]
+            if any(moment.shape != param.shape for param, moment in moments):
+                raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
         for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
             behavior.updates = updates
         self.learn.reset()  # the optimizers' tensors are new
@@ -445,7 +446,7 @@ class Trainer:
         self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
         self.last_return = state["last_return"]
         self.lines = state.get("lines")
-        self.done_at = {name: state["done_at"][name] for name in self.done_at}
+        self.done_at = {name: int(state["done_at"][name]) for name in self.done_at}
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
             tools.log_line(f"resumed with another number of processes, {distributed.size()} instead of {len(ranks)}")
@@ -523,7 +524,7 @@ def run_command(argv: list[str]) -> int:
     """Trains or evaluates, as the command line asks; returns the exit status."""
     config, action = load_config(argv, extra=ACTIONS)
     logdir = Path(config.logdir).expanduser()
-    errors = (ValueError, OSError, ImportError)
+    errors = (ValueError, OSError, ImportError, WorkerDied)
     with contextlib.ExitStack() as stack:
         try:
             with distributed.together(*errors):

@@ -234,8 +234,8 @@ class Replay:
         """Restores the counters. Call it before `load`, which counts the episodes finished since."""
         if self._by_key:
             raise RuntimeError("Replay.load_state_dict must come before load and add")
-        self._order = state["order"]
-        self._total_finished_steps = state["total_finished_steps"]
+        self._order = int(state["order"])
+        self._total_finished_steps = int(state["total_finished_steps"])
 
     # Adding
 

@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import zipfile
 from collections import OrderedDict
@@ -71,7 +72,12 @@ def save_checkpoint(path: Path | str, state: dict[str, Any], previous: Path | st
     path = Path(path)
     _check_plain(state, "checkpoint")
     with replacing(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # after a write that failed, torch fails to end its archive
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         if previous is not None and path.exists():
             aside = path.with_name(f".{Path(previous).name}.tmp")
             aside.unlink(missing_ok=True)
@@ -384,6 +390,7 @@ class Logger:
             log_line(f"{self.path} holds {self.lines} of the checkpoint's {resume_lines} lines: the others are lost")
         self._file = self.path.open("ab", buffering=0)
         self._writer = SummaryWriter(str(self.logdir), purge_step=last_step + 1)
+        threading.excepthook = _without_disk_errors
         self._scalars: dict[str, float] = {}
         self._videos: dict[str, np.ndarray] = {}
         self._texts: dict[str, str] = {}
@@ -493,6 +500,12 @@ class Logger:
         with suppress(OSError):  # from a full disk, which `write` has raised
             self._writer.close()
         self._file.close()
+
+
+def _without_disk_errors(args: threading.ExceptHookArgs) -> None:
+    """A threading.excepthook: what TensorBoard's thread could not write, `Logger.write` raises in the main thread."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+        threading.__excepthook__(args)
 
 
 def _cell(value: Any) -> str:

@@ -9,20 +9,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import checkpoint
 import tools
 from config import ACTIONS, load_config, read_config, save_config
 
 
 def export(run: Path, folder: Path) -> None:
     state = tools.load_checkpoint(run / "latest.pt")
-    if not state.keys() >= {"agent", "step"} or "agent" not in state["agent"]:
-        raise ValueError(f"{run / 'latest.pt'} is not a checkpoint of a run")
+    with checkpoint.our_layout(run / "latest.pt"):
+        networks, step = state["agent"]["agent"], state["step"]
+        agent = {k: v.bfloat16() if v.is_floating_point() else v for k, v in networks.items()}
     folder.mkdir(parents=True, exist_ok=True)
     # complete, even if the run is older than some settings
     config, _ = load_config(["--logdir", str(folder)], extra=ACTIONS, base=read_config(run / "config.yaml"))
     save_config(config, folder / "config.yaml")
-    agent = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state["agent"]["agent"].items()}
-    tools.save_checkpoint(folder / "latest.pt", {"agent": {"agent": agent}, "step": state["step"]})
+    tools.save_checkpoint(folder / "latest.pt", {"agent": {"agent": agent}, "step": step})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Failures around a run: signals, dead workers, full disks, lost or damaged files, divergence. Nothing is lost
 or wrong silently, and an error that a user can fix is one line."""
 
+import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -157,6 +159,9 @@ def other_moments(state):
         (without("ranks", 0, "batches", "pending"), "KeyError: 'pending'"),
         (without("replay", "order"), "KeyError: 'order'"),
         (without("episode"), "KeyError: 'episode'"),
+        (lambda state: state.update(step={"a": 1}), "TypeError: its step is a dict"),
+        (lambda state: state.update(lines=None), "TypeError: its lines is a NoneType"),
+        (lambda state: state["replay"].update(order=[]), "TypeError: int()"),
         (other_moments, "optimizer actor has moments of other shapes"),
     ],
 )
@@ -191,6 +196,13 @@ def test_a_config_change_that_does_not_fit_the_checkpoint_is_one_line(logdir, fl
     assert main(*SHORT, *flags, "--allow_config_change", "True", "--logdir", logdir) == 2
     line = one_line(capsys.readouterr().err)
     assert all(word in line for word in words), line
+
+
+def test_a_changed_learning_rate_is_that_of_the_resumed_run(logdir):
+    flags = ["--model_lr", "2e-4", "--allow_config_change", "True", "--steps", "520"]
+    assert main(*SHORT, *flags, "--logdir", logdir) == 0
+    state = tools.load_checkpoint(logdir / "latest.pt")["agent"]["optimizers"]
+    assert state["model"]["param_groups"][0]["lr"] == 2e-4 and state["actor"]["param_groups"][0]["lr"] == 3e-5
 
 
 def test_episodes_that_were_moved_away_are_one_line(logdir, capsys):
@@ -252,6 +264,15 @@ def children(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+def workers(process: subprocess.Popen) -> list[int]:
+    """Those of the children that are no short-lived helpers of a library."""
+    found = []
+    for pid in children(process):
+        with contextlib.suppress(OSError):
+            found += [pid] * (b"envs.parallel" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return found
+
+
 @pytest.mark.parametrize("how", ["closed terminal", "killed", "hung"])
 def test_nothing_is_lost_when_a_terminal_closes_or_a_worker_fails(how, uninterrupted, tmp_path):
     logdir = tmp_path / "run"
@@ -278,15 +299,25 @@ def test_nothing_is_lost_when_a_terminal_closes_or_a_worker_fails(how, uninterru
     assert entries(logdir) == uninterrupted
 
 
+def test_a_worker_that_dies_at_the_start_is_one_line(tmp_path):
+    process = start(*WORKERS, "--logdir", tmp_path / "run")
+    while not workers(process):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(workers(process)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2 and "the worker of env 0 died (exit code -9)" in one_line(err)
+
+
 def test_a_worker_that_dies_in_an_evaluation_is_one_line(tmp_path):
     flags = [*WORKERS, "--eval_episode_num", "12", "--eval_envs", "2"]  # at steps 400 and 480
     assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
     logdir = tmp_path / "run"
     process = start(*flags, "--logdir", logdir)
-    while len(children(process)) < 4:
+    while len(workers(process)) < 4:
         assert process.poll() is None
         time.sleep(0.02)
-    os.kill(children(process)[3], signal.SIGKILL)
+    os.kill(workers(process)[3], signal.SIGKILL)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 1 and "saved a checkpoint of step 400" in out, (out, err)
     assert re.search(r"worker of env \d died \(exit code -9\); the same command resumes from step 400", one_line(err))
@@ -426,6 +457,14 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(logdir):
     assert str(logdir) in one_line(err) and "from the last checkpoint, of step 480" in err
     assert (logdir / "latest.pt").read_bytes() == before
     assert run(*SHORT, "--steps", "800", "--logdir", logdir)[0] == 0
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(tmp_path):
+    """TensorBoard's file, which a thread of its own writes, is the first that does not fit."""
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
+    process = start(*SHORT, "--logdir", tmp_path / "run", preexec_fn=limit)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2 and "File too large" in one_line(err) and "tfevents" in err
 
 
 @pytest.mark.parametrize("how", ["closed", "full"])

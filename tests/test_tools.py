@@ -302,6 +302,22 @@ def tensorboard(path):
     return events
 
 
+def test_a_checkpoint_that_does_not_fit_is_an_error_of_the_disk(tmp_path):
+    """Wherever within the file the disk is full."""
+    path, state = tmp_path / "latest.pt", {"a": torch.zeros(3000), "b": [torch.ones(50)] * 3, "c": "text"}
+    tools.save_checkpoint(path, state)
+    size, before = path.stat().st_size, path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 1, 100, *range(500, size, 997), size - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                tools.save_checkpoint(path, state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and not list(tmp_path.glob(".*"))
+
+
 def test_logger_writes_json_lines_and_tensorboard(tmp_path, capsys):
     logger = Logger(tmp_path)
     logger.scalar("train_return", 12.5)
