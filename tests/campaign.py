@@ -728,7 +728,7 @@ def episodes_of_a_run(t: Trial) -> str:
 
     copy_run(t)
     chosen = damage_episodes(t)
-    whole = {name: content for name, content in snapshot(t.logdir).episodes.items() if name not in chosen}
+    whole = {name: content for name, content in snapshot(reference()).episodes.items() if name not in chosen}
     result = train(t, "--steps", STEPS + 80).wait()
     if result.code:
         return refused(result)
