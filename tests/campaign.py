@@ -1508,6 +1508,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"--only {' '.join(args.only)}: no such scenario")
     counts = []
     stop = contextlib.suppress(KeyboardInterrupt)  # Ctrl-C: the table of what was tried so far
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in a shell's background ignores it
     with stop, tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as folder:
         SCRATCH = Path(folder)
         for item, numbers in chosen:
