@@ -553,7 +553,8 @@ def run_command(argv: list[str]) -> int:
                 if distributed.is_main():
                     save_config(config, logdir / "config.yaml")
         except errors as error:
-            return complain(error, 2)
+            nameless = isinstance(error, OSError) and error.errno and not error.filename  # of a write
+            return complain(f"{error} (--logdir {logdir})" if nameless else error, 2)
         for line in filter(None, [*TUNED, tools.tune_matmul(trainer.device), trainer.backend.note]):
             tools.log_line(line)
         try:

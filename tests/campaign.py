@@ -728,7 +728,7 @@ def episodes_of_a_run(t: Trial) -> str:
 
     copy_run(t)
     chosen = damage_episodes(t)
-    whole = {name: content for name, content in snapshot(t.logdir).episodes.items() if name not in chosen}
+    whole = {name: content for name, content in snapshot(reference()).episodes.items() if name not in chosen}
     result = train(t, "--steps", STEPS + 80).wait()
     if result.code:
         return refused(result)
@@ -1445,8 +1445,8 @@ class Count(NamedTuple):
     notes: set[str]
 
 
-def run_scenario(scenario: Scenario, numbers: range | list[int], seed: int) -> Count:
-    count = Count(scenario, Counter(), [], set())
+def run_scenario(count: Count, numbers: list[int], seed: int) -> None:
+    scenario = count.scenario
     for number in numbers:
         t = Trial(scenario.name, seed, number)
         try:
@@ -1457,9 +1457,9 @@ def run_scenario(scenario: Scenario, numbers: range | list[int], seed: int) -> C
         except Exception as error:
             end, reason = "failed", str(error) if isinstance(error, Failed) else traceback.format_exc()
             count.failures.append((f"{scenario.group}.{scenario.name}:{number}", reason))
+            print(f"{count.failures[-1][0]}: {reason}", file=sys.stderr, flush=True)
         count.ends[end] += 1
         shutil.rmtree(t.folder, ignore_errors=True)
-    return count
 
 
 def choose(words: list[str], scale: float) -> list[tuple[Scenario, list[int]]]:
@@ -1507,15 +1507,16 @@ def main(argv: list[str]) -> int:
     if not chosen:
         parser.error(f"--only {' '.join(args.only)}: no such scenario")
     counts = []
-    with tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as folder:
+    stop = contextlib.suppress(KeyboardInterrupt)  # Ctrl-C: the table of what was tried so far
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in a shell's background ignores it
+    with stop, tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as folder:
         SCRATCH = Path(folder)
         for item, numbers in chosen:
             begin = time.monotonic()
-            counts.append(run_scenario(item, numbers, args.seed))
+            counts.append(Count(item, Counter(), [], set()))
+            run_scenario(counts[-1], numbers, args.seed)
             ends = ", ".join(f"{n} {end}" for end, n in sorted(counts[-1].ends.items()))
             print(f"{item.group}.{item.name}: {ends} ({time.monotonic() - begin:.0f} s)", file=sys.stderr, flush=True)
-            for name, reason in counts[-1].failures:
-                print(f"  {name}: {reason}", file=sys.stderr, flush=True)
     print(table(counts))
     for note in sorted(set().union(*(count.notes for count in counts))):
         print(f"\nNot tried: {note}.")
