@@ -332,6 +332,7 @@ class Interrupt:
             raise KeyboardInterrupt
         self.requested = True
         if self._immediate:
+            sys.unraisablehook = lambda _: None  # destructors of what is left half made would print tracebacks
             raise Interrupted
 
 
