@@ -229,8 +229,12 @@ def refused(result: Result) -> str:
     return "refused"
 
 
-def survived_or_refused(result: Result) -> str:
-    return "survived" if result.code == 0 else refused(result)
+def survived_or_refused(result: Result, tried: str = "") -> str:
+    """'survived', 'refused', or Failed with what was tried."""
+    try:
+        return "survived" if result.code == 0 else refused(result)
+    except Failed as error:
+        raise Failed(f"{tried}: {error}" if tried else str(error)) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -844,10 +848,7 @@ def checkpoint_layout(t: Trial) -> str:
     source, seed = reference() / "latest.pt", t.rng.random()
     change = Process(write_changed, source, t.logdir / "latest.pt", seed).wait().out.strip()
     result = train(t, "--steps", STEPS + 20).wait()
-    try:
-        end = survived_or_refused(result)
-    except Failed as error:
-        raise Failed(f"{change}: {error}") from None
+    end = survived_or_refused(result, change)
     if end == "survived":
         last = rows(t.logdir)[-1]
         require(last["step"] >= STEPS + 20 and all(map(math.isfinite, last.values())), f"{change}: {last}")
@@ -1138,10 +1139,7 @@ def legal_update(t: Trial) -> str:
     if load(words) is None:
         return "refused"
     result = Process(update_once, words, memory=MEMORY, seconds=SECONDS).wait()
-    try:
-        return survived_or_refused(result)
-    except Failed as error:
-        raise Failed(f"{' '.join(words)}: {error}") from None
+    return survived_or_refused(result, " ".join(words))
 
 
 @scenario("commands", 12)
@@ -1158,10 +1156,7 @@ def legal_run(t: Trial) -> str:
     if load(flags) is None:
         return "refused"
     result = command("dreamer.py", *flags, "--logdir", t.logdir, memory=MEMORY, seconds=SECONDS).wait()
-    try:
-        end = survived_or_refused(result)
-    except Failed as error:
-        raise Failed(f"{' '.join(words)}: {error}") from None
+    end = survived_or_refused(result, " ".join(words))
     if end == "survived":
         last = rows(t.logdir)[-1]
         require(all(value is None or math.isfinite(value) for value in last.values()), f"{words}: {last}")
