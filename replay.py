@@ -14,10 +14,8 @@ import mmap
 import os
 import re
 import stat
-import struct
 import sys
 import zipfile
-import zlib
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -34,10 +32,6 @@ Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of each key
 FileEntry = tuple[int, int, int, int, Path]  # order of finishing, env, episode, rows, file
 
 FILE_NAME = re.compile(r"(\d+)-env(\d+)-(\d+)-(\d+)\.npz")  # order of finishing, env, episode, rows
-# As written by numpy. It is matched, not evaluated: a damaged one could evaluate to anything.
-ARRAY_HEADER = re.compile(
-    rb"\{'descr': '([<>|][biufc]\d+)', 'fortran_order': False, 'shape': \((\d+,(?: \d+,)*(?: \d+)?)\), \} *\n"
-)
 WRITE_HINTS = {
     errno.ENOSPC: "free some space or inodes, or set --replay_dir_limit",
     errno.EDQUOT: "free some of your quota, or set --replay_dir_limit",
@@ -527,72 +521,40 @@ class Replay:
 
 
 def read_episode(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
-    """Reads the arrays of an uncompressed .npz file directly into one buffer, and verifies their checksums.
+    """Reads the arrays of a .npz file into one buffer.
 
     Raises ValueError if the file is damaged or does not hold `rows` rows, OSError if it cannot be read.
     """
-    with open(path, "rb", buffering=0) as file:
-        try:
-            members = list_members(file)
-        except (OSError, ValueError):
-            raise
-        except Exception as error:  # zipfile raises almost anything for damaged bytes
-            raise ValueError(str(error) or type(error).__name__) from error
-        spec = {key: (shape[1:], dtype) for key, shape, dtype, *_ in members}
-        counts = {shape[0] for _, shape, *_ in members}
-        if len(spec) < len(members) or len(counts) != 1 or 0 in counts:
-            raise ValueError("its arrays are not those of an episode")
-        (count,) = counts
-        if rows is not None and count != rows:
-            raise ValueError(f"its arrays have {count} rows, expected {rows}")
-        arrays = allocate(spec, count)
-        for key, _, _, start, header, checksum in members:
-            file.seek(start + len(header))
-            data = memoryview(arrays[key].reshape(-1).view(np.uint8))
-            done = 0
-            while done < len(data):
-                read = file.readinto(data[done:])
-                if not read:
-                    raise ValueError(f"{key} is truncated")
-                done += read
-            if zlib.crc32(data, zlib.crc32(header)) != checksum:
-                raise ValueError(f"{key} has a wrong checksum")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = [len(info.FileHeader(zip64=True)) + info.compress_size for info in archive.infolist()]
+            if sum(sizes) != archive.start_dir:
+                raise ValueError("its arrays do not fill it")
+            # whole, and thus with a verified checksum, before anything is interpreted
+            members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+        found = {key: _array(data) for key, data in members.items()}
+    except OSError:
+        raise
+    except Exception as error:  # zipfile and numpy raise almost anything for damaged bytes
+        raise ValueError(str(error) or type(error).__name__) from error
+    counts = {len(array) if array.ndim else 0 for array in found.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError("its arrays are not those of an episode")
+    (count,) = counts
+    if rows is not None and count != rows:
+        raise ValueError(f"its arrays have {count} rows, expected {rows}")
+    arrays = allocate(spec_of_episode(found), count)
+    for key, array in arrays.items():
+        array[...] = found[key]
     return arrays
 
 
-def list_members(file: io.FileIO) -> list[tuple[str, tuple[int, ...], np.dtype, int, bytes, int]]:
-    """Key, shape, type, offset, header and checksum of each array in a .npz file, which must fill the file."""
-    members, end = [], 0
-    with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
-            name = info.filename
-            file.seek(info.header_offset)
-            local = file.read(30)
-            name_length, extra_length = struct.unpack("<HH", local[26:])
-            if info.compress_type != zipfile.ZIP_STORED or not name.endswith(".npy"):
-                raise ValueError(f"{name!r} is not an uncompressed array")
-            if file.read(name_length) != name.encode():
-                raise ValueError(f"{name!r} has another name in its own header")
-            start = info.header_offset + 30 + name_length + extra_length
-            file.seek(start)
-            header = file.read(10)
-            if header[:8] != b"\x93NUMPY\x01\x00":
-                raise ValueError(f"{name!r} is not an array of format 1.0")
-            header += file.read(int.from_bytes(header[8:], "little"))
-            match = ARRAY_HEADER.fullmatch(header, 10)
-            if not match:
-                raise ValueError(f"{name!r} does not have the header of a plain array")
-            dtype = np.dtype(match[1].decode())
-            shape = tuple(int(number) for number in match[2].split(b",") if number)
-            if len(header) + math.prod(shape) * dtype.itemsize != info.file_size:
-                raise ValueError(f"{name!r} has another size than in its header")
-            if info.header_offset != end:
-                raise ValueError(f"an array is missing before {name!r}")
-            end = start + info.file_size
-            members.append((name.removesuffix(".npy"), shape, dtype, start, header, info.CRC))
-        if end != archive.start_dir:
-            raise ValueError("its arrays do not fill it")
-    return members
+def _array(data: bytes) -> np.ndarray:
+    """The array of the contents of a .npy file, without a copy."""
+    file = io.BytesIO(data)
+    np.lib.format.read_magic(file)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")
 
 
 def collate(views: list[list[View]], out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
