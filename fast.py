@@ -1,4 +1,4 @@
-"""How the same arithmetic runs faster: layers that share work between steps, compiled steps and functions, CUDA graphs.
+"""How the same arithmetic runs faster: compiled steps and functions, C++, CUDA graphs.
 
 Nothing here changes what is computed. The networks are built of the modules below and mark functions `fusable`, `step`
 or `rollout`; how these run, and whether a whole update is captured, is decided for each agent by `choose_backend`.
@@ -20,75 +20,34 @@ from torch import Tensor, nn
 import native
 import tools
 
-# Layers of a rollout
+# Steps that are compiled whole
 #
-# A rollout calls the same layers at every step. Plain PyTorch would cast their weights each time, and compute and add
-# up a weight gradient for each call. The modules below compute what nn.Linear and nn.LayerNorm compute; within a
-# `rollout`, weights are cast once and their gradient is one product over the rows of all calls: faster, and in bfloat16
-# free of a sum of rounded numbers.
-
-
-class _Scope:
-    """What the layers of one rollout share, by module and whether they are trained."""
-
-    def __init__(self):
-        self.layers: dict[tuple, Any] = {}
-        self.frozen = False
-
-
-_scope: _Scope | None = None
-
-
-def rollout(function: Callable) -> Callable:
-    """Marks a function that calls layers many times while their parameters stay the same."""
-
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        global _scope
-        if _scope is not None:
-            return function(*args, **kwargs)
-        _scope = _Scope()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _scope = None
-
-    return call
-
-
-def _shared(module: nn.Module, part: str, make: Callable) -> Any:
-    """`make(trained)`, called once in a rollout for each part of a module, or each time outside of one."""
-    if _scope is None:
-        return make(torch.is_grad_enabled())
-    trained = torch.is_grad_enabled() and not _scope.frozen
-    key = id(module), part, trained
-    if key not in _scope.layers:
-        _scope.layers[key] = make(trained)
-    return _scope.layers[key]
+# A rollout calls the same layers at every step. Compiled, a step would cast their weights each time, and each time
+# compute and add up a weight gradient. So `step` compiles it with the weights as constants: within a `rollout` they are
+# cast once, and their gradient is one product over the rows of all steps, from the input of each call and the gradient
+# at its output. Where nothing is compiled, the modules below are plain PyTorch.
 
 
 class Linear(nn.Linear):
-    """nn.Linear that computes in `dtype`: (..., inputs) → (..., outputs).
+    """nn.Linear that computes in `dtype`: (..., inputs) → (..., outputs)."""
 
-    Args:
-        one_hot: how many of the first inputs are one-hot variables, and so mostly 0, which the C++ layers make use of.
-    """
-
-    parts = ("",)  # of its parameters, which are called apart
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype=torch.float32, one_hot: int = 0):
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype=torch.float32):
         super().__init__(inputs, outputs, bias)
-        self.dtype, self.one_hot = dtype, one_hot
+        self.dtype = dtype
         self.calls: dict[str, _Call] = {}  # in a compiled step, by part
 
-    def shared(self, part: str = "") -> "_Matrix":
-        return _shared(self, part, lambda trained: _Matrix(self.weight, self.bias, self.dtype, self.one_hot, trained))
+    def parts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Weight and bias of each part that is called on its own."""
+        return {"": (self.weight, self.bias)}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.apply_part("", x)
 
     def apply_part(self, part: str, x: Tensor) -> Tensor:
-        return self.calls[part].linear(x) if self.calls else self.shared(part)(x)
+        if self.calls:
+            return self.calls[part].linear(x)
+        weight, bias = self.parts()[part]
+        return F.linear(x.to(self.dtype), weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
 
 
 class SplitLinear(Linear):
@@ -100,16 +59,13 @@ class SplitLinear(Linear):
         sizes: of the two inputs.
     """
 
-    parts = ("first", "second")
-
-    def __init__(self, sizes: tuple[int, int], outputs: int, dtype=torch.float32, one_hot: int = 0):
-        super().__init__(sum(sizes), outputs, bias=False, dtype=dtype, one_hot=one_hot)
+    def __init__(self, sizes: tuple[int, int], outputs: int, dtype=torch.float32):
+        super().__init__(sum(sizes), outputs, bias=False, dtype=dtype)
         self.sizes = sizes
 
-    def shared(self, part: str = "") -> "_Matrix":
-        weights = _shared(self, "weights", lambda trained: self.weight.tensor_split([self.sizes[0]], 1))
-        weight, one_hot = (weights[0], self.one_hot) if part == "first" else (weights[1], 0)
-        return _shared(self, part, lambda trained: _Matrix(weight, None, self.dtype, one_hot, trained))
+    def parts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        first, second = self.weight.split(self.sizes, 1)
+        return {"first": (first, None), "second": (second, None)}
 
     def first(self, x: Tensor) -> Tensor:
         return self.apply_part("first", x)
@@ -127,11 +83,13 @@ class LayerNorm(nn.LayerNorm):
     A subclass defines `after` the normalization, and `fused`, the same in one function.
     """
 
-    parts = ("",)
-
     def __init__(self, size: int, eps: float):
         super().__init__(size, eps=eps)
+        self.dtype = torch.float32
         self.calls: dict[str, _Call] = {}
+
+    def parts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"": (self.weight, self.bias)}
 
     def after(self, x: Tensor, *args) -> Tensor:
         raise NotImplementedError
@@ -141,169 +99,130 @@ class LayerNorm(nn.LayerNorm):
         """x, other inputs, weight, bias and eps → output."""
         raise NotImplementedError
 
-    def shared(self, part: str = "") -> "_Norm":
-        return _shared(self, part, lambda trained: _Norm(self, trained))
-
     def forward(self, x: Tensor, *args) -> Tensor:
         if self.calls:
             return self.after(self.calls[""].norm(x), *args).to(args[0].dtype if args else x.dtype)
-        shared = self.shared()
-        return self.fused(x, *args, shared.weight, shared.bias, self.eps)
+        return self.fused(x, *args, self.weight, self.bias, self.eps)
 
 
-class _Gradients:
-    """Inputs of a layer's calls and the gradients at their outputs, of one backward pass.
+_layers: dict[tuple, "_Layer"] | None = None  # of the rollout under way, by module, part and whether they are frozen
+
+
+def rollout(function: Callable) -> Callable:
+    """Marks a function that calls steps many times while their parameters stay the same."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        global _layers
+        if _layers is not None:
+            return function(*args, **kwargs)
+        _layers = {}
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _layers = None
+
+    return call
+
+
+def step(frozen: bool = False) -> Callable[[Callable], Callable]:
+    """Marks a step of a rollout, a method of a module, to be compiled whole where PyTorch compiles.
+
+    Tensors among the arguments are (N, ...); a layer is called once at most. Random numbers are those of the plain
+    function.
 
     Args:
-        function: inputs (rows, in) and gradients (rows, out) → the gradients of weight and bias, None for no bias.
+        frozen: compiled, the module's parameters get no gradient.
     """
 
-    def __init__(self, function: Callable):
-        self.task, self.inputs, self.grads, self.function = -1, [], [], function
+    def mark(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(owner: nn.Module, *args):
+            if _fusing != "compiled":
+                return function(owner, *args)
+            rows = next(len(arg) for arg in args if isinstance(arg, Tensor))
+            modules = [module for module in owner.modules() if isinstance(module, Linear | LayerNorm)]
+            for module in modules:
+                module.calls = {part: _Call(_layer(module, part, frozen), rows) for part in module.parts()}
+            try:
+                with fusing("traced"):
+                    return _compiled(function)(owner, *args)
+            finally:
+                for module in modules:
+                    for made in module.calls.values():
+                        made.end()
+                    module.calls = {}
 
-    def add(self, x: Tensor, grad: Tensor) -> None:
-        task = torch._C._current_graph_task_id()
-        if task != self.task:  # what is left of another backward pass, which did not ask for this weight
-            self.task, self.inputs, self.grads = task, [], []
-        self.inputs.append(x.flatten(0, -2))
-        self.grads.append(grad.flatten(0, -2))
+        return rollout(call)
 
-    def compute(self) -> tuple[Tensor, Tensor | None] | None:
-        """Over the rows of all calls; None where this backward pass met none."""
-        found = (self.inputs, self.grads) if self.task == torch._C._current_graph_task_id() else ([], [])
-        self.inputs, self.grads = [], []
-        if not found[0]:
-            return None
-        return self.function(*(rows[0] if len(rows) == 1 else torch.cat(rows) for rows in found))
-
-
-class _Parameters(torch.autograd.Function):
-    """Weight and bias in the type of a layer's work; the gradients of all calls at the end of the backward pass."""
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gradients: _Gradients):
-        ctx.gradients, ctx.dtype = gradients, weight.dtype
-        ctx.set_materialize_grads(False)
-        # a tensor of its own in either case: autograd takes no input for an output
-        return weight.to(dtype, copy=True), bias.to(dtype, copy=True) if bias is not None else None
-
-    @staticmethod
-    def backward(ctx, *_):
-        found = ctx.gradients.compute()
-        return (None, None, None, None) if found is None else (found[0].to(ctx.dtype), found[1], None, None)
+    return mark
 
 
-class _Product(torch.autograd.Function):
-    """x @ weight.T + bias; its backward pass leaves the weight's gradient to `_Parameters`."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, matrix: "_Matrix"):
-        ctx.save_for_backward(x, weight)
-        ctx.gradients = matrix.gradients
-        return matrix.product(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        if ctx.gradients is not None:
-            ctx.gradients.add(x, grad)
-        wanted = ctx.needs_input_grad[0] and _is_wanted(ctx.next_functions[0][0])
-        return (grad @ weight if wanted else None), None, None, None
-
-
-def _is_wanted(node) -> bool:
-    """Whether the backward pass at work goes on into a node of the graph."""
-    leaf = node.name().endswith("AccumulateGrad")  # about which torch does not answer
-    return leaf or torch._C._will_engine_execute_node(node)
+def _layer(module: Linear | LayerNorm, part: str, frozen: bool) -> "_Layer":
+    key = id(module), part, frozen or not torch.is_grad_enabled()
+    if key not in _layers:
+        _layers[key] = _Layer(module, part, frozen)
+    return _layers[key]
 
 
 class _Layer:
-    """Parameters of a module for the calls of a rollout.
+    """The parameters of a part of a module for the steps of a rollout, in the type of its work."""
+
+    def __init__(self, module: Linear | LayerNorm, part: str, frozen: bool):
+        weight, bias = module.parts()[part]
+        self.eps = getattr(module, "eps", None)
+        self.trained = weight.requires_grad and torch.is_grad_enabled() and not frozen
+        self.gradients = _Gradients(module.dtype, self.eps, bias is not None)
+        with torch.set_grad_enabled(self.trained):
+            self.weight, self.bias = _Parameters.apply(weight, bias, self.gradients)
+
+
+class _Gradients:
+    """The gradients of a layer's parameters, from what its calls in a rollout have seen.
 
     Args:
-        gradients: see `_Gradients`.
+        dtype: of the layer's work.
+        eps: of a norm; None for a linear map.
+        biased: whether there is a bias.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gradients: Callable, trained: bool):
-        trained = trained and weight.requires_grad and torch.is_grad_enabled()
-        self.weight, self.bias, self.dtype = weight, bias, dtype
-        self.gradients = _Gradients(gradients) if trained else None
-        if not trained:
-            self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype) if bias is not None else None
+    def __init__(self, dtype: torch.dtype, eps: float | None, biased: bool):
+        self.dtype, self.eps, self.biased = dtype, eps, biased
+        self.seen: list[tuple[Tensor, Tensor]] = []  # input of a call, gradient at its output
 
-    @functools.cached_property
-    def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias in `dtype`, whose gradients are those of all calls."""
-        return _Parameters.apply(self.weight, self.bias, self.dtype, self.gradients)
-
-
-class _Matrix(_Layer):
-    """A linear map."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, one_hot: int, trained: bool):
-        def gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-            return grad.to(dtype).T @ x, grad.sum(0, dtype=torch.float32) if biased else None
-
-        biased = bias is not None
-        super().__init__(weight, bias, dtype, gradients, trained)
-        if self.gradients is not None:
-            self.weight, self.bias = self.parameters
-        self.one_hot = one_hot if _fusing == "native" and native.supports(weight) and dtype == torch.float32 else 0
-        if self.one_hot:
-            self.columns = self.weight.detach()[:, :one_hot].T.contiguous()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        if self.gradients is None and not self.one_hot:
-            return self.product(x)
-        return _Product.apply(x, self.weight, self.bias, self)
-
-    def product(self, x: Tensor) -> Tensor:
-        if not self.one_hot:
-            return F.linear(x, self.weight, self.bias)
-        y = F.linear(x[..., self.one_hot :], self.weight[:, self.one_hot :], self.bias)
-        native.add_sparse_product(y, x, self.columns)
-        return y
+    def compute(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of weight and bias, over the rows of all calls; None where the backward pass met none."""
+        if not self.seen:
+            return None, None
+        # (rows, in), (rows, out)
+        x, grad = (torch.cat(rows) for rows in zip(*self.seen, strict=True))
+        self.seen = []
+        if self.eps is not None:
+            return norm_gradients(x, grad, self.eps)
+        return (grad.to(self.dtype).T @ x).float(), grad.sum(0, dtype=torch.float32) if self.biased else None
 
 
-class _Norm(_Layer):
-    """The parameters of a LayerNorm."""
-
-    def __init__(self, norm: LayerNorm, trained: bool):
-        def gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-            return norm_gradients(x, grad, eps)
-
-        self.eps = eps = norm.eps
-        super().__init__(norm.weight, norm.bias, norm.weight.dtype, gradients, trained)
-
-
-# Steps that are compiled whole
-
-
-class _Tap(torch.autograd.Function):
-    """Zeros (N, out), the gradient at which is that at the output of a layer to which they are added."""
+class _Parameters(torch.autograd.Function):
+    """Weight and bias in the type of a layer's work; their gradients at the end of the backward pass."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, rows: int, gradients: _Gradients, seen: list):
-        ctx.gradients, ctx.seen = gradients, seen
-        return _zero(weight.device).expand(rows, weight.shape[0])
+    def forward(ctx, weight: Tensor, bias: Tensor | None, gradients: _Gradients):
+        ctx.gradients = gradients
+        ctx.set_materialize_grads(False)
+        # tensors of their own in either case: autograd takes no input for an output
+        return weight.to(gradients.dtype, copy=True), bias.to(gradients.dtype, copy=True) if bias is not None else None
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        ctx.gradients.add(*ctx.seen, grad)
-        return None, None, None, None
-
-
-@functools.cache
-def _zero(device: torch.device) -> Tensor:
-    return torch.zeros((), device=device)
+    def backward(ctx, *_):
+        return *ctx.gradients.compute(), None
 
 
 class _Call:
-    """A part of a module at one step: its parameters are constants, `tap` sees the gradient at its output."""
+    """A layer in one compiled step: its parameters are constants, `tap` sees the gradient at its output."""
 
-    def __init__(self, layer: _Layer, tap: Tensor | None):
-        self.layer, self.tap, self.x = layer, tap, None
+    def __init__(self, layer: _Layer, rows: int):
+        self.layer, self.x, self.seen = layer, None, []
+        self.tap = _Tap.apply(layer.weight, rows, layer.gradients, self.seen) if layer.trained else None
 
     def linear(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
@@ -319,6 +238,29 @@ class _Call:
         y = F.layer_norm(x.float(), weight.shape, weight, bias, self.layer.eps)
         return y if self.tap is None else y + self.tap
 
+    def end(self) -> None:
+        """Lets the tap know the input."""
+        self.seen.append(self.x)
+
+
+class _Tap(torch.autograd.Function):
+    """Zeros (N, out), the gradient at which is that at the output of a layer to which they are added."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, rows: int, gradients: _Gradients, seen: list):
+        ctx.gradients, ctx.seen = gradients, seen
+        return _zero(weight.device).expand(rows, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        ctx.gradients.seen.append((*ctx.seen, grad))
+        return None, None, None, None
+
+
+@functools.cache
+def _zero(device: torch.device) -> Tensor:
+    return torch.zeros((), device=device)
+
 
 class _Stack(torch.autograd.Function):
     @staticmethod
@@ -333,51 +275,6 @@ class _Stack(torch.autograd.Function):
 def stack_steps(steps: list[Tensor]) -> Tensor:
     """T tensors (N, ...) → (N, T, ...). The gradient is brought into the steps' layout at once."""
     return _Stack.apply(*steps)
-
-
-def step(frozen: bool = False) -> Callable[[Callable], Callable]:
-    """Marks a step of a rollout, a method of a module, to be compiled whole where PyTorch compiles.
-
-    PyTorch sees the module's parameters as constants; their gradients come from what went into each layer and from the
-    gradient at its output, as elsewhere in a rollout. Tensors among the arguments are (N, ...); a layer is called once
-    at most. Random numbers are those of the plain function.
-
-    Args:
-        frozen: no gradient reaches the module's parameters.
-    """
-
-    def mark(function: Callable) -> Callable:
-        def compiled(owner: nn.Module, *args):
-            rows = next(len(arg) for arg in args if isinstance(arg, Tensor))
-            modules = [module for module in owner.modules() if isinstance(module, Linear | LayerNorm)]
-            taken = []
-            for module in modules:
-                for part in module.parts:
-                    layer, seen = module.shared(part), []
-                    wanted = layer.gradients is not None
-                    tap = _Tap.apply(layer.parameters[0], rows, layer.gradients, seen) if wanted else None
-                    module.calls[part] = _Call(layer, tap)
-                    taken.append((module.calls[part], seen))
-            try:
-                with fusing("traced"):
-                    return _compiled(function)(owner, *args)
-            finally:
-                for called, seen in taken:
-                    seen.append(called.x)
-                for module in modules:
-                    module.calls = {}
-
-        @functools.wraps(function)
-        def call(owner: nn.Module, *args):
-            before, _scope.frozen = _scope.frozen, frozen or _scope.frozen
-            try:
-                return compiled(owner, *args) if _fusing == "compiled" else function(owner, *args)
-            finally:
-                _scope.frozen = before
-
-        return rollout(call)
-
-    return mark
 
 
 # Convolutions

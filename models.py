@@ -269,11 +269,11 @@ class WorldModel(nn.Module):
             min_std=config.dyn_min_std,
             dtype=dtype,
         )
-        feat, one_hot, units = self.dynamics.feat_size, self.dynamics.one_hot, config.units
+        feat, units = self.dynamics.feat_size, config.units
         self.heads = nn.ModuleDict(
             {
-                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head, dtype, one_hot),
-                "cont": networks.BinaryHead(feat, units, config.cont_layers, dtype, one_hot),
+                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head, dtype),
+                "cont": networks.BinaryHead(feat, units, config.cont_layers, dtype),
             }
         )
         trained = list(self.parameters())
@@ -452,7 +452,7 @@ class ImagBehavior(nn.Module):
         super().__init__()
         self.config = config
         dtype = world_model.dynamics.dtype
-        feat, one_hot = world_model.dynamics.feat_size, world_model.dynamics.one_hot
+        feat = world_model.dynamics.feat_size
         self.actor = networks.Actor(
             feat,
             config.units,
@@ -464,20 +464,15 @@ class ImagBehavior(nn.Module):
             init_std=config.actor_init_std,
             unimix=config.action_unimix_ratio,
             dtype=dtype,
-            one_hot=one_hot,
         )
-        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype, one_hot)
+        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype)
         if config.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
         self.register_buffer("return_ema", torch.zeros(2))  # EMA of these quantiles of the returns
         eps, decay = config.ac_opt_eps, config.weight_decay
-        self.actor_opt = tools.Optimizer(
-            self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay
-        )
-        self.value_opt = tools.Optimizer(
-            self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay
-        )
+        self.actor_opt = tools.Optimizer(self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay)
+        self.value_opt = tools.Optimizer(self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay)
         self.updates = 0
 
     def loss(

@@ -267,46 +267,6 @@ extern "C" void pick_class(const float *probs, const float *u, float *y, long n,
     }
 }
 
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-
-// y (n, c) += x (n, k)·weight (k, c), where few entries of x are not 0; rows of x are `stride` numbers apart.
-extern "C" void add_sparse_product(const float *x, const float *weight, float *y, long n, long k, long stride, long c,
-                                   long threads) {
-    const long WIDTH = 128;  // columns whose sums stay in registers
-    #pragma omp parallel num_threads(threads)
-    {
-        long found[k];
-        #pragma omp for schedule(static)
-        for (long i = 0; i < n; i++) {
-            const float *row = x + i * stride;
-            float *out = y + i * c;
-            long count = 0, j = 0;
-            for (uint64_t bits[4]; j + 8 <= k; j += 8) {
-                memcpy(bits, row + j, 32);
-                if (bits[0] | bits[1] | bits[2] | bits[3])
-                    for (long q = j; q < j + 8; q++)
-                        if (row[q] != 0) found[count++] = q;
-            }
-            for (; j < k; j++)
-                if (row[j] != 0) found[count++] = j;
-            long from = 0;
-            for (; from + WIDTH <= c; from += WIDTH) {
-                vec *o = (vec *)(out + from);
-                vec a0 = o[0], a1 = o[1], a2 = o[2], a3 = o[3], a4 = o[4], a5 = o[5], a6 = o[6], a7 = o[7];
-                for (long q = 0; q < count; q++) {
-                    float v = row[found[q]];
-                    const vec *w = (const vec *)(weight + found[q] * c + from);
-                    a0 += v * w[0], a1 += v * w[1], a2 += v * w[2], a3 += v * w[3];
-                    a4 += v * w[4], a5 += v * w[5], a6 += v * w[6], a7 += v * w[7];
-                }
-                o[0] = a0, o[1] = a1, o[2] = a2, o[3] = a3, o[4] = a4, o[5] = a5, o[6] = a6, o[7] = a7;
-            }
-            for (long q = 0; q < count; q++)
-                for (long j = from; j < c; j++) out[j] += row[found[q]] * weight[found[q] * c + j];
-        }
-    }
-}
-
 // What native.py sees of the templates: `half` tells bf16 from float.
 extern "C" {
 

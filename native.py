@@ -2,8 +2,7 @@
 
 PyTorch walks over memory once for every operation of a norm with its activation, or of the GRU's gates; these do it
 once. In bfloat16 they also sum the gradients of a norm's parameters in float32, which PyTorch's own norm on a CPU does
-not. They compute what the functions of the same names in networks.py and distributions.py do, to rounding. Products
-with one-hot inputs add up the rows of the weight that the inputs pick.
+not. They compute what the functions of the same names in networks.py and distributions.py do, to rounding.
 """
 
 import ctypes
@@ -149,13 +148,6 @@ def pick(probs: Tensor, cumulated: None, u: Tensor) -> Tensor:
     y = torch.empty_like(probs)
     call("pick_class", probs, u, y, u.numel(), probs.shape[-1], threads(probs.numel()))
     return y
-
-
-def add_sparse_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
-    """y (..., out) += x[..., :k] @ weight (k, out), in float32, for the first k entries of x that are mostly 0."""
-    x = x.contiguous()
-    k, out = weight.shape
-    call("add_sparse_product", x, weight, y, y.numel() // out, k, x.shape[-1], out, threads(y.numel()))
 
 
 def supports(*args) -> bool:

@@ -67,9 +67,9 @@ class NormSiLU(LayerNorm):
 class Dense(nn.Module):
     """Linear map without bias, LayerNorm, SiLU: (..., inputs) → (..., units)."""
 
-    def __init__(self, inputs: int, units: int, dtype=torch.float32, one_hot: int = 0):
+    def __init__(self, inputs: int, units: int, dtype=torch.float32):
         super().__init__()
-        self.linear = Linear(inputs, units, bias=False, dtype=dtype, one_hot=one_hot)
+        self.linear = Linear(inputs, units, bias=False, dtype=dtype)
         self.norm = NormSiLU(units)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class JointDense(nn.Module):
     The product with the second input, `second(y)`, is computed separately: a rollout does so for all steps at once.
     """
 
-    def __init__(self, sizes: tuple[int, int], units: int, dtype=torch.float32, one_hot: int = 0):
+    def __init__(self, sizes: tuple[int, int], units: int, dtype=torch.float32):
         super().__init__()
-        self.linear = SplitLinear(sizes, units, dtype, one_hot)
+        self.linear = SplitLinear(sizes, units, dtype)
         self.norm = NormSiLU(units)
 
     def second(self, y: Tensor) -> Tensor:
@@ -99,7 +99,6 @@ class MLP(nn.Module):
 
     Args:
         outscale: scale of the uniform initialization of the output layer.
-        one_hot: number of leading inputs that are one-hot variables (see `fast.Linear`).
     """
 
     def __init__(
@@ -110,12 +109,9 @@ class MLP(nn.Module):
         outputs: int = 0,
         outscale: float = 1.0,
         dtype=torch.float32,
-        one_hot: int = 0,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(
-            Dense(units if i else inputs, units, dtype, 0 if i else one_hot) for i in range(layers)
-        )
+        self.layers = nn.ModuleList(Dense(units if i else inputs, units, dtype) for i in range(layers))
         self.out = Linear(units, outputs, dtype=dtype) if outputs else None
         self.apply(init_weights)
         if self.out is not None:
@@ -130,12 +126,10 @@ class MLP(nn.Module):
 class ScalarHead(MLP):
     """A head that predicts a scalar from features: `symlog_disc` is two-hot over symlog, `normal` a unit Normal."""
 
-    def __init__(
-        self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32, one_hot: int = 0
-    ):
+    def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32):
         discrete = dist == "symlog_disc"
         outputs = dists.BUCKETS if discrete else 1
-        super().__init__(inputs, units, layers, outputs, outscale=0.0, dtype=dtype, one_hot=one_hot)
+        super().__init__(inputs, units, layers, outputs, outscale=0.0, dtype=dtype)
         self.dist = dists.TwoHotSymlog if discrete else dists.UnitNormal
 
     def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal:
@@ -145,8 +139,8 @@ class ScalarHead(MLP):
 class BinaryHead(MLP):
     """A head that predicts a probability from features: that the episode continues."""
 
-    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32, one_hot: int = 0):
-        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype, one_hot=one_hot)
+    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32):
+        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype)
 
     def forward(self, feat: Tensor) -> dists.Bernoulli:
         return dists.Bernoulli(super().forward(feat))
@@ -178,10 +172,9 @@ class Actor(MLP):
         init_std: float = 1.0,
         unimix: float = 0.01,
         dtype=torch.float32,
-        one_hot: int = 0,
     ):
         outputs = actions if dist == "onehot" else 2 * actions
-        super().__init__(inputs, units, layers, outputs, dtype=dtype, one_hot=one_hot)
+        super().__init__(inputs, units, layers, outputs, dtype=dtype)
         self.dist, self.unimix = dist, unimix
         self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
 
@@ -436,9 +429,8 @@ class RSSM(nn.Module):
         self.dtype = dtype
         self.stoch_size = stoch * discrete if discrete else stoch
         self.feat_size = self.stoch_size + deter
-        self.one_hot = self.stoch_size if discrete else 0  # number of leading features that are one-hot variables
         stats = stoch * discrete if discrete else 2 * stoch
-        self.input = JointDense((self.stoch_size, actions), hidden, dtype, self.one_hot)
+        self.input = JointDense((self.stoch_size, actions), hidden, dtype)
         self.cell = Linear(hidden + deter, 3 * deter, bias=False, dtype=dtype)
         self.cell_norm = GRUGates(3 * deter, eps=NORM_EPS)
         self.prior_layer = Dense(deter, hidden, dtype)
@@ -540,10 +532,7 @@ class RSSM(nn.Module):
 
     @step(frozen=True)
     def img_step(self, action: Tensor, state: State) -> State:
-        """One step without an observation: the prior state after `action` (N, A) in `state` (N, ...).
-
-        No gradient reaches the parameters of the dynamics.
-        """
+        """One step without an observation: the prior state after `action` (N, A) in `state` (N, ...)."""
         deter = self.gru(state["stoch"].reshape(-1, self.stoch_size), self.action_input(action), state["deter"])
         return self.sample_state(self.prior(deter), deter)
 
@@ -617,8 +606,8 @@ class RSSM(nn.Module):
             horizon: H states, including the start.
 
         Returns:
-            feats (H, N, F), actions (H, N, A) drawn at each, and their distribution. Their gradients reach the
-            actor and the start, not the parameters of the dynamics.
+            feats (H, N, F), actions (H, N, A) drawn at each, and their distribution, for gradients of the actor and of
+            the start.
         """
         state, steps = {k: start[k] for k in ("stoch", "deter")}, []
         for i in range(horizon):

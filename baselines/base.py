@@ -71,7 +71,7 @@ class FeatureProjection(Baseline):
 
     def __init__(self, config: Config, encoder: networks.Encoder, dynamics: networks.RSSM):
         super().__init__(config, encoder, dynamics)
-        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype, dynamics.one_hot)
+        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype)
         self.projection.apply(networks.init_weights)
 
     def pair(self, feat: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,31 +169,6 @@ def test_a_draw_takes_the_last_class_when_rounding_leaves_a_gap(monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("lead, sparse, dense, outputs", [((3,), 5, 4, 7), ((2, 40), 64, 9, 130), ((300,), 40, 0, 256)])
-def test_products_with_one_hot_inputs(lead, sparse, dense, outputs, trained):
-    torch.manual_seed(0)
-    x = torch.randn(*lead, sparse + dense)
-    x[..., :sparse] *= torch.rand(*lead, sparse) < 0.1
-    x[..., 1] = -0.0
-    layer = fast.Linear(sparse + dense, outputs, one_hot=sparse)
-    layer.weight.requires_grad_(trained)
-    found, leaves = [], [x.requires_grad_(), layer.weight][: 1 + trained]
-    for how in ("", "native"):
-        with fast.fusing(how):
-            assert (layer.shared().one_hot > 0) == (how == "native")
-            y = layer(x)
-        found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
-    for plain, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
-    with fast.fusing("native"), torch.no_grad():
-        assert not fast.Linear(sparse + dense, outputs, dtype=torch.bfloat16, one_hot=sparse).shared().one_hot
-        x[0, ..., 2] = float("nan")
-        y = layer(x)
-        assert y[0].isnan().all() and y[1:].isfinite().all()
-
-
-@needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_nan_stays_nan(dtype):
     x = torch.zeros(3, 40, dtype=dtype)

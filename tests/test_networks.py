@@ -210,8 +210,6 @@ def test_imagination_acts_without_gradient_to_the_features():
     assert torch.autograd.grad(action[0].sum(), start["deter"], retain_graph=True, allow_unused=True) == (None,)
     for wanted in (start["deter"], actor.out.weight):
         assert torch.autograd.grad(feat[1].sum(), wanted, retain_graph=True)[0].abs().max() > 0
-    inner = [dynamics.cell.weight, dynamics.cell_norm.weight, dynamics.prior_out.bias]
-    assert set(torch.autograd.grad(feat.sum(), inner, allow_unused=True)) == {None}
 
 
 @pytest.mark.parametrize("dist", LEGAL["actor_dist"].choices)
