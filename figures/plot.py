@@ -363,20 +363,24 @@ def markdown(rows: list[dict], metric: str) -> str:
 
 
 def probe_table(groups: dict[str, dict[str, list[Run]]]) -> str:
-    """Means over seeds of the results of `--eval_only --probe_state`; empty if it was never called on these runs."""
+    """The results of `--eval_only --probe_state`, over seeds; empty if it was never called on these runs."""
     lines = []
     for task, group in groups.items():
         for method, runs in group.items():
             found = np.array([probe for run in runs if (probe := read_probe(run)) is not None])
             if len(found):
                 score, *r2 = found.mean(0)
-                cells = [task, METHOD_NAMES.get(method, method), f"{score:.1f}"]
+                _, (low, high) = bootstrap([found[:, 0]], aggregate, 2000)
+                mean = AGGREGATES.index("mean")
+                interval = f" [{low[mean]:.1f}, {high[mean]:.1f}]" if len(found) > 1 else ""
+                cells = [task, METHOD_NAMES.get(method, method), f"{score:.1f}{interval}"]
                 cells += ["" if math.isnan(value) else f"{value:.2f}" for value in r2]
                 lines.append(f"| {' | '.join(cells)} | {len(found)} |")
     if not lines:
         return ""
     header = "| task | method | return | R² state | R² background | seeds |\n|---|---|---:|---:|---:|---:|\n"
-    return "\n\n`--eval_only --probe_state` on the last checkpoints: means over seeds\n\n" + header + "\n".join(lines)
+    caption = "`--eval_only --probe_state` on the last checkpoints: means over seeds [95 % bootstrap interval]"
+    return f"\n\n{caption}\n\n{header}" + "\n".join(lines)
 
 
 def read_probe(run: Run) -> tuple[float, float, float] | None:

@@ -291,20 +291,20 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, change, flags, say
 
 
 def test_probes_of_runs_are_a_table(tmp_path):
-    def evaluated(**probe_r2):
-        return json.dumps({"task": "dmc_walker_walk", "return": 50.0, "probe_r2": probe_r2}) + "\n"
+    def evaluated(score=50.0, **probe_r2):
+        return json.dumps({"task": "dmc_walker_walk", "return": score, "probe_r2": probe_r2}) + "\n"
 
     probed = [write_run(tmp_path / name / str(seed), seed=seed) for name in ("ours", "theirs") for seed in range(2)]
     other = json.dumps({"task": "dmc_cup_catch", "return": 9.0, "probe_r2": {"height": 0.9}}) + "\n"
     plain = json.dumps({"task": "dmc_walker_walk", "return": 7.0}) + "\n"
     r2 = {"height": 0.5, "velocity/0": 0.1, "background/mean": 0.9, "background/0": -0.1, "background/1": -0.3}
     (probed[0] / "eval.jsonl").write_text(evaluated(height=0.0) + evaluated(**r2) + other + plain)
-    (probed[1] / "eval.jsonl").write_text(evaluated(**{**r2, "height": 0.7}))
+    (probed[1] / "eval.jsonl").write_text(evaluated(60.0, **{**r2, "height": 0.7}))
     (probed[2] / "eval.jsonl").write_text(evaluated(height=-0.5))
     flags = [f"ours={tmp_path / 'ours'}", f"theirs={tmp_path / 'theirs'}", "--out", tmp_path / "out.png"]
     code, out, _ = run(*flags)
     assert code == 0
-    assert "| dmc_walker_walk | ours | 50.0 | 0.35 | -0.20 | 2 |" in out  # the last with probes
+    assert "| dmc_walker_walk | ours | 55.0 [50.0, 60.0] | 0.35 | -0.20 | 2 |" in out  # the last with probes
     assert "| dmc_walker_walk | theirs | 50.0 | -0.50 |  | 1 |" in out  # nothing in the background to probe
     (probed[3] / "eval.jsonl").write_text('{"task": "dmc_walker_walk", "probe_r2": 3}\n')
     code, _, error = run(*flags)
