@@ -3,7 +3,8 @@
     python figures/environments.py [--assets assets] [--resource_files 'FOLDER/*.mp4'] [--out figures/environments.png]
 
 A task whose files are missing is left out, with a line that says what it needs. The flags are settings of the tasks.
-The figure in the repository uses the benchmark's videos, and the tests' stand-ins for the scans and the faucet.
+The figure in the repository uses videos of DMC-GS, also in place of DAVIS's, and the tests' stand-ins for the scans and
+the faucet.
 """
 
 import argparse
@@ -31,7 +32,7 @@ FAMILIES = {
     "Distracted DMC": [
         ("dmc_walker_walk_video", {}),
         ("dmc_cheetah_run_video", {}),
-        ("dmc_hopper_stand_video", {}),
+        ("dmc_walker_stand_video", {"img_source": "clouds"}),
         ("dmc_finger_spin_video", {}),
         ("dmc_cartpole_swingup_video", {"img_source": "noise"}),
         ("dmc_reacher_easy_video", {"img_source": "color"}),
