@@ -196,6 +196,12 @@ def evaluate_run(
         line["probe_r2"] = r2
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
         tools.log_line(f"linear probes, held-out R²: {shown}")
+        if config.hybrid and config.mbr_scale:
+            dynamics = agent.world_model.dynamics
+            weight = dynamics.projection.weight.detach().cpu().numpy()
+            share = probe.latent_share(np.array(recorder.rows["feat"]), weight, dynamics.stoch_size)
+            line["mbr_latent_share"] = share
+            tools.log_line(f"share of the latent in the variance that mbr compares: {share:.2g}")
     with open(logdir / "eval.jsonl", "ab+") as file:
         if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # from a killed writer
             file.write(b"\n")

@@ -88,6 +88,25 @@ def probe(rows: Mapping[str, Sequence]) -> dict[str, float]:
     return {name: result[name] for name in names}
 
 
+def latent_share(feat: np.ndarray, projection: np.ndarray, latents: int) -> float:
+    """How much of what `mbr`, the latent reconstruction loss, compares depends on the latent: 0 to 1.
+
+    The target branch shares the recurrent state of the masked one, so the loss also vanishes if the projection looks at
+    that state alone; then it says nothing to the posterior.
+
+    Args:
+        feat: (N, F), the stochastic latent first.
+        projection: (P, F), its weight.
+        latents: number of features of the stochastic latent.
+
+    Returns the variance over states of the projection of the latent, relative to the sum of this and of that of the
+    recurrent state's.
+    """
+    parts = (slice(None, latents), slice(latents, None))
+    latent, recurrent = ((feat[:, part] @ projection[:, part].T).var(0).sum() for part in parts)
+    return float(latent / max(latent + recurrent, 1e-12))
+
+
 def summarize(r2: dict[str, float]) -> dict[str, float]:
     """Mean R² of each observation ("height", "velocity", …), of all state variables, and of the background."""
     groups: dict[str, list[float]] = {}

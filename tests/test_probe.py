@@ -42,6 +42,19 @@ def test_means_of_groups():
     assert probe.summarize(r2) == expected
 
 
+def test_share_of_the_latent_in_the_projection():
+    rng = np.random.default_rng(0)
+    latent, recurrent = np.eye(4)[rng.integers(4, size=2000)], rng.normal(size=(2000, 3))
+    feat = np.concatenate([latent, recurrent], 1)
+    projection = np.zeros((2, 7))
+    projection[:, :4] = 5.0  # the same for every class: nothing varies with the latent
+    projection[0, 4] = 1.0
+    assert probe.latent_share(feat, projection, 4) < 1e-9
+    projection[1, 0] += 1.0  # one class of probability 1/4: a variance of 3/16, next to 1
+    assert abs(probe.latent_share(feat, projection, 4) - (3 / 16) / (3 / 16 + 1)) < 0.02
+    assert probe.latent_share(feat, 0 * projection, 4) == 0
+
+
 @pytest.mark.slow
 def test_a_run_is_probed_for_state_and_background(tmp_path):
     flags = [*PIXELS, "--task", "dmc_cartpole_balance_video", "--img_source", "clouds", "--logdir", str(tmp_path)]
@@ -53,3 +66,4 @@ def test_a_run_is_probed_for_state_and_background(tmp_path):
     names = set(row["probe_r2"])
     assert {"position/0", "velocity/1", "background/mean", "background/63"} <= names
     assert all(np.isfinite(v) and v <= 1 for v in row["probe_r2"].values())
+    assert 0 < row["mbr_latent_share"] < 1 and "that mbr compares" in out
