@@ -1,7 +1,7 @@
 """How the same arithmetic runs faster: compiled steps and functions, C++, CUDA graphs.
 
-Nothing here changes what is computed. The networks are built of the modules below and mark functions `fusable`, `step`
-or `rollout`; how these run, and whether a whole update is captured, is decided for each agent by `choose_backend`.
+Nothing here changes what is computed. The networks are built from the modules below, and their functions are decorated
+with `fusable`, `step` or `rollout`; `choose_backend` decides how these run and whether a whole update is captured.
 """
 
 import contextlib
@@ -78,9 +78,9 @@ class SplitLinear(Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last dimension in float32, and what a subclass lets follow it.
+    """LayerNorm over the last dimension in float32, followed by the function of a subclass.
 
-    A subclass defines `after` the normalization, and `fused`, the same in one function.
+    A subclass defines that function as `after`, and both together as `fused`.
     """
 
     def __init__(self, size: int, eps: float):
@@ -105,11 +105,11 @@ class LayerNorm(nn.LayerNorm):
         return self.fused(x, *args, self.weight, self.bias, self.eps)
 
 
-_layers: dict[tuple, "_Layer"] | None = None  # of the rollout under way, by module, part and whether they are frozen
+_layers: dict[tuple, "_Layer"] | None = None  # of the current rollout, by module, part and whether they are frozen
 
 
 def rollout(function: Callable) -> Callable:
-    """Marks a function that calls steps many times while their parameters stay the same."""
+    """Marks a function that calls steps many times while the parameters stay the same."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -126,9 +126,9 @@ def rollout(function: Callable) -> Callable:
 
 
 def step(frozen: bool = False) -> Callable[[Callable], Callable]:
-    """Marks a step of a rollout, a method of a module, to be compiled whole where PyTorch compiles.
+    """Marks a step of a rollout, a method of a module, to be compiled as a whole where PyTorch compiles.
 
-    Tensors among the arguments are (N, ...); a layer is called once at most. Random numbers are those of the plain
+    Tensors among the arguments are (N, ...); each layer is called at most once. Random numbers equal those of the plain
     function.
 
     Args:
@@ -166,7 +166,7 @@ def _layer(module: Linear | LayerNorm, part: str, frozen: bool) -> "_Layer":
 
 
 class _Layer:
-    """The parameters of a part of a module for the steps of a rollout, in the type of its work."""
+    """The parameters of a part of a module for the steps of a rollout, in the type that it computes in."""
 
     def __init__(self, module: Linear | LayerNorm, part: str, frozen: bool):
         weight, bias = module.parts()[part]
@@ -178,10 +178,10 @@ class _Layer:
 
 
 class _Gradients:
-    """The gradients of a layer's parameters, from what its calls in a rollout have seen.
+    """The gradients of a layer's parameters, from the inputs and output gradients of its calls in a rollout.
 
     Args:
-        dtype: of the layer's work.
+        dtype: that the layer computes in.
         eps: of a norm; None for a linear map.
         biased: whether there is a bias.
     """
@@ -191,7 +191,7 @@ class _Gradients:
         self.seen: list[tuple[Tensor, Tensor]] = []  # input of a call, gradient at its output
 
     def compute(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of weight and bias, over the rows of all calls; None where the backward pass met none."""
+        """Of weight and bias, over the rows of all calls; None if the backward pass reached none."""
         if not self.seen:
             return None, None
         # (rows, in), (rows, out)
@@ -203,13 +203,13 @@ class _Gradients:
 
 
 class _Parameters(torch.autograd.Function):
-    """Weight and bias in the type of a layer's work; their gradients at the end of the backward pass."""
+    """Weight and bias in the type that a layer computes in; their gradients at the end of the backward pass."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, bias: Tensor | None, gradients: _Gradients):
         ctx.gradients = gradients
         ctx.set_materialize_grads(False)
-        # tensors of their own in either case: autograd takes no input for an output
+        # always copies: autograd does not allow an input as an output
         return weight.to(gradients.dtype, copy=True), bias.to(gradients.dtype, copy=True) if bias is not None else None
 
     @staticmethod
@@ -229,7 +229,7 @@ class _Call:
         x = x.to(weight.dtype)
         self.x = x.detach()
         y = F.linear(x, weight.detach(), None if bias is None else bias.detach())
-        # in float32: a product would take the tap as what to add to, and copy it first
+        # in float32: otherwise the product would accumulate into the tap, and copy it first
         return y if self.tap is None else (y.float() + self.tap).to(y.dtype)
 
     def norm(self, x: Tensor) -> Tensor:
@@ -239,12 +239,12 @@ class _Call:
         return y if self.tap is None else y + self.tap
 
     def end(self) -> None:
-        """Lets the tap know the input."""
+        """Passes the input on to the tap."""
         self.seen.append(self.x)
 
 
 class _Tap(torch.autograd.Function):
-    """Zeros (N, out), the gradient at which is that at the output of a layer to which they are added."""
+    """Zeros (N, out) that are added to a layer's output: their gradient is that of the output."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, rows: int, gradients: _Gradients, seen: list):
@@ -273,7 +273,7 @@ class _Stack(torch.autograd.Function):
 
 
 def stack_steps(steps: list[Tensor]) -> Tensor:
-    """T tensors (N, ...) → (N, T, ...). The gradient is brought into the steps' layout at once."""
+    """T tensors (N, ...) → (N, T, ...). The gradient is brought into the layout of the steps in one copy."""
     return _Stack.apply(*steps)
 
 
@@ -299,7 +299,7 @@ class _Halving(torch.autograd.Function):
         dweight = dweight.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
         if not ctx.needs_input_grad[0]:
             return None, dweight
-        # a block of 2×2 pixels has its gradient from the 2×2 outputs around; (2, 2, O, 2·2·C)
+        # the gradient of a block of 2×2 pixels comes from the 2×2 outputs around it; (2, 2, O, 2·2·C)
         blocks = weight.unflatten(2, (2, 2)).unflatten(4, (2, 2)).flip(2, 4).permute(2, 4, 0, 3, 5, 1)
         dx = _windows(grad, 2, 1) @ blocks.reshape(4 * out, -1)
         # (N, H + 2, W + 2, C), the padding included
@@ -308,7 +308,7 @@ class _Halving(torch.autograd.Function):
 
 
 def _windows(x: Tensor, size: int, step: int) -> Tensor:
-    """Images (N, H, W, C), padded by 1 → the windows that a convolution sees, (N·h·w, size·size·C)."""
+    """Images (N, H, W, C), padded by 1 → the windows of a convolution, (N·h·w, size·size·C)."""
     x = F.pad(x, (0, 0, 1, 1, 1, 1))
     n, height, width, channels = x.shape
     h, w = (height - size) // step + 1, (width - size) // step + 1
@@ -318,7 +318,7 @@ def _windows(x: Tensor, size: int, step: int) -> Tensor:
 
 def halve(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
     """Convolution with stride 2: (N, C, H, W), (O, C, k, k) → (N, O, H/2, W/2)."""
-    # where a CPU's own gradients in bfloat16 are slow
+    # the gradients of a CPU's own convolutions are slow here
     small = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[2] * x.shape[3] <= 64
     if small and weight.shape[2:] == (4, 4) and padding == 1:
         return _Halving.apply(x, weight)
@@ -332,9 +332,9 @@ _fusing = ""
 
 @contextlib.contextmanager
 def fusing(how: str) -> Iterator[None]:
-    """Within it, `fusable` functions run as they are (""), `compiled` by PyTorch, or as `native` code for a CPU.
+    """Within it, `fusable` functions run eagerly (""), `compiled` by PyTorch, or as `native` code for a CPU.
 
-    "traced" is within what PyTorch compiles already.
+    "traced" means that PyTorch is compiling a caller already.
     """
     global _fusing
     before, _fusing = _fusing, how
@@ -353,12 +353,12 @@ def _compiled(function: Callable) -> Callable:
 
 
 def fusable(replacement: Callable | None = None) -> Callable[[Callable], Callable]:
-    """Marks a function of tensors, pointwise work and small reductions, that `fusing` turns into few kernels.
+    """Marks a function of tensors, pointwise operations and small reductions, that `fusing` turns into few kernels.
 
-    Random numbers are drawn outside of such functions, so that a fused one sees the same.
+    Random numbers are drawn outside of such functions, so that all versions see the same.
 
     Args:
-        replacement: what computes the same as native code.
+        replacement: the same function in native code.
     """
 
     def mark(function: Callable) -> Callable:
@@ -390,7 +390,7 @@ class Backend(NamedTuple):
 
     fuse: str = ""  # how `fusable` functions run: see `fusing`
     capture: bool = False  # record and replay CUDA graphs
-    note: str = ""  # a line for the log: what was chosen, and why not more
+    note: str = ""  # a line for the log: the choice, and why not a faster one
 
 
 def choose_backend(wanted: bool, device: torch.device, processes: int = 1) -> Backend:
@@ -416,12 +416,12 @@ def choose_backend(wanted: bool, device: torch.device, processes: int = 1) -> Ba
 
 
 def try_compiler(device: torch.device) -> str:
-    """Compiles a small function and its gradient; returns why that failed, or nothing."""
+    """Compiles a small function and its gradient; returns why that failed, or an empty string."""
     try:
         x = torch.ones(4, 8, device=device, requires_grad=True)
         with torch.enable_grad():
             torch.compile(lambda x: F.silu(x).sum(), dynamic=False, fullgraph=True)(x).backward()
-    except Exception as error:  # a missing compiler shows in many ways
+    except Exception as error:  # a missing compiler raises various errors
         return f"; nothing is compiled ({tools.first_line(error)})"
     return ""
 
@@ -429,17 +429,17 @@ def try_compiler(device: torch.device) -> str:
 class GraphedFunction:
     """A function from a dict of tensors to a dict of tensors, run as a `Backend` says.
 
-    Captured, it works on copies of its inputs: the first calls run as they are, on a stream of their own; then one call
-    is recorded as a CUDA graph, and every later one replays it. The function must not decide anything in Python between
-    calls, wait for the device, or keep its inputs, whose shapes stay the same. If compiling or recording fails, the
-    reason is logged and it runs without.
+    If captured, it works on copies of its inputs: the first calls run eagerly on a separate stream, the next is
+    recorded as a CUDA graph, and every later one replays it. The function must not make decisions in Python that differ
+    between calls, wait for the device, or keep its inputs, whose shapes stay the same. If compiling or recording fails,
+    the reason is logged and the function runs without it.
 
     Args:
-        name: in what is said.
-        log: takes a line; None for silence.
+        name: of the function, in log lines.
+        log: called with a line; None logs nothing.
     """
 
-    WARM_UP = 3  # calls before the capture, as torch asks for
+    WARM_UP = 3  # calls before the capture, as PyTorch recommends
 
     def __init__(
         self,
@@ -453,7 +453,7 @@ class GraphedFunction:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets a captured graph, as it has to be when a tensor that the function uses was replaced by another."""
+        """Discards a captured graph, as is necessary when a tensor that the function uses has been replaced."""
         self.calls, self.seconds, self.graph, self.inputs = 0, 0.0, None, {}
 
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -483,11 +483,11 @@ class GraphedFunction:
         except torch._dynamo.exc.TorchDynamoException as error:
             self.log(f"{self.name}: nothing is compiled ({tools.first_line(error)})")
             self.fuse = ""
-        with fusing(""):  # all of it anew, the part that was done before the error too
+        with fusing(""):  # all of it again, including the part before the error
             return self.function(inputs)
 
     def copy(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs, always in the same memory."""
+        """Copies of the inputs, always in the same memory."""
         if not self.inputs:
             self.inputs = {key: torch.empty(x.shape, dtype=x.dtype, device=x.device) for key, x in inputs.items()}
         for key, value in inputs.items():
