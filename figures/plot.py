@@ -289,12 +289,12 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
         axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     figure.supxlabel("environment steps", fontsize=9)
     figure.supylabel(legend_name(metric), fontsize=9)
-    columns = min(len(handles), columns + 1)
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / (columns + 1)))  # of rows of equal length
     names = [legend_name(name) for name in handles]
     figure.legend(handles.values(), names, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
