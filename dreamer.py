@@ -406,7 +406,7 @@ class Trainer:
         resumed = state is not None or self.env_step > 0
         if distributed.is_main():
             self.logger = tools.Logger(self.logdir, step if state is not None else None, self.lines)
-            self.logger.settings(self.config, self.env_step)
+            self.logger.settings(self.config.flat(), self.env_step)
             self.progress = tools.Progress(self.config.steps, self.env_step)
         self.log_again(newer, step)
         if resumed:

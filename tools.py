@@ -34,8 +34,6 @@ import video
 if TYPE_CHECKING:
     import torch
 
-    from config import Config
-
 
 # Atomic files
 
@@ -423,17 +421,16 @@ class Logger:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self.lines += 1
 
-    def settings(self, config: Config, step: int) -> None:
-        """Writes the config to TensorBoard, as text and as hparams with metric `eval_return`, and the groups of charts.
+    def settings(self, settings: Mapping[str, Any], step: int) -> None:
+        """Writes the run's settings to TensorBoard, as text and as hparams with metric `eval_return`, and chart groups.
 
         All of it belongs to the run itself, whereas `SummaryWriter.add_hparams` would create a second one.
         """
         from torch.utils.tensorboard.summary import custom_scalars, hparams
 
-        flat = config.flat()
-        rows = [f"| {name} | {_cell(value)} |" for name, value in flat.items()]
+        rows = [f"| {name} | {_cell(value)} |" for name, value in settings.items()]
         self._writer.add_text("config", "\n".join(["| setting | value |", "|---|---|", *rows]), step)
-        known = {name: value if type(value) in (int, float) else _cell(value) for name, value in flat.items()}
+        known = {name: value if type(value) in (int, float) else _cell(value) for name, value in settings.items()}
         layout = {
             group: {title: ["Multiline", [f"^({tags})$"]] for title, tags in charts.items()}
             for group, charts in self.CHARTS.items()

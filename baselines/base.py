@@ -10,7 +10,6 @@ import networks
 from fast import Linear
 
 if TYPE_CHECKING:
-    import models
     import tools
     from config import Config
 
@@ -31,7 +30,7 @@ class Baseline(nn.Module):
 
     def loss(
         self,
-        model: models.WorldModel,
+        model: nn.Module,
         data: dict[str, Tensor],
         post: networks.State,
         prior: networks.State,
@@ -41,6 +40,7 @@ class Baseline(nn.Module):
         """The method's losses.
 
         Args:
+            model: the world model, for its `encoder` and `dynamics`.
             data: a preprocessed batch, (B, T, ...), images in [-0.5, 0.5].
             post, prior: states of the rollout, (B, T, ...).
             feat: (B, T, F), of post.
@@ -55,7 +55,7 @@ class Baseline(nn.Module):
         """The parameters that the world model's optimizer trains."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def begin_update(self, model: models.WorldModel) -> None:
+    def begin_update(self, model: nn.Module) -> None:
         """Called before the losses of an update are computed."""
 
     def end_update(self, metrics: dict[str, Tensor]) -> None:

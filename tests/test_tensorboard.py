@@ -18,7 +18,7 @@ def config():
 @pytest.fixture
 def events(config, tmp_path):
     logger = tools.Logger(tmp_path)
-    logger.settings(config, 0)
+    logger.settings(config.flat(), 0)
     logger.scalar("eval_return", 5)
     logger.write(10)
     logger.close()
