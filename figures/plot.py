@@ -207,6 +207,7 @@ def bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable, reps: i
         # rliable passes its random state by a keyword that its bootstrap library has renamed.
         warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
         state = np.random.RandomState(0)
+        np.random.seed(0)  # for a list of scores, rliable draws from numpy's own generator whatever it is given
         point, interval = library.get_interval_estimates({"": scores}, function, reps=reps, random_state=state)
     return point[""], interval[""]
 

@@ -309,3 +309,15 @@ def test_probes_of_runs_are_a_table(tmp_path):
     (probed[3] / "eval.jsonl").write_text('{"task": "dmc_walker_walk", "probe_r2": 3}\n')
     code, _, error = run(*flags)
     assert code != 0 and str(probed[3] / "eval.jsonl") in error
+
+
+def test_intervals_are_the_same_in_every_call(tmp_path):
+    for task in ("dmc_walker_walk", "dmc_cup_catch"):
+        for seed in range(4):
+            write_run(tmp_path / task / str(seed), task, seed, values=np.random.default_rng(seed).normal(size=10))
+    tables = []
+    for name in ("a", "b"):
+        assert run(f"ours={tmp_path}", "--out", tmp_path / f"{name}.png")[0] == 0
+        tables.append((tmp_path / f"{name}_table.csv").read_text())
+        np.random.seed()
+    assert "\nall," in tables[0] and tables[0] == tables[1]
