@@ -94,9 +94,17 @@ def project(installed, tmp_path):
     return project
 
 
-def test_without_flags_it_trains_the_quickstart(installed):
+def test_it_trains_the_quickstart_with_the_flags(installed):
     code, out, _ = installed.run("run.sh")
     assert code == 0 and "flags ['--configs', 'dmc_vision', 'small', 'quickstart']" in out
+    code, out, _ = installed.run("run.sh", "--seed", "1")
+    assert code == 0 and "flags ['--seed', '1', '--configs', 'dmc_vision', 'small', 'quickstart']" in out
+
+
+@pytest.mark.parametrize("flags", [["--task", "dmc_walker_walk"], ["--task=a"], ["--configs", "debug"], ["--help"]])
+def test_flags_that_choose_replace_the_quickstart(installed, flags):
+    code, out, _ = installed.run("run.sh", *flags, "--seed", "1")
+    assert code == 0 and f"flags {[*flags, '--seed', '1']}" in out
 
 
 def test_an_existing_installation_is_left_alone(installed):
