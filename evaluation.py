@@ -197,7 +197,7 @@ def evaluate_run(
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
         tools.log_line(f"linear probes, held-out R²: {shown}")
         if config.hybrid and config.mbr_scale:
-            dynamics = agent.world_model.dynamics
+            dynamics = recorder.dynamics
             weight = dynamics.projection.weight.detach().cpu().numpy()
             share = probe.latent_share(np.array(recorder.rows["feat"]), weight, dynamics.stoch_size)
             line["mbr_latent_share"] = share

@@ -111,9 +111,7 @@ class DreamerPro(Baseline):
         self.config = config
         self.prototypes = nn.Parameter(F.normalize(torch.randn(config.proto_count, config.proto_size), dim=-1))
         self.embed_projection = Linear(encoder.outputs, config.proto_size, dtype=dynamics.dtype)
-        self.feat_projection = Linear(
-            dynamics.feat_size, config.proto_size, dtype=dynamics.dtype
-        )
+        self.feat_projection = Linear(dynamics.feat_size, config.proto_size, dtype=dynamics.dtype)
         for layer in (self.embed_projection, self.feat_projection):
             layer.apply(networks.init_weights)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
