@@ -14,6 +14,7 @@ import dreamer
 import fast
 import models
 import networks
+import tools
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -313,6 +314,46 @@ def test_captured_acting_matches_plain_acting():
             actions.append(action.cpu())
         found.append(torch.stack(actions))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32", "16"])
+def test_losses_of_many_captured_updates_are_those_of_plain_ones(precision):
+    """The draws differ after the first updates; the means over 100 later ones do not."""
+    flags = ("--device", "cuda", "--precision", precision, "--model_lr", "1e-3")
+    batches = [{k: v.cuda() for k, v in agents.batch(seed=i).items()} for i in range(4)]
+    means = []
+    for backend in (fast.Backend(), fast.choose_backend(True, torch.device("cuda"))):
+        agent = agents.agent(*flags)
+        agent.use_backend(backend)
+        torch.manual_seed(1)
+        updates = [agent.update(batches[i % 4]) for i in range(300)]
+        means.append({k: torch.stack([u[k] for u in updates[200:]]).mean().item() for k in updates[0] if "loss" in k})
+    for name, plain in means[0].items():
+        assert means[1][name] == pytest.approx(plain, rel=0.05, abs=0.01), name
+
+
+def test_draws_of_acting_follow_their_probabilities():
+    """With the fastest backend of this machine."""
+    device, copies, calls = tools.pick_device("auto"), 256, 20
+    agent = agents.agent("--device", str(device))
+    agent.use_backend(fast.choose_backend(True, device))
+    torch.manual_seed(1)
+    # one observation, many times; a state after two steps
+    obs = {k: v[:1, 0].expand(copies, *v.shape[2:]).to(device) for k, v in agents.batch().items() if k != "action"}
+    obs = {k: v.contiguous() for k, v in obs.items() if k in ("image", "is_first")}
+    _, state = agent.act(obs, None, training=True)
+    state = {k: v[:1].expand_as(v).contiguous() for k, v in state.items()}
+    obs["is_first"] = torch.zeros_like(obs["is_first"])
+    draws = sum(agent.act(obs, state, training=True)[1]["stoch"].sum(0) for _ in range(calls))
+    data = models.preprocess({k: v[:1, None] for k, v in obs.items()})
+    model, before = agent.world_model, {k: state[k][:1] for k in ("stoch", "deter")}
+    with torch.no_grad():
+        post, _ = model.dynamics.observe(model.encoder(data), state["action"][:1, None], data["is_first"], before)
+    probs, count = model.dynamics.dist(post).probs[0, 0], copies * calls
+    z = (draws / count - probs) / (probs * (1 - probs) / count).sqrt()
+    assert z.abs().max() < 4.5 and 0.5 < z.square().mean() < 2
 
 
 # A fake GPU: shapes and devices of the GPU's branches, on tensors without memory
