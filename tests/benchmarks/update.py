@@ -8,12 +8,13 @@ plain PyTorch; native, with layers in C++ (CPU); layers compiled by PyTorch; cap
 (GPU). By default those that `compile` may choose.
 Prints for each the median, updates/s, achieved FLOP/s and their share of what a plain matrix product of the same type
 reaches in the same run, and the time until it is ready; on a GPU also kernels per update and peak memory. --profile
-adds the time of each part of an update and the slowest operations.
+adds the time of each part of an update and the slowest operations; for a captured one, the time by origin of kernels.
 """
 
 import argparse
 import contextlib
 import functools
+import re
 import statistics
 import sys
 import tempfile
@@ -88,12 +89,43 @@ class Product:
         torch.mm(*self.factors)
 
 
-def kernels(run) -> int:
-    """GPU kernels of one call."""
+def gpu_events(run) -> list[tuple[str, float]]:
+    """Name and microseconds of all that the GPU does in one call."""
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         run()
         torch.cuda.synchronize()
-    return sum(e.count for e in trace.key_averages() if not e.key.startswith(("Memcpy", "Memset", "cuda")))
+    return [(e.name, e.time_range.elapsed_us()) for e in trace.events() if e.device_type.name == "CUDA"]
+
+
+def kernels(run) -> int:
+    """GPU kernels of one call."""
+    return sum(not name.startswith(("Memcpy", "Memset")) for name, _ in gpu_events(run))
+
+
+ORIGINS = {  # the first that matches a kernel's name
+    "Triton": "^triton",
+    "convolutions": "conv|wgrad|dgrad|fprop|nhwc",
+    "matrix products": "nvjet|gemm|cublas|cutlass",
+    "optimizers and EMA": "multi_tensor",
+    "PyTorch's reductions": "reduce_kernel",
+    "copies, casts, concatenations": "copy|Cat",
+    "random numbers": "distribution",
+    "other": "",
+}
+
+
+def kernel_times(run, names: int = 30) -> None:
+    """Prints the GPU time of one call by origin, and the kernels that take most."""
+    events, of_origin, of_name = gpu_events(run), {}, {}
+    for name, taken in events:
+        origin = next(key for key, pattern in ORIGINS.items() if re.search(pattern, name, re.IGNORECASE))
+        for table, key in ((of_origin, origin), (of_name, name)):
+            count, total = table.get(key, (0, 0.0))
+            table[key] = count + 1, total + taken
+    for table in (of_origin, of_name):
+        for name, (count, total) in sorted(table.items(), key=lambda item: -item[1][1])[:names]:
+            print(f"    {total / 1e3:8.3f} ms {count:5d} x {name[:120]}")
+    print(f"    {sum(taken for _, taken in events) / 1e3:8.3f} ms in all {len(events)}")
 
 
 MODES = {
@@ -148,7 +180,9 @@ def main() -> None:
                 torch.cuda.reset_peak_memory_stats()
                 line += f" {kernels(update)} | {torch.cuda.max_memory_allocated() / 2**20:.0f} |"
             print(line, flush=True)
-            if args.profile and mode != "captured":
+            if args.profile and mode == "captured":
+                kernel_times(update)
+            elif args.profile:
                 parts(agent, batch, device)
                 operations(agent, batch, device)
             del agent, update
