@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch._dynamo.exc
 import torch._functorch.config
-import torch._inductor.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -105,7 +104,7 @@ class LayerNorm(nn.LayerNorm):
         return self.fused(x, *args, self.weight, self.bias, self.eps)
 
 
-_layers: dict[tuple, "_Layer"] | None = None  # of the current rollout, by module, part and whether they are frozen
+_layers: dict[tuple, "_Layer"] | None = None  # of the current rollout, by module, part and whether they are trained
 
 
 def rollout(function: Callable) -> Callable:
@@ -141,9 +140,10 @@ def step(frozen: bool = False) -> Callable[[Callable], Callable]:
             if _fusing != "compiled":
                 return function(owner, *args)
             rows = next(len(arg) for arg in args if isinstance(arg, Tensor))
+            trained = torch.is_grad_enabled() and not frozen
             modules = [module for module in owner.modules() if isinstance(module, Linear | LayerNorm)]
             for module in modules:
-                module.calls = {part: _Call(_layer(module, part, frozen), rows) for part in module.parts()}
+                module.calls = {part: _Call(_layer(module, part, trained), rows) for part in module.parts()}
             try:
                 with fusing("traced"):
                     return _compiled(function)(owner, *args)
@@ -158,20 +158,20 @@ def step(frozen: bool = False) -> Callable[[Callable], Callable]:
     return mark
 
 
-def _layer(module: Linear | LayerNorm, part: str, frozen: bool) -> "_Layer":
-    key = id(module), part, frozen or not torch.is_grad_enabled()
+def _layer(module: Linear | LayerNorm, part: str, trained: bool) -> "_Layer":
+    key = id(module), part, trained
     if key not in _layers:
-        _layers[key] = _Layer(module, part, frozen)
+        _layers[key] = _Layer(module, part, trained)
     return _layers[key]
 
 
 class _Layer:
     """The parameters of a part of a module for the steps of a rollout, in the type that it computes in."""
 
-    def __init__(self, module: Linear | LayerNorm, part: str, frozen: bool):
+    def __init__(self, module: Linear | LayerNorm, part: str, trained: bool):
         weight, bias = module.parts()[part]
         self.eps = getattr(module, "eps", None)
-        self.trained = weight.requires_grad and torch.is_grad_enabled() and not frozen
+        self.trained = trained and weight.requires_grad
         self.gradients = _Gradients(module.dtype, self.eps, bias is not None)
         with torch.set_grad_enabled(self.trained):
             self.weight, self.bias = _Parameters.apply(weight, bias, self.gradients)
@@ -348,8 +348,8 @@ def fusing(how: str) -> Iterator[None]:
 def _compiled(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
     torch._functorch.config.donated_buffer = False  # the actor's backward pass keeps the graph for the critic's
-    torch._inductor.config.fallback_random = True  # PyTorch's own random numbers
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    options = {"fallback_random": True}  # PyTorch's own random numbers
+    return torch.compile(function, dynamic=False, fullgraph=True, options=options)
 
 
 def fusable(replacement: Callable | None = None) -> Callable[[Callable], Callable]:
