@@ -1,0 +1,43 @@
+"""The numbers that README.md and results/README.md state are those of the runs in results/."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from figures import plot
+
+ROOT = Path(__file__).resolve().parent.parent
+README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "results/README.md"))
+
+
+def probed(folder: str) -> list[list[str]]:
+    """Task, method, return, R² of state and background, and number of seeds, as figures/plot.py prints them."""
+    runs = [plot.read_run(path, label, "eval_return", 0) for path, label in plot.find_runs(str(ROOT / folder), None)]
+    lines = plot.probe_table(plot.group_runs(runs)).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| dmc")]
+
+
+ROWS = probed("results/small")
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row[-1] != "1"], ids=lambda row: " ".join(row[:2]))
+def test_rows_of_several_seeds(row):
+    cells = " | ".join(row[:-1])
+    assert f"| {cells} |".replace("|  |", "| |") in RESULTS
+    rounded = re.sub(r"\d+\.\d", lambda number: f"{float(number[0]):.0f}", row[2])
+    assert f" {rounded} | {row[3]} |" in README
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row[-1] == "1"], ids=lambda row: " ".join(row[:2]))
+def test_rows_of_one_seed(row):
+    task, method, score, r2, *_ = row
+    assert re.search(rf"\| {task} \| {method} \| {float(score):.0f} ± \d+ \| {r2} \|", RESULTS)
+
+
+@pytest.mark.parametrize("run", sorted(ROOT.glob("results/dmc_vision/*/*/*")), ids=lambda run: run.parent.name)
+def test_evaluations_at_full_size(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [f"{row['eval_return']:.0f} ± {row['eval_return_std']:.0f}" for row in rows if "eval_return" in row]
+    assert f"| {' | '.join(found)} |" in RESULTS
