@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -521,9 +521,9 @@ class Progress:
     def __init__(self, total_steps: int, initial: int = 0):
         from tqdm import tqdm
 
-        self.total, self.initial, self.step = total_steps, initial, initial
-        self._started = time.perf_counter()
-        self._updates: tuple[int, int] | None = None  # first and latest count
+        self.total, self.step, self.updates = total_steps, initial, 0
+        # time, step and updates of the start and of the latest reports: speeds are since the first of them
+        self._marks: deque[tuple[float, int, int]] = deque(maxlen=5)
         self._episode_return: float | None = None
         self._bar = None
         if sys.stderr.isatty():
@@ -533,8 +533,9 @@ class Progress:
 
     def update(self, step: int, updates: int, episode_return: float | None = None) -> None:
         """Environment step and updates so far, and the latest return if there is a new one. Cheap: call it often."""
-        self.step = step
-        self._updates = (self._updates[0] if self._updates else updates, updates)
+        if not self._marks:
+            self._marks.append((time.perf_counter(), self.step, updates))
+        self.step, self.updates = step, updates
         if episode_return is not None:
             self._episode_return = episode_return
         if self._bar is not None:
@@ -545,18 +546,19 @@ class Progress:
                 self._bar = None
 
     def report(self, values: Mapping[str, float]) -> None:
-        """Prints one short line: the step, the latest return, these values, speed and time left."""
-        taken, done = time.perf_counter() - self._started, self.step - self.initial
+        """Prints one short line: step, these values, latest return, and speed and time left by the last few rows."""
         share = 100 * self.step / max(self.total, 1)
         parts = [f"step {self.step}/{self.total} ({share:.1f}%)", self._state()]
         parts[1:1] = [f"{name} {value:.4g}" for name, value in values.items()]
-        if done > 0:
-            parts.append(f"{_clock(taken / done * (self.total - self.step))} left")
+        now, (then, before, _) = time.perf_counter(), self._marks[0] if self._marks else (0.0, self.step, 0)
+        if self.step > before:
+            parts.append(f"{_clock((now - then) / (self.step - before) * (self.total - self.step))} left")
+        self._marks.append((now, self.step, self.updates))
         log_line(", ".join(parts))
 
     def _state(self) -> str:
-        first, latest = self._updates or (0, 0)
-        rate = (latest - first) / max(time.perf_counter() - self._started, 1e-9)
+        then, _, before = self._marks[0] if self._marks else (0.0, 0, self.updates)
+        rate = (self.updates - before) / max(time.perf_counter() - then, 1e-9)
         known = "" if self._episode_return is None else f"train_return {self._episode_return:.1f}, "
         return f"{known}{rate:.2f} updates/s"
 

@@ -458,6 +458,20 @@ def test_progress_is_one_short_line_where_there_is_no_terminal(capsys):
     assert second.endswith("0:00:00 left")
 
 
+def test_progress_tells_the_speed_of_late(capsys, monkeypatch):
+    """Compilation at the start is forgotten."""
+    now = 0.0
+    monkeypatch.setattr(tools.time, "perf_counter", lambda: now)
+    progress = Progress(10000)
+    progress.update(0, 0)
+    for row in range(1, 9):
+        now += 1000 if row == 1 else 10
+        progress.update(100 * row, 50 * row)
+        progress.report({})
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("0.05 updates/s, 27:30:00 left") and last.endswith("5.00 updates/s, 0:15:20 left")
+
+
 def test_progress_is_a_bar_on_a_terminal(tmp_path):
     code = """if True:
         import tools
