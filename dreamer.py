@@ -407,7 +407,7 @@ class Trainer:
         if distributed.is_main():
             self.logger = tools.Logger(self.logdir, step if state is not None else None, self.lines)
             self.logger.settings(self.config.flat(), self.env_step)
-            self.progress = tools.Progress(self.config.steps, self.env_step)
+            self.progress = tools.Progress(self.config.steps, self.env_step, self.updates)
         self.log_again(newer, step)
         if resumed:
             lost = f", {self.env_step - step} of them newer than the checkpoint" if not exact else ""

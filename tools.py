@@ -515,15 +515,15 @@ class Progress:
 
     Args:
         total_steps: environment steps of the run.
-        initial: environment step that it starts from.
+        initial, updates: environment step and number of updates that it starts from.
     """
 
-    def __init__(self, total_steps: int, initial: int = 0):
+    def __init__(self, total_steps: int, initial: int = 0, updates: int = 0):
         from tqdm import tqdm
 
-        self.total, self.step, self.updates = total_steps, initial, 0
+        self.total, self.step, self.updates = total_steps, initial, updates
         # time, step and updates of the start and of the latest reports: speeds are since the first of them
-        self._marks: deque[tuple[float, int, int]] = deque(maxlen=5)
+        self._marks = deque([(time.perf_counter(), initial, updates)], maxlen=5)
         self._episode_return: float | None = None
         self._bar = None
         if sys.stderr.isatty():
@@ -533,8 +533,6 @@ class Progress:
 
     def update(self, step: int, updates: int, episode_return: float | None = None) -> None:
         """Environment step and updates so far, and the latest return if there is a new one. Cheap: call it often."""
-        if not self._marks:
-            self._marks.append((time.perf_counter(), self.step, updates))
         self.step, self.updates = step, updates
         if episode_return is not None:
             self._episode_return = episode_return
@@ -550,14 +548,14 @@ class Progress:
         share = 100 * self.step / max(self.total, 1)
         parts = [f"step {self.step}/{self.total} ({share:.1f}%)", self._state()]
         parts[1:1] = [f"{name} {value:.4g}" for name, value in values.items()]
-        now, (then, before, _) = time.perf_counter(), self._marks[0] if self._marks else (0.0, self.step, 0)
+        now, (then, before, _) = time.perf_counter(), self._marks[0]
         if self.step > before:
             parts.append(f"{_clock((now - then) / (self.step - before) * (self.total - self.step))} left")
         self._marks.append((now, self.step, self.updates))
         log_line(", ".join(parts))
 
     def _state(self) -> str:
-        then, _, before = self._marks[0] if self._marks else (0.0, 0, self.updates)
+        then, _, before = self._marks[0]
         rate = (self.updates - before) / max(time.perf_counter() - then, 1e-9)
         known = "" if self._episode_return is None else f"train_return {self._episode_return:.1f}, "
         return f"{known}{rate:.2f} updates/s"

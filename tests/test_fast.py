@@ -341,8 +341,8 @@ def test_draws_of_acting_follow_their_probabilities():
     agent.use_backend(fast.choose_backend(True, device))
     torch.manual_seed(1)
     # one observation, many times; a state after two steps
-    obs = {k: v[:1, 0].expand(copies, *v.shape[2:]).to(device) for k, v in agents.batch().items() if k != "action"}
-    obs = {k: v.contiguous() for k, v in obs.items() if k in ("image", "is_first")}
+    batch = agents.batch()
+    obs = {k: batch[k][:1, 0].repeat_interleave(copies, 0).to(device) for k in ("image", "is_first")}
     _, state = agent.act(obs, None, training=True)
     state = {k: v[:1].expand_as(v).contiguous() for k, v in state.items()}
     obs["is_first"] = torch.zeros_like(obs["is_first"])
