@@ -403,6 +403,7 @@ class RSSM(nn.Module):
     Args:
         stoch, discrete: S and K; K = 0 makes the latent Normal.
         projection: size of the projection for the latent reconstruction loss.
+        project_latent: whether it reads the latent alone, not the recurrent state.
         initial: `learned` or `zeros`.
     """
 
@@ -415,6 +416,7 @@ class RSSM(nn.Module):
         deter: int = 512,
         hidden: int = 512,
         projection: int = 32,
+        project_latent: bool = False,
         unimix: float = 0.01,
         initial: str = "learned",
         mean_act: str = "none",
@@ -438,6 +440,7 @@ class RSSM(nn.Module):
         self.post_layer = JointDense((deter, embed), hidden, dtype)
         self.post_out = Linear(hidden, stats, dtype=dtype)
         self.projection = nn.Linear(self.feat_size, projection, bias=False)
+        self.projected = self.stoch_size if project_latent else self.feat_size  # features that it reads
         self.apply(init_weights)
         if initial == "learned":
             self.initial_deter = nn.Parameter(torch.zeros(1, deter))
@@ -479,7 +482,8 @@ class RSSM(nn.Module):
 
     def project(self, feat: Tensor) -> Tensor:
         """(..., F) → (..., projection), for the latent reconstruction loss."""
-        return F.linear(feat.to(self.dtype), self.projection.weight.to(self.dtype)).float()
+        inputs, weight = feat[..., : self.projected], self.projection.weight[:, : self.projected]
+        return F.linear(inputs.to(self.dtype), weight.to(self.dtype)).float()
 
     # Steps
 

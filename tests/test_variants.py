@@ -5,6 +5,7 @@ import math
 import agents
 import pytest
 import torch
+import torch.nn.functional as F
 from test_dreamer import PIXELS, entries
 
 import dreamer
@@ -37,6 +38,7 @@ def tops(names) -> set[str]:
     [
         ("no_mask", {"mask_ratio": 0.0}, set(), set()),
         ("no_mbr", {"mbr_scale": 0.0}, {"mbr_loss"}, set()),
+        ("mbr_latent", {"mbr_input": "latent"}, set(), set()),
         ("no_simsr", {"simsr_scale": 0.0}, {"simsr_loss"}, set()),
         ("no_hybrid", {"hybrid": False}, {"mbr_loss"}, set()),
         ("dreamerv3", DREAMER, {"mbr_loss", "simsr_loss"}, {"decoder_loss"}),
@@ -282,3 +284,19 @@ def test_impossible_settings_of_a_decoder(flags, words):
     with pytest.raises(ValueError) as error:
         check_config(load_config(["--configs", "dmc_vision", *flags]))
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("variant", ["features", "latent"])
+def test_latent_reconstruction_of_the_latent_alone_ignores_the_recurrent_state(variant):
+    """Seen by its gradients: the projection's weights of the recurrent state get one in the default alone."""
+    model = agents.agent("--mbr_input", variant, "--simsr_scale", "0").world_model
+    data, dynamics = models.preprocess(agents.batch()), model.dynamics
+    total, states, metrics = model.loss(data, None)
+    weight, logits = torch.autograd.grad(total, [dynamics.projection.weight, states["post"]["logit"]])
+    recurrent = weight[:, dynamics.stoch_size :]
+    assert weight[:, : dynamics.stoch_size].abs().max() > 0 and logits.abs().max() > 0
+    assert (recurrent.abs().max() > 0) == (variant == "features")
+    target = model.target_dynamics.feat(states["target_post"])
+    online, target = (f[..., : dynamics.projected] for f in (states["feat"], target))
+    projected = [F.linear(f, dynamics.projection.weight[:, : f.shape[-1]]) for f in (online, target)]
+    torch.testing.assert_close(metrics["mbr_loss"], models.latent_reconstruction_loss(*projected).mean().detach())
