@@ -196,7 +196,7 @@ def evaluate_run(
         line["probe_r2"] = r2
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
         tools.log_line(f"linear probes, held-out R²: {shown}")
-        if config.hybrid and config.mbr_scale and config.mbr_input == "features":
+        if config.hybrid and config.mbr_scale:
             dynamics = recorder.dynamics
             weight = dynamics.projection.weight.detach().cpu().numpy()
             share = probe.latent_share(np.array(recorder.rows["feat"]), weight, dynamics.stoch_size)

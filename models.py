@@ -262,7 +262,7 @@ class WorldModel(nn.Module):
             deter=config.dyn_deter,
             hidden=config.dyn_hidden,
             projection=config.dyn_cont_stoch_size,
-            project_latent=config.mbr_input == "latent",
+            train_projection=config.mbr_projection == "trained",
             unimix=config.unimix_ratio,
             initial=config.initial,
             mean_act=config.dyn_mean_act,

@@ -403,7 +403,7 @@ class RSSM(nn.Module):
     Args:
         stoch, discrete: S and K; K = 0 makes the latent Normal.
         projection: size of the projection for the latent reconstruction loss.
-        project_latent: whether it reads the latent alone, not the recurrent state.
+        train_projection: False keeps it at its initialization.
         initial: `learned` or `zeros`.
     """
 
@@ -416,7 +416,7 @@ class RSSM(nn.Module):
         deter: int = 512,
         hidden: int = 512,
         projection: int = 32,
-        project_latent: bool = False,
+        train_projection: bool = True,
         unimix: float = 0.01,
         initial: str = "learned",
         mean_act: str = "none",
@@ -430,6 +430,7 @@ class RSSM(nn.Module):
         self.mean_act, self.std_act, self.min_std = mean_act, std_act, min_std
         self.dtype = dtype
         self.stoch_size = stoch * discrete if discrete else stoch
+        self.train_projection = train_projection
         self.feat_size = self.stoch_size + deter
         stats = stoch * discrete if discrete else 2 * stoch
         self.input = JointDense((self.stoch_size, actions), hidden, dtype)
@@ -440,7 +441,6 @@ class RSSM(nn.Module):
         self.post_layer = JointDense((deter, embed), hidden, dtype)
         self.post_out = Linear(hidden, stats, dtype=dtype)
         self.projection = nn.Linear(self.feat_size, projection, bias=False)
-        self.projected = self.stoch_size if project_latent else self.feat_size  # features that it reads
         self.apply(init_weights)
         if initial == "learned":
             self.initial_deter = nn.Parameter(torch.zeros(1, deter))
@@ -482,8 +482,8 @@ class RSSM(nn.Module):
 
     def project(self, feat: Tensor) -> Tensor:
         """(..., F) → (..., projection), for the latent reconstruction loss."""
-        inputs, weight = feat[..., : self.projected], self.projection.weight[:, : self.projected]
-        return F.linear(inputs.to(self.dtype), weight.to(self.dtype)).float()
+        weight = self.projection.weight if self.train_projection else self.projection.weight.detach()
+        return F.linear(feat.to(self.dtype), weight.to(self.dtype)).float()
 
     # Steps
 

@@ -40,7 +40,7 @@ METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
     "dreamerpro": "DreamerPro",
     "no_mask": "HRSSM without mask",
     "no_mbr": "HRSSM without latent reconstruction",
-    "mbr_latent": "HRSSM, latent reconstruction of the latent alone",
+    "mbr_fixed": "HRSSM with a fixed projection",
     "no_simsr": "HRSSM without bisimulation",
     "no_hybrid": "HRSSM without target branch",
     "continuous": "HRSSM, Normal latents",
