@@ -348,7 +348,10 @@ def fusing(how: str) -> Iterator[None]:
 def _compiled(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
     torch._functorch.config.donated_buffer = False  # the actor's backward pass keeps the graph for the critic's
-    options = {"fallback_random": True}  # PyTorch's own random numbers
+    options = {
+        "fallback_random": True,  # PyTorch's own random numbers
+        "realize_reads_threshold": 1000,  # backward passes recompute a norm instead of storing it between two kernels
+    }
     return torch.compile(function, dynamic=False, fullgraph=True, options=options)
 
 

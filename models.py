@@ -28,10 +28,22 @@ def preprocess(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
     uint8 images become floats in [-0.5, 0.5] and `cont` = 1 - is_terminal is added. Flags stay bool.
     """
-    data = {k: v.float() / 255 - 0.5 if v.dtype == torch.uint8 and v.ndim > 3 else v for k, v in batch.items()}
+    data = {k: center(v) if v.dtype == torch.uint8 and v.ndim > 3 else v for k, v in batch.items()}
     if "is_terminal" in data:
         data["cont"] = 1 - data["is_terminal"].float()
     return data
+
+
+@fusable()
+def center(image: Tensor) -> Tensor:
+    """uint8 images → float in [-0.5, 0.5]."""
+    return image.float() / 255 - 0.5
+
+
+@fusable()
+def hide(image: Tensor, mask: Tensor) -> Tensor:
+    """Sets the pixels of images (B, T, H, W, C) that a mask (T, H, W) hides to 0, which is mid-gray."""
+    return image * (mask == 0)[..., None]
 
 
 def cube_mask(
@@ -388,8 +400,7 @@ class WorldModel(nn.Module):
         out = dict(data)
         for key in self.encoder.cnn_keys:
             if mask is not None:
-                # (T, H, W, 1) on (B, T, H, W, C)
-                out[key] = out[key] * (mask == 0)[..., None]
+                out[key] = hide(out[key], mask)
             out[key] = augment(out[key], tuple(self.config.augmentation), self.config.aug_prob)
         return out
 

@@ -394,6 +394,11 @@ class GRUGates(LayerNorm):
         return update_deter(parts, deter)
 
 
+@fusable()
+def concatenate(stoch: Tensor, deter: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.cat([stoch, deter], -1).to(dtype)
+
+
 class RSSM(nn.Module):
     """Recurrent state-space model: a GRU over (stoch, action), a prior from its state, a posterior that sees the image.
 
@@ -475,10 +480,10 @@ class RSSM(nn.Module):
         dist = self.dist(latent)
         return {"stoch": dist.sample() if sample else dist.mode(), "deter": deter, **latent}
 
-    def feat(self, state: State) -> Tensor:
+    def feat(self, state: State, dtype=torch.float32) -> Tensor:
         """Features of a state: stoch, flattened, and deter. (..., F)"""
         stoch = state["stoch"].flatten(-2) if self.discrete else state["stoch"]
-        return torch.cat([stoch, state["deter"]], -1)
+        return concatenate(stoch, state["deter"], dtype)
 
     def project(self, feat: Tensor) -> Tensor:
         """(..., F) → (..., projection), for the latent reconstruction loss."""
@@ -615,7 +620,7 @@ class RSSM(nn.Module):
         """
         state, steps = {k: start[k] for k in ("stoch", "deter")}, []
         for i in range(horizon):
-            feat = self.feat(state).to(self.dtype)  # once for all heads
+            feat = self.feat(state, self.dtype)  # once for all heads
             action, out = actor.act(feat.detach())
             steps.append((feat, action, out))
             if i < horizon - 1:

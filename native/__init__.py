@@ -1,4 +1,4 @@
-"""Layers in C++ for a CPU (`native.cpp`), compiled for this machine when a run starts, in a second or two.
+"""Layers in C++ for a CPU (`layers.cpp`), compiled for this machine when a run starts, in a second or two.
 
 PyTorch walks over memory once for every operation of a norm with its activation, or of the GRU's gates; these do it
 once. In bfloat16 they also sum the gradients of a norm's parameters in float32, which PyTorch's own norm on a CPU does
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).resolve().parent / "native.cpp"
+SOURCE = Path(__file__).resolve().parent / "layers.cpp"
 # not -ffast-math, which forgets about NaN and, with some compilers, about small numbers in the whole process
 FLAGS = (
     "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math "

@@ -1,4 +1,4 @@
-// Layers that are many passes over memory in PyTorch on a CPU, as one pass each. Called from native.py.
+// Layers that are many passes over memory in PyTorch on a CPU, as one pass each. Called from __init__.py.
 //
 // Arrays are contiguous. T is float or bf16; all arithmetic is float32, and gradients of parameters are summed in
 // float32, each thread's rows apart. Rows are worked on in blocks that stay in the cache, one stage after the other, so
@@ -267,7 +267,7 @@ extern "C" void pick_class(const float *probs, const float *u, float *y, long n,
     }
 }
 
-// What native.py sees of the templates: `half` tells bf16 from float.
+// What __init__.py sees of the templates: `half` tells bf16 from float.
 extern "C" {
 
 void norm_silu_forward(long half, const void *x, const float *weight, const float *bias, void *y, long n, long c,
