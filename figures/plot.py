@@ -264,8 +264,8 @@ def legend_name(name: str) -> str:
 
 
 def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
-    """A panel for each task, a line with its interval for each method."""
-    columns = min(len(groups), 4)
+    """A panel for each task, a line with its interval for each method; a task's distracted versions share its range."""
+    columns = len(groups) if len(groups) < 4 else math.ceil(math.sqrt(len(groups)))
     lines = math.ceil(len(groups) / columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(3.4 * columns + 0.6, 2.7 * lines + 0.7), squeeze=False, layout="constrained"
@@ -292,6 +292,12 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+    by_task = dict(zip(groups, axes.flat, strict=False))
+    for task in groups:
+        alike = [axis for other, axis in by_task.items() if f"{other}_".startswith(f"{task}_")]
+        limits = [limit for axis in alike for limit in axis.get_ylim()]
+        for axis in alike:
+            axis.set_ylim(min(limits), max(limits))
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     figure.supxlabel("environment steps", fontsize=9)

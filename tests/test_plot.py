@@ -117,6 +117,20 @@ def test_names_that_matplotlib_would_read_as_math_or_hide(tmp_path):
     assert "_hidden" in (tmp_path / "a.svg").read_text() and "frac" in (tmp_path / "a.svg").read_text()
 
 
+def test_a_task_and_its_distracted_versions_share_their_range(tmp_path, monkeypatch):
+    tops = {"dmc_walker_walk": 900.0, "dmc_walker_walk_video": 100.0, "dmc_walker_walker": 50.0}
+    for task, top in tops.items():
+        write_run(tmp_path / task, task, values=list(np.linspace(0, top, 10)))
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    runs = [plot.read_run(tmp_path / task, "A", "eval_return", 0) for task in tops]
+    plot.draw_curves(plot.group_runs(runs), {}, "eval_return", tmp_path / "curves.png")
+    limits = {axis.get_title().split()[0]: axis.get_ylim() for axis in plot.plt.gcf().axes}
+    monkeypatch.undo()
+    plot.plt.close("all")
+    assert limits["dmc_walker_walk"] == limits["dmc_walker_walk_video"] and limits["dmc_walker_walk"][1] > 900
+    assert 50 < limits["dmc_walker_walker"][1] < 100
+
+
 def test_statistics_agree_with_scipy():
     rng = np.random.default_rng(0)
     scores = rng.normal(100, 20, 12)
