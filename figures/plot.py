@@ -272,7 +272,13 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
     )
     methods = list(dict.fromkeys(method for group in groups.values() for method in group))
     handles = {}
-    for axis, (task, group) in zip(axes.flat, groups.items(), strict=False):
+    panels = dict(zip(groups, axes.flat, strict=False))
+    for task, axis in panels.items():
+        clean = min((other for other in groups if f"{task}_".startswith(f"{other}_")), key=len)
+        if clean != task:
+            axis.sharey(panels[clean])
+    for task, group in groups.items():
+        axis = panels[task]
         end = max(run.steps[-1] for runs in group.values() for run in runs)
         for name, steps, returns in published.get(task, []):
             shown = steps <= max(end, steps[0])
@@ -292,12 +298,6 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
-    by_task = dict(zip(groups, axes.flat, strict=False))
-    for task in groups:
-        alike = [axis for other, axis in by_task.items() if f"{other}_".startswith(f"{task}_")]
-        limits = [limit for axis in alike for limit in axis.get_ylim()]
-        for axis in alike:
-            axis.set_ylim(min(limits), max(limits))
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     figure.supxlabel("environment steps", fontsize=9)

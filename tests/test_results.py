@@ -25,11 +25,13 @@ def test_rows_of_several_seeds(rows):
     several = [row for row in rows if row[-1] != "1"]
     for row in several:
         assert f"| {' | '.join(row)} |".replace("|  |", "| |") in RESULTS
+        if row[-1] == "2":  # README may leave it out
+            continue
         exact = [float(number) for number in re.findall(r"[\d.]+", row[2])]
         line = re.search(rf"^\| {re.escape(row[1])} \|.*", README, re.MULTILINE)
         stated = re.findall(r"(\d+) \[(\d+), (\d+)\]", line[0]) if line else []
-        assert row[-1] == "2" or any([*map(float, numbers)] == pytest.approx(exact, abs=0.6) for numbers in stated), row
-        if row[0] == "dmc_walker_stand_video" and row[-1] != "2":
+        assert any([*map(float, numbers)] == pytest.approx(exact, abs=0.6) for numbers in stated), row
+        if row[0] == "dmc_walker_stand_video":
             assert line[0].endswith(f"| {row[3]} | {row[4]} |"), row
     assert several
 

@@ -286,7 +286,6 @@ def test_impossible_settings_of_a_decoder(flags, words):
     assert all(word in str(error.value) for word in words)
 
 
-
 def test_a_fixed_projection_leaves_the_loss_to_the_latents():
     found = {}
     for name in ("trained", "fixed"):
