@@ -346,8 +346,9 @@ def fusing(how: str) -> Iterator[None]:
 
 @functools.cache
 def _compiled(function: Callable) -> Callable:
-    torch._dynamo.config.recompile_limit = 256  # one for each shape that a function meets
-    torch._functorch.config.donated_buffer = False  # the actor's backward pass keeps the graph for the critic's
+    torch.compiler.config.recompile_limit = 256  # one for each shape that a function meets
+    # the actor's backward pass keeps the graph for the critic's; this is the setting that PyTorch's own error names
+    torch._functorch.config.donated_buffer = False
     options = {
         "fallback_random": True,  # PyTorch's own random numbers
         "realize_reads_threshold": 1000,  # backward passes recompute a norm instead of storing it between two kernels
