@@ -285,10 +285,11 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
             style = {"color": "#777777", "linewidth": 1.2, "markersize": 3, "zorder": 1}
             (handles[name],) = axis.plot(steps[shown], returns[shown], "o--", **style)
         for method, runs in group.items():
-            color = COLORS[methods.index(method) % len(COLORS)]
+            again, number = divmod(methods.index(method), len(COLORS))
+            color, style = COLORS[number], ("-", "--", ":")[again % 3]
             steps, mean, (low, high) = mean_curve(runs)
             marker = "o" if len(steps) == 1 else None
-            (handles[method],) = axis.plot(steps, mean, color=color, linewidth=1.6, marker=marker)
+            (handles[method],) = axis.plot(steps, mean, style, color=color, linewidth=1.6, marker=marker)
             axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
         seeds = sorted({len(runs) for runs in group.values()})
         counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
@@ -302,9 +303,14 @@ def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
         axis.set_visible(False)
     figure.supxlabel("environment steps", fontsize=9)
     figure.supylabel(legend_name(metric), fontsize=9)
-    columns = math.ceil(len(handles) / math.ceil(len(handles) / (columns + 1)))  # of rows of equal length
     names = [legend_name(name) for name in handles]
-    figure.legend(handles.values(), names, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    for most in range(columns + 1, 0, -1):  # the widest legend that fits
+        count = math.ceil(len(handles) / math.ceil(len(handles) / most))  # of rows of equal length
+        style = {"loc": "outside upper center", "ncols": count, "frameon": False, "fontsize": 9}
+        legend = figure.legend(handles.values(), names, **style)
+        if most == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+            break
+        legend.remove()
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

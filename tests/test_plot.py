@@ -131,6 +131,19 @@ def test_a_task_and_its_distracted_versions_share_their_range(tmp_path, monkeypa
     assert 50 < limits["dmc_walker_walker"][1] < 100
 
 
+def test_no_two_methods_look_alike(tmp_path, monkeypatch):
+    names = [f"method{number}" for number in range(2 * len(plot.COLORS) + 1)]
+    for name in names:
+        write_run(tmp_path / name, "dmc_walker_walk")
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    runs = [plot.read_run(tmp_path / name, name, "eval_return", 0) for name in names]
+    plot.draw_curves(plot.group_runs(runs), {}, "eval_return", tmp_path / "curves.png")
+    looks = {(line.get_color(), line.get_linestyle()) for line in plot.plt.gca().get_lines()}
+    monkeypatch.undo()
+    plot.plt.close("all")
+    assert len(looks) == len(names)
+
+
 def test_statistics_agree_with_scipy():
     rng = np.random.default_rng(0)
     scores = rng.normal(100, 20, 12)

@@ -1,0 +1,109 @@
+"""What each loss asks of the world model: `python figures/loss_gradients.py RUN... [--checkpoint FILE] [--batches 8]`.
+
+For each RUN, a --logdir with its replay, prints a Markdown table: the loss times its weight, and the norm of its
+gradient at the parameters of the encoder and of the dynamics, averaged over batches. Adam divides a gradient by its own
+size, so what counts is the size of one loss's gradient next to the others'. `kl` is dyn and rep together. The
+projection of `mbr`, which no other loss trains, is left out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import checkpoint
+import collect
+import models
+import tools
+from config import read_config
+from dreamer import make_agent
+from replay import Replay
+
+PARTS = ("encoder", "dynamics")
+
+
+def loss_gradients(model: models.WorldModel, batch: dict[str, Tensor]) -> dict[str, tuple[float, dict[str, Tensor]]]:
+    """Of each loss with a weight, all on the same random numbers: weighted value, and gradient at each of PARTS, flat.
+
+    Args:
+        batch: replay rows (B, T, ...).
+    """
+    config, data = model.config, models.preprocess(batch)
+    mask = model.draw_mask(data)
+    params = {
+        part: [p for name, p in getattr(model, part).named_parameters() if not name.startswith("projection")]
+        for part in PARTS
+    }
+    state, found = torch.get_rng_state(), {}
+
+    def weighted(scales: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.set_rng_state(state)
+        model.config = config.replace(**scales)
+        try:
+            total, _, metrics = model.loss(data, mask)
+        finally:
+            model.config = config
+        return total, metrics
+
+    names = [name.removesuffix("_loss") for name in weighted({})[1] if name.endswith("_loss")]
+    scales = {"kl": ("dyn_scale", "rep_scale")}
+    scales |= {name: (f"{name}_scale",) for name in names if name not in ("model", "dyn", "rep")}
+    for name, own in scales.items():
+        if not any(config[scale] for scale in own):
+            continue
+        others = {scale: 0.0 for scales_of in scales.values() for scale in scales_of if scale not in own}
+        total, _ = weighted(others)
+        grads = {
+            part: torch.autograd.grad(total, params[part], retain_graph=True, materialize_grads=True) for part in PARTS
+        }
+        found[name] = total.item(), {part: torch.cat([g.flatten() for g in grads[part]]) for part in PARTS}
+    return found
+
+
+def table(run: Path, path: Path, batches: int) -> str:
+    """The table of a run's checkpoint; ValueError if there is no run, or no replay."""
+    if not (run / "config.yaml").is_file() or not (run / "train_eps").is_dir():
+        raise ValueError(f"{run} is not the folder of a run with its replay (config.yaml, train_eps)")
+    config = read_config(run / "config.yaml").replace(parallel=False, device="cpu", compile=False)
+    with collect.make_train_envs(config) as group:
+        agent = make_agent(config, group)
+    state = tools.load_checkpoint(path)
+    checkpoint.check(state, agent, path)
+    agent.load_state_dict(state["agent"]["agent"])
+    replay, rng = Replay(run / "train_eps", config.dataset_size), np.random.default_rng(0)
+    replay.load()
+    torch.manual_seed(0)
+    rows: dict[str, list[list[float]]] = {}
+    for _ in range(batches):
+        segments = replay.draw(rng, config.batch_size, config.batch_length)
+        batch = {key: torch.from_numpy(value) for key, value in replay.gather(segments).items()}
+        for name, (value, grads) in loss_gradients(agent.world_model, batch).items():
+            rows.setdefault(name, []).append([value, *(grads[part].norm().item() for part in PARTS)])
+    lines = [f"{run}, step {state['step'] * config.action_repeat}", "", "| loss | value | encoder | dynamics |"]
+    lines += ["|---|---:|---:|---:|"]
+    for name, found in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{mean:.2g}" for mean in np.mean(found, 0)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--checkpoint", type=Path, help="default: RUN/latest.pt")
+    parser.add_argument("--batches", type=int, default=8)
+    args = parser.parse_args()
+    try:
+        for run in args.runs:
+            print(table(run, args.checkpoint or run / checkpoint.LATEST, args.batches))
+    except (OSError, ValueError) as error:
+        print(f"loss_gradients.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
