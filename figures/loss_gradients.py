@@ -76,7 +76,8 @@ def table(run: Path, path: Path, batches: int) -> str:
     checkpoint.check(state, agent, path)
     agent.load_state_dict(state["agent"]["agent"])
     replay, rng = Replay(run / "train_eps", config.dataset_size), np.random.default_rng(0)
-    replay.load()
+    if not replay.load():
+        raise ValueError(f"{run / 'train_eps'} holds no finished episode")
     torch.manual_seed(0)
     rows: dict[str, list[list[float]]] = {}
     for _ in range(batches):
@@ -97,6 +98,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: RUN/latest.pt")
     parser.add_argument("--batches", type=int, default=8)
     args = parser.parse_args()
+    if args.batches < 1:
+        parser.error("--batches: expected 1 or more")
     try:
         for run in args.runs:
             print(table(run, args.checkpoint or run / checkpoint.LATEST, args.batches))
