@@ -79,6 +79,11 @@ def load_weights(logdir: Path, agent: nn.Module) -> int:
         raise ValueError(f"--logdir {logdir} holds no checkpoint yet: {LATEST} is missing")
     if problem:
         tools.log_line(f"{problem}: evaluating {path}")
+    return put(state, agent, path)
+
+
+def put(state: dict, agent: nn.Module, path: Path) -> int:
+    """Puts the networks of a checkpoint into `agent`, after `check`; returns the agent steps it was trained for."""
     check(state, agent, path)
     agent.load_state_dict(state["agent"]["agent"])
     return state["step"]

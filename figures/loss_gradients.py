@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import checkpoint
 import collect
+import evaluation
 import models
 import tools
-from config import read_config
 from dreamer import make_agent
 from replay import Replay
 
@@ -69,12 +69,10 @@ def table(run: Path, path: Path, batches: int) -> str:
     """The table of a run's checkpoint; ValueError if there is no run, or no replay."""
     if not (run / "config.yaml").is_file() or not (run / "train_eps").is_dir():
         raise ValueError(f"{run} is not the folder of a run with its replay (config.yaml, train_eps)")
-    config = read_config(run / "config.yaml").replace(parallel=False, device="cpu", compile=False)
+    config = evaluation.run_config([], run).replace(parallel=False, device="cpu", compile=False)
     with collect.make_train_envs(config) as group:
         agent = make_agent(config, group)
-    state = tools.load_checkpoint(path)
-    checkpoint.check(state, agent, path)
-    agent.load_state_dict(state["agent"]["agent"])
+    step = checkpoint.put(tools.load_checkpoint(path), agent, path)
     replay, rng = Replay(run / "train_eps", config.dataset_size), np.random.default_rng(0)
     if not replay.load():
         raise ValueError(f"{run / 'train_eps'} holds no finished episode")
@@ -85,7 +83,7 @@ def table(run: Path, path: Path, batches: int) -> str:
         batch = {key: torch.from_numpy(value) for key, value in replay.gather(segments).items()}
         for name, (value, grads) in loss_gradients(agent.world_model, batch).items():
             rows.setdefault(name, []).append([value, *(grads[part].norm().item() for part in PARTS)])
-    lines = [f"{run}, step {state['step'] * config.action_repeat}", "", "| loss | value | encoder | dynamics |"]
+    lines = [f"{run}, step {step * config.action_repeat}", "", "| loss | value | encoder | dynamics |"]
     lines += ["|---|---:|---:|---:|"]
     for name, found in rows.items():
         lines.append(f"| {name} | " + " | ".join(f"{mean:.2g}" for mean in np.mean(found, 0)) + " |")
