@@ -320,17 +320,27 @@ class WorldModel(nn.Module):
         return cube_mask(length, height, width, c.mask_ratio, c.patch_size, c.block_size, data[keys[0]].device)
 
     def loss(self, data: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, dict[str, networks.State], Metrics]:
-        """The world-model objective (docs/algorithm.md, section 3).
+        """The world-model objective, the sum of `losses`; its states; its metrics and `model_loss`."""
+        losses, states, metrics = self.losses(data, mask)
+        first, *others = losses.values()
+        total = sum(others, start=first)
+        return total, states, {"model_loss": total.detach(), **metrics}
 
-        A loss named `x` is weighted by the setting `x_scale` and logged as `x_loss`.
+    def losses(
+        self, data: dict[str, Tensor], mask: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, networks.State], Metrics]:
+        """The terms of the world-model objective (docs/algorithm.md, section 3).
+
+        A loss named `x` is weighted by the setting `x_scale` and logged, without its weight, as `x_loss`.
 
         Args:
             data: a preprocessed batch, (B, T, ...).
             mask: (T, H, W), 1 is hidden.
 
         Returns:
-            The total loss; the states of both branches (post, prior, target_post, target_prior), the features of post
-            (feat) and the embedding (embed) that the start of imagination was inferred from; metrics.
+            The weighted losses by name, the KL (`kl`, weighted by dyn_scale and rep_scale) first; the states of both
+            branches (post, prior, target_post, target_prior), the features of post (feat) and the embedding (embed)
+            that the start of imagination was inferred from; metrics.
         """
         c = self.config
         action, is_first = data["action"], data["is_first"]
@@ -383,17 +393,16 @@ class WorldModel(nn.Module):
             )
             metrics["simsr_reward_out_of_range"] = ((reward < 0) | (reward > 2)).any().float()
 
-        total = sum((c[f"{name}_scale"] * loss for name, loss in losses.items()), start=kl.mean())
         metrics.update({f"{name}_loss": loss.detach() for name, loss in losses.items()})
         metrics.update(
-            model_loss=total.detach(),
             dyn_loss=dyn.detach().mean(),
             rep_loss=rep.detach().mean(),
             kl=kl_value.mean(),
             prior_ent=prior_dist.entropy().detach().mean(),
             post_ent=post_dist.entropy().detach().mean(),
         )
-        return total, states, metrics
+        weighted = {name: c[f"{name}_scale"] * loss for name, loss in losses.items()}
+        return {"kl": kl.mean(), **weighted}, states, metrics
 
     def apply_mask(self, data: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
         """The observations of the masked branch: masked pixels are 0 (mid-gray), then the augmentations."""

@@ -28,40 +28,26 @@ PARTS = ("encoder", "dynamics")
 
 
 def loss_gradients(model: models.WorldModel, batch: dict[str, Tensor]) -> dict[str, tuple[float, dict[str, Tensor]]]:
-    """Of each loss with a weight, all on the same random numbers: weighted value, and gradient at each of PARTS, flat.
+    """Of each loss with a weight: its weighted value, and its gradient at each of PARTS, flat.
 
     Args:
         batch: replay rows (B, T, ...).
     """
-    config, data = model.config, models.preprocess(batch)
-    mask = model.draw_mask(data)
+    data = models.preprocess(batch)
     params = {
         part: [p for name, p in getattr(model, part).named_parameters() if not name.startswith("projection")]
         for part in PARTS
     }
-    state, found = torch.get_rng_state(), {}
-
-    def weighted(scales: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        torch.set_rng_state(state)
-        model.config = config.replace(**scales)
-        try:
-            total, _, metrics = model.loss(data, mask)
-        finally:
-            model.config = config
-        return total, metrics
-
-    names = [name.removesuffix("_loss") for name in weighted({})[1] if name.endswith("_loss")]
-    scales = {"kl": ("dyn_scale", "rep_scale")}
-    scales |= {name: (f"{name}_scale",) for name in names if name not in ("model", "dyn", "rep")}
-    for name, own in scales.items():
-        if not any(config[scale] for scale in own):
+    losses, _, _ = model.losses(data, model.draw_mask(data))
+    found = {}
+    for name, loss in losses.items():
+        scales = ("dyn_scale", "rep_scale") if name == "kl" else (f"{name}_scale",)
+        if not any(model.config[scale] for scale in scales):
             continue
-        others = {scale: 0.0 for scales_of in scales.values() for scale in scales_of if scale not in own}
-        total, _ = weighted(others)
         grads = {
-            part: torch.autograd.grad(total, params[part], retain_graph=True, materialize_grads=True) for part in PARTS
+            part: torch.autograd.grad(loss, params[part], retain_graph=True, materialize_grads=True) for part in PARTS
         }
-        found[name] = total.item(), {part: torch.cat([g.flatten() for g in grads[part]]) for part in PARTS}
+        found[name] = loss.item(), {part: torch.cat([g.flatten() for g in grads[part]]) for part in PARTS}
     return found
 
 
