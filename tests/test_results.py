@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import config
 from figures import plot
 
+QUICKSTART = ["--configs", "dmc_vision", "small", "quickstart"]
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "results/README.md"))
 
@@ -43,8 +45,21 @@ def test_rows_of_one_seed(rows):
             assert stated and float(stated[1]) == pytest.approx(float(score), abs=0.6), (task, method)
 
 
-@pytest.mark.parametrize("run", sorted(ROOT.glob("results/dmc_vision/*/*/*")), ids=lambda run: run.parent.name)
-def test_evaluations_at_full_size(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [f"{row['eval_return']:.0f} ± {row['eval_return_std']:.0f}" for row in rows if "eval_return" in row]
+def evaluations(run: Path) -> list[dict]:
+    return [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "eval_return" in row]
+
+
+RUNS = [run for size in ("dmc_vision", "quickstart") for run in sorted(ROOT.glob(f"results/{size}/*/*/*"))]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.parts[-4]}-{run.name}")
+def test_every_evaluation(run):
+    found = [f"{row['eval_return']:.0f} ± {row['eval_return_std']:.0f}" for row in evaluations(run)]
     assert f"| {' | '.join(found)} |" in RESULTS
+
+
+@pytest.mark.parametrize("run", sorted(ROOT.glob("results/quickstart/*/*/*")), ids=lambda run: run.name)
+def test_quickstart(run):
+    assert ", ".join(f"{row['eval_return']:.0f}" for row in evaluations(run)) in README
+    ran, now = config.read_config(run / "config.yaml").flat(), config.load_config(QUICKSTART).flat()
+    assert {name for name in now if ran[name] != now[name]} <= {"logdir", "seed"}  # it was this quickstart
