@@ -1,9 +1,10 @@
 """What each loss asks of the world model: `python figures/loss_gradients.py RUN... [--checkpoint FILE] [--batches 8]`.
 
-For each RUN, a --logdir with its replay, prints a Markdown table: the loss times its weight, and the norm of its
-gradient at the parameters of the encoder and of the dynamics, averaged over batches. Adam divides a gradient by its own
-size, so what counts is the size of one loss's gradient next to the others'. `kl` is dyn and rep together. The
-projection of `mbr`, which no other loss trains, is left out.
+For each RUN, a --logdir with its replay, prints a Markdown table: the loss times its weight, the norm of its gradient
+at the parameters of the encoder and of the dynamics, averaged over batches, and its share there: Adam divides the
+gradient of each parameter by its size, so what counts is the size of one loss's gradient next to that of the sum, root
+mean squares over batches; the table has the median over parameters. `kl` is dyn and rep together. The projection of
+`mbr`, which no other loss trains, is left out.
 """
 
 import argparse
@@ -63,16 +64,24 @@ def table(run: Path, path: Path, batches: int) -> str:
     if not replay.load():
         raise ValueError(f"{run / 'train_eps'} holds no finished episode")
     torch.manual_seed(0)
-    rows: dict[str, list[list[float]]] = {}
+    norms: dict[str, list[list[float]]] = {}
+    squares: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}  # of each loss's gradient, and of their sum
     for _ in range(batches):
         segments = replay.draw(rng, config.batch_size, config.batch_length)
         batch = {key: torch.from_numpy(value) for key, value in replay.gather(segments).items()}
-        for name, (value, grads) in loss_gradients(agent.world_model, batch).items():
-            rows.setdefault(name, []).append([value, *(grads[part].norm().item() for part in PARTS)])
-    lines = [f"{run}, step {step * config.action_repeat}", "", "| loss | value | encoder | dynamics |"]
-    lines += ["|---|---:|---:|---:|"]
-    for name, found in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{mean:.2g}" for mean in np.mean(found, 0)) + " |")
+        found = loss_gradients(agent.world_model, batch)
+        for name, (value, grads) in found.items():
+            norms.setdefault(name, []).append([value, *(grads[part].norm().item() for part in PARTS)])
+        for part in PARTS:
+            parts = {name: grads[part] for name, (_, grads) in found.items()}
+            for name, grad in {**parts, "": sum(parts.values())}.items():
+                squares[part][name] = squares[part].get(name, 0) + grad.square()
+    lines = [f"{run}, step {step * config.action_repeat}", ""]
+    lines += ["| loss | value | encoder | dynamics | share, encoder | share, dynamics |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
+    for name, rows in norms.items():
+        shares = [(squares[part][name] / squares[part][""]).sqrt().nanmedian().item() for part in PARTS]
+        lines.append(f"| {name} | " + " | ".join(f"{number:.2g}" for number in [*np.mean(rows, 0), *shares]) + " |")
     return "\n".join(lines) + "\n"
 
 

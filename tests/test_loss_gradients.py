@@ -3,6 +3,7 @@
 import sys
 
 import agents
+import numpy as np
 import pytest
 import torch
 from test_dreamer import VECTORS
@@ -58,8 +59,12 @@ def test_table_of_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["loss_gradients.py", str(run), "--batches", "2"])
     loss_gradients.main()
     title, _, head, _, *rows = capsys.readouterr().out.strip().splitlines()
-    assert title == f"{run}, step 240" and head == "| loss | value | encoder | dynamics |"
+    assert title == f"{run}, step 240"
+    assert head == "| loss | value | encoder | dynamics | share, encoder | share, dynamics |"
     assert [row.split(" | ")[0] for row in rows] == ["| kl", "| reward", "| cont", "| mbr", "| simsr"]
+    norms = np.array([[float(cell) for cell in row.strip("| ").split(" | ")[2:]] for row in rows])
+    # the larger the norm of a loss's gradient, the larger its share; the largest makes up most of the sum
+    assert (norms[:, :2].argmax(0) == norms[:, 2:].argmax(0)).all() and (norms[:, 2:].max(0) > 0.5).all()
     for problem in (tmp_path, tmp_path / "nowhere"):
         monkeypatch.setattr(sys, "argv", ["loss_gradients.py", str(problem)])
         with pytest.raises(SystemExit, match="2"):
