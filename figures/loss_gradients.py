@@ -65,22 +65,23 @@ def table(run: Path, path: Path, batches: int) -> str:
         raise ValueError(f"{run / 'train_eps'} holds no finished episode")
     torch.manual_seed(0)
     norms: dict[str, list[list[float]]] = {}
-    squares: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}  # of each loss's gradient, and of their sum
+    squares: dict[tuple[str, str], Tensor] = {}  # of each loss's gradient at each part, summed over batches
+    squares_of_sum = dict.fromkeys(PARTS, 0.0)
     for _ in range(batches):
         segments = replay.draw(rng, config.batch_size, config.batch_length)
         batch = {key: torch.from_numpy(value) for key, value in replay.gather(segments).items()}
         found = loss_gradients(agent.world_model, batch)
         for name, (value, grads) in found.items():
             norms.setdefault(name, []).append([value, *(grads[part].norm().item() for part in PARTS)])
+            for part in PARTS:
+                squares[name, part] = squares.get((name, part), 0.0) + grads[part].square()
         for part in PARTS:
-            parts = {name: grads[part] for name, (_, grads) in found.items()}
-            for name, grad in {**parts, "": sum(parts.values())}.items():
-                squares[part][name] = squares[part].get(name, 0) + grad.square()
+            squares_of_sum[part] += sum(grads[part] for _, grads in found.values()).square()
     lines = [f"{run}, step {step * config.action_repeat}", ""]
     lines += ["| loss | value | encoder | dynamics | share, encoder | share, dynamics |"]
     lines += ["|---|---:|---:|---:|---:|---:|"]
     for name, rows in norms.items():
-        shares = [(squares[part][name] / squares[part][""]).sqrt().nanmedian().item() for part in PARTS]
+        shares = [(squares[name, part] / squares_of_sum[part]).sqrt().nanmedian().item() for part in PARTS]
         lines.append(f"| {name} | " + " | ".join(f"{number:.2g}" for number in [*np.mean(rows, 0), *shares]) + " |")
     return "\n".join(lines) + "\n"
 
