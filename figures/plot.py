@@ -3,7 +3,7 @@
 RUN is a --logdir, a folder of them such as results/small, or NAME=RUN, which names the method. Runs are grouped by
 task, method and seed. FILE.png shows a panel for each task: the mean over seeds and its 95 % confidence interval, by
 bootstrap. FILE_table.png and FILE_table.csv hold IQM, mean and median at the steps of --at with their intervals
-(rliable's stratified bootstrap: "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
+(stratified bootstrap, as in "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
 2021). Markdown tables are printed: of the means, and of what linear probes found, for runs that were probed.
 """
 
@@ -14,7 +14,6 @@ import json
 import math
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from rliable import library, metrics
+import scipy.stats
 from ruamel.yaml import YAML
 
 PUBLISHED = Path(__file__).parent / "published_returns.csv"
@@ -203,14 +202,17 @@ def mean_curve(runs: list[Run], points: int = 300, reps: int = 1000) -> tuple[np
 
 
 def bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable, reps: int) -> tuple[np.ndarray, np.ndarray]:
-    """function(scores) and its 95 % interval (2, ...), the runs of each task drawn `reps` times with replacement."""
-    with warnings.catch_warnings():
-        # rliable passes its random state by a keyword that its bootstrap library has renamed.
-        warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
-        state = np.random.RandomState(0)
-        np.random.seed(0)  # for a list of scores, rliable draws from numpy's own generator whatever it is given
-        point, interval = library.get_interval_estimates({"": scores}, function, reps=reps, random_state=state)
-    return point[""], interval[""]
+    """function(*tasks) and its 95 % interval (2, ...): percentiles over `reps` draws with replacement.
+
+    scores is one array, or one for each task: (seeds, ...). Seeds are drawn within a task, for each column separately.
+    """
+    tasks = scores if isinstance(scores, list) else [scores]
+    rng = np.random.RandomState(0)
+    draws = []
+    for _ in range(reps):
+        drawn = [np.take_along_axis(task, rng.choice(len(task), task.shape), axis=0) for task in tasks]
+        draws.append(function(*drawn))
+    return function(*tasks), np.percentile(draws, [2.5, 97.5], axis=0)
 
 
 def score_at(run: Run, step: float) -> float | None:
@@ -223,11 +225,11 @@ def score_at(run: Run, step: float) -> float | None:
 def aggregate(*tasks: np.ndarray) -> np.ndarray:
     """(IQM, mean, median) of scores, one (seeds,) array for each task.
 
-    With several tasks, mean and median are over the tasks' means, as in rliable; with one, over its seeds.
+    With several tasks, mean and median are over the tasks' means, as in Agarwal et al.; with one, over its seeds.
     """
     scores = np.concatenate(tasks)
     means = scores if len(tasks) == 1 else np.array([task.mean() for task in tasks])
-    return np.array([metrics.aggregate_iqm(scores), means.mean(), np.median(means)])
+    return np.array([scipy.stats.trim_mean(scores, 0.25), means.mean(), np.median(means)])
 
 
 def summarize(groups: dict[str, dict[str, list[Run]]], at: list[float], reps: int = 2000) -> list[dict]:

@@ -158,12 +158,21 @@ def test_statistics_agree_with_scipy():
         np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=1.5)
 
 
-def test_aggregates_over_tasks_agree_with_rliable():
-    scores = np.random.default_rng(1).normal(size=(5, 4))  # runs, tasks
-    iqm, mean, median = plot.aggregate(*scores.T)
-    assert iqm == pytest.approx(plot.metrics.aggregate_iqm(scores))
-    assert mean == pytest.approx(plot.metrics.aggregate_mean(scores))
-    assert median == pytest.approx(plot.metrics.aggregate_median(scores))
+def test_statistics_over_tasks_agree_with_scipy():
+    rng = np.random.default_rng(1)
+    tasks = [rng.normal(0, 1, 12), rng.normal(5, 2, 8)]  # a task's runs are drawn among themselves
+    point, interval = plot.bootstrap(tasks, plot.aggregate, 3000)
+    functions = (
+        lambda a, b: scipy.stats.trim_mean([*a, *b], 0.25),
+        lambda a, b: np.mean([a.mean(), b.mean()]),
+        lambda a, b: np.median([a.mean(), b.mean()]),
+    )
+    for i, function in enumerate(functions):
+        assert point[i] == pytest.approx(function(*tasks))
+        other = scipy.stats.bootstrap(
+            tasks, function, n_resamples=3000, method="percentile", random_state=1, vectorized=False
+        )
+        np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=0.1)
 
 
 def test_curve_over_seeds_that_log_at_different_steps():
