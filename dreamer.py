@@ -2,7 +2,7 @@
 
 This file holds the agent (`Dreamer`: act, update), the training loop (`Trainer`), and the command line. `--help` lists
 every setting. A run is a folder: the same command with the same --logdir resumes it from its checkpoint; `--eval_only`
-evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (distributed.py).
+evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (run/distributed.py).
 """
 
 import contextlib
@@ -12,28 +12,27 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import tools
+from run import logs, process
 
-TUNED = [tools.tune_allocator()] if __name__ == "__main__" else []  # must come before torch
+TUNED = [process.tune_allocator()] if __name__ == "__main__" else []  # must come before torch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import checkpoint
-import collect
-import distributed
 import envs
-import evaluation
 import exploration
 import fast
 import models
 import networks
-from collect import STREAMS, Collector
-from config import ACTIONS, Config, check_config, check_resume, load_config, save_config, sees_images
+import tools
 from envs.parallel import EnvGroup, WorkerDied
-from replay import Prefetcher
-from setup.import_checkpoint import import_checkpoint
+from run import checkpoint, collect, distributed, evaluate
+from run.collect import STREAMS, Collector
+from run.config import ACTIONS, Config, check_config, check_resume, load_config, save_config, sees_images
+from run.evaluate import Scores
+from run.public import import_checkpoint
+from run.replay import Prefetcher
 
 
 class Dreamer(nn.Module):
@@ -52,7 +51,7 @@ class Dreamer(nn.Module):
         self.behavior = models.ImagBehavior(config, self.world_model, actions)
         self.explorer = exploration.make(config, self.world_model, actions)
         self.behaviors = (self.behavior, *self.explorer.behaviors)
-        self.to(tools.pick_device(config.device))
+        self.to(process.pick_device(config.device))
         self.use_backend(fast.Backend())
 
     @property
@@ -182,21 +181,21 @@ class TrainingError(Exception):
 class Trainer:
     """A training run: the agent, its experience, the logs, and what a checkpoint holds of them.
 
-    With several ranks (distributed.py), each has its share of envs, replay and batch. They run the loop in lockstep;
-    the main one logs, evaluates, and saves what all need to resume. Counters are totals over all ranks.
+    With several ranks (run/distributed.py), each has its share of envs, replay and batch. They run the loop in
+    lockstep; the main one logs, evaluates, and saves what all need to resume. Counters are totals over all ranks.
     """
 
     def __init__(self, config: Config, logdir: Path):
         self.config, self.logdir = config, logdir
-        self.device = tools.pick_device(config.device)
-        tools.seed_everything(config.seed, config.deterministic_run)
+        self.device = process.pick_device(config.device)
+        process.seed_everything(config.seed, config.deterministic_run)
         group = collect.make_train_envs(config)
-        self.evaluator = evaluation.Evaluator(config)
+        self.evaluator = evaluate.Evaluator(config)
         self.agent = make_agent(config, group)
         self.backend = fast.choose_backend(config.compile, self.device, distributed.size())
-        self.agent.use_backend(self.backend, tools.log_line)
+        self.agent.use_backend(self.backend, logs.log_line)
         for task in config.eval_tasks:
-            evaluation.check_eval_task(config, task, group, self.agent.keys)
+            evaluate.check_eval_task(config, task, group, self.agent.keys)
         self.collector = Collector(config, group, self.agent.keys, logdir / "train_eps")
         if not distributed.is_main():  # other noise than the main rank, which continues its stream from initialization
             self.seed_torch()
@@ -212,8 +211,8 @@ class Trainer:
         self.last_return: float | None = None
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
         self.lines: int | None = None  # of metrics.jsonl at the checkpoint
-        self.logger: tools.Logger | None = None  # on the main rank
-        self.progress: tools.Progress | None = None
+        self.logger: logs.Logger | None = None  # on the main rank
+        self.progress: logs.Progress | None = None
 
     @property
     def env_step(self) -> int:
@@ -231,7 +230,7 @@ class Trainer:
         Raises TrainingError or collect.EnvError if it cannot; OSError if a file cannot be written.
         """
         behind = False  # updates lost with a checkpoint are due
-        with tools.Interrupt() as interrupt, self.saving_before_errors():
+        with process.Interrupt() as interrupt, self.saving_before_errors():
             while True:
                 if not self.collector.under_way:
                     if self.is_due("eval") and not self.evaluate(interrupt):
@@ -257,7 +256,7 @@ class Trainer:
                     break
                 self.log_episodes(summaries)
             self.save()
-            tools.log_line(f"stopped at step {self.env_step}: the same command resumes from there")
+            logs.log_line(f"stopped at step {self.env_step}: the same command resumes from there")
 
     @contextlib.contextmanager
     def saving_before_errors(self) -> Iterator[None]:
@@ -266,7 +265,7 @@ class Trainer:
             yield
         except collect.EnvError:
             self.save()
-            tools.log_line(f"an env failed: saved a checkpoint of step {self.env_step}")
+            logs.log_line(f"an env failed: saved a checkpoint of step {self.env_step}")
             raise
 
     def is_due(self, what: str) -> bool:
@@ -278,7 +277,7 @@ class Trainer:
     def updates_due(self) -> int:
         return updates_due(self.config, self.collector.step) if self.collector.can_sample else 0
 
-    def learn(self, interrupt: tools.Interrupt) -> bool:
+    def learn(self, interrupt: process.Interrupt) -> bool:
         """Does the updates that are due. If any rank is interrupted, it stops between two updates and returns False.
 
         After a lost checkpoint many are due: it does at most as many as belong to the steps between two checkpoints.
@@ -297,24 +296,24 @@ class Trainer:
             self.show_progress()
         return False
 
-    def evaluate(self, interrupt: tools.Interrupt) -> bool:
+    def evaluate(self, interrupt: process.Interrupt) -> bool:
         """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
         Likewise on each of `eval_tasks`. If any rank is interrupted, it drops the evaluation and all its effects, and
         returns False. An error of an env drops it too, and raises EnvError in all ranks.
         """
-        results, rng, episodes, failure = {}, tools.rng_state(), self.evaluator.episodes, None
+        results, rng, episodes, failure = {}, process.rng_state(), self.evaluator.episodes, None
         try:
             with interrupt.immediate():
                 if self.config.eval_episode_num and distributed.is_main():
                     results = self.evaluator.play(self.agent, self.env_step)
-        except tools.Interrupted:
+        except process.Interrupted:
             pass
         except Exception as error:
             failure = error
         dropped, failed = distributed.any_rank(interrupt.requested), distributed.any_rank(failure is not None)
         if dropped or failed:
-            tools.set_rng_state(rng)
+            process.set_rng_state(rng)
             self.evaluator.episodes = episodes
             if not dropped:
                 raise collect.EnvError("an evaluation failed") from failure
@@ -330,7 +329,7 @@ class Trainer:
         segments = replay.draw(np.random.default_rng(seed), 8 * sequences, c.batch_length)
         segments.sort(key=len)  # few seams between episodes
         batch = {k: torch.from_numpy(v).to(self.device) for k, v in replay.gather(segments[:sequences]).items()}
-        with tools.own_randomness(self.device, *seed):
+        with process.own_randomness(self.device, *seed):
             return self.agent.world_model.video_pred(batch).cpu().numpy()
 
     # Logs
@@ -343,15 +342,15 @@ class Trainer:
                 self.logger.write(self.env_step)
         self.show_progress()
 
-    def log_evaluation(self, results: dict[str, tuple[evaluation.Scores, list[np.ndarray]]]) -> None:
+    def log_evaluation(self, results: dict[str, tuple[Scores, list[np.ndarray]]]) -> None:
         if self.logger is None or not results:
             return
         for task, (scores, videos) in results.items():
-            suffix, means = f"/{task}" if task else "", evaluation.summary(scores)
+            suffix, means = f"/{task}" if task else "", evaluate.summary(scores)
             self.logger.scalars({f"eval_{k}{suffix}": v for k, v in means.items()})
             if videos:  # an env that cannot be rendered has none
                 self.logger.video(f"eval_policy{suffix}", videos[0])
-            tools.log_line(
+            logs.log_line(
                 f"step {self.env_step}: eval_return{suffix} {means['return']:.1f} ± {means['return_std']:.1f} "
                 f"({means['episodes']} episodes)"
             )
@@ -405,18 +404,18 @@ class Trainer:
         episodes = sum(distributed.all_gather(self.collector.replay.episodes))
         resumed = state is not None or self.env_step > 0
         if distributed.is_main():
-            self.logger = tools.Logger(self.logdir, step if state is not None else None, self.lines)
+            self.logger = logs.Logger(self.logdir, step if state is not None else None, self.lines)
             self.logger.settings(self.config.flat(), self.env_step)
-            self.progress = tools.Progress(self.config.steps, self.env_step, self.updates)
+            self.progress = logs.Progress(self.config.steps, self.env_step, self.updates)
         self.log_again(newer, step)
         if resumed:
             lost = f", {self.env_step - step} of them newer than the checkpoint" if not exact else ""
-            tools.log_line(f"resumed at step {self.env_step} with {episodes} episodes{lost}")
+            logs.log_line(f"resumed at step {self.env_step} with {episodes} episodes{lost}")
             owed = self.updates_due() - self.updates
             if not exact and owed > 0:
-                tools.log_line(f"{owed} updates lost with the last checkpoint are due")
+                logs.log_line(f"{owed} updates lost with the last checkpoint are due")
             elif self.env_step >= self.config.steps:
-                tools.log_line(f"nothing left to train: --steps is {self.config.steps}; a larger number resumes")
+                logs.log_line(f"nothing left to train: --steps is {self.config.steps}; a larger number resumes")
         if exact:
             with checkpoint.our_layout(path):
                 self.batches.load_state_dict(own["batches"])
@@ -449,7 +448,7 @@ class Trainer:
         self.done_at = {name: int(state["done_at"][name]) for name in self.done_at}
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
-            tools.log_line(f"resumed with another number of processes, {distributed.size()} instead of {len(ranks)}")
+            logs.log_line(f"resumed with another number of processes, {distributed.size()} instead of {len(ranks)}")
             self.collector.rng = self.collector.random_stream("prefill")
             self.batches.rng = self.collector.random_stream("batches")
             self.seed_torch()
@@ -457,7 +456,7 @@ class Trainer:
         own = ranks[distributed.rank()]
         self.metrics.load_state_dict(own["metrics"])
         self.batches.rng.bit_generator.state = own["batches"]["rng"]
-        tools.set_rng_state(own["rng"], prefill=self.collector.rng)
+        process.set_rng_state(own["rng"], prefill=self.collector.rng)
         return own
 
     def save(self) -> None:
@@ -467,7 +466,7 @@ class Trainer:
         """
         self.check_losses(self.average(self.metrics.means()))
         agent = self.agent.state()
-        broken = tools.find_nonfinite(agent)
+        broken = checkpoint.find_nonfinite(agent)
         if broken:
             raise TrainingError(
                 f"training has diverged: {broken} is not finite at step {self.env_step}; "
@@ -477,13 +476,13 @@ class Trainer:
         own = {
             "batches": self.batches.state_dict(),
             "metrics": self.metrics.state_dict(),
-            "rng": tools.rng_state(prefill=self.collector.rng),
+            "rng": process.rng_state(prefill=self.collector.rng),
         }
         state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own), "agent": agent}
         if distributed.is_main():
             state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes}
             state |= {"last_return": self.last_return, "done_at": done_at, "lines": self.logger.lines}
-            tools.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
+            checkpoint.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
         self.done_at = done_at
 
     def close(self) -> None:
@@ -498,7 +497,7 @@ class Trainer:
 def check_settings(config: Config) -> None:
     """Raises ValueError, one line, for settings that cannot work together or on this machine."""
     check_config(config)
-    tools.pick_device(config.device)
+    process.pick_device(config.device)
     envs.reward_to_simsr(config.task, config.action_repeat)  # raises for an unknown task
 
 
@@ -509,7 +508,7 @@ def open_logdir(logdir: Path) -> Iterator[None]:
         if distributed.is_main():
             try:
                 logdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(tools.lock_folder(logdir))
+                stack.enter_context(process.lock_folder(logdir))
             except OSError as error:
                 raise ValueError(
                     f"--logdir {logdir}: {error.strerror}; expected a folder that can be made and written"
@@ -531,9 +530,9 @@ def run_command(argv: list[str]) -> int:
                 if action.eval_only:
                     if distributed.size() > 1:
                         raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
-                    config = evaluation.run_config(argv, logdir)
+                    config = evaluate.run_config(argv, logdir)
                     check_settings(config)
-                    evaluation.evaluate_run(
+                    evaluate.evaluate_run(
                         make_agent, config, logdir, action.episodes, action.video, action.probe_state
                     )
                     return 0
@@ -548,15 +547,15 @@ def run_command(argv: list[str]) -> int:
             with distributed.together(*errors):
                 if config.from_checkpoint and not (logdir / checkpoint.LATEST).exists():
                     for line in import_checkpoint(trainer.agent, config.from_checkpoint):
-                        tools.log_line(f"--from_checkpoint: {line}")
+                        logs.log_line(f"--from_checkpoint: {line}")
                 trainer.resume()
                 if distributed.is_main():
                     save_config(config, logdir / "config.yaml")
         except errors as error:
             nameless = isinstance(error, OSError) and error.errno and not error.filename  # of a write
             return complain(f"{error} (--logdir {logdir})" if nameless else error, 2)
-        for line in filter(None, [*TUNED, tools.tune_matmul(trainer.device), trainer.backend.note]):
-            tools.log_line(line)
+        for line in filter(None, [*TUNED, process.tune_matmul(trainer.device), trainer.backend.note]):
+            logs.log_line(line)
         try:
             trainer.train()
         except TrainingError as error:

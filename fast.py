@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import native
-import tools
+from run import logs
 
 # Steps that are compiled whole
 #
@@ -426,7 +426,7 @@ def try_compiler(device: torch.device) -> str:
         with torch.enable_grad():
             torch.compile(lambda x: F.silu(x).sum(), dynamic=False, fullgraph=True)(x).backward()
     except Exception as error:  # a missing compiler raises various errors
-        return f"; nothing is compiled ({tools.first_line(error)})"
+        return f"; nothing is compiled ({logs.first_line(error)})"
     return ""
 
 
@@ -485,7 +485,7 @@ class GraphedFunction:
         try:
             return self.function(inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            self.log(f"{self.name}: nothing is compiled ({tools.first_line(error)})")
+            self.log(f"{self.name}: nothing is compiled ({logs.first_line(error)})")
             self.fuse = ""
         with fusing(""):  # all of it again, including the part before the error
             return self.function(inputs)
@@ -518,7 +518,7 @@ class GraphedFunction:
                 self.packed = torch.stack([out[key].float() for key in self.scalars]) if self.scalars else None
                 self.outputs = {key: value for key, value in out.items() if value.ndim}
         except Exception as error:
-            self.log(f"{self.name}: not captured as a CUDA graph ({tools.first_line(error)})")
+            self.log(f"{self.name}: not captured as a CUDA graph ({logs.first_line(error)})")
             self.capture, inputs, self.inputs = False, self.inputs, {}
             return self.function(inputs)
         self.graph = graph

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import baselines
-import distributed
 import distributions as dists
 import networks
 import tools
 from fast import fusable
+from run import distributed
 
 Metrics = dict[str, Tensor]  # scalars on the device
 

@@ -11,7 +11,7 @@ from fast import Linear
 
 if TYPE_CHECKING:
     import tools
-    from config import Config
+    from run.config import Config
 
 
 class Baseline(nn.Module):

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import distributed
 import networks
 from fast import Linear
+from run import distributed
 
 from .base import Baseline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-import distributed
+from run import distributed
 
 from .base import FeatureProjection
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import distributed
+from run import distributed
 
 from .base import FeatureProjection
 

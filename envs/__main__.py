@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import envs
-import video
+from run import video
 
 SUFFIXES = (".mp4", ".gif")
 MAX_SIDE = 4096  # pixels of a video that every player can show

@@ -17,13 +17,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import checkpoint
-import collect
-import evaluation
 import models
-import tools
 from dreamer import make_agent
-from replay import Replay
+from run import checkpoint, collect, evaluate
+from run.replay import Replay
 
 PARTS = ("encoder", "dynamics")
 
@@ -56,10 +53,10 @@ def table(run: Path, path: Path, batches: int) -> str:
     """The table of a run's checkpoint; ValueError if there is no run, or no replay."""
     if not (run / "config.yaml").is_file() or not (run / "train_eps").is_dir():
         raise ValueError(f"{run} is not the folder of a run with its replay (config.yaml, train_eps)")
-    config = evaluation.run_config([], run).replace(parallel=False, device="cpu", compile=False)
+    config = evaluate.run_config([], run).replace(parallel=False, device="cpu", compile=False)
     with collect.make_train_envs(config) as group:
         agent = make_agent(config, group)
-    step = checkpoint.put(tools.load_checkpoint(path), agent, path)
+    step = checkpoint.put(checkpoint.load_checkpoint(path), agent, path)
     replay, rng = Replay(run / "train_eps", config.dataset_size), np.random.default_rng(0)
     if not replay.load():
         raise ValueError(f"{run / 'train_eps'} holds no finished episode")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import checkpoint
-import tools
-from config import ACTIONS, load_config, read_config, save_config
+from run import checkpoint
+from run.config import ACTIONS, load_config, read_config, save_config
 
 
 def export(run: Path, folder: Path) -> None:
-    state = tools.load_checkpoint(run / "latest.pt")
+    state = checkpoint.load_checkpoint(run / "latest.pt")
     with checkpoint.our_layout(run / "latest.pt"):
         networks, step = state["agent"]["agent"], state["step"]
         agent = {k: v.bfloat16() if v.is_floating_point() else v for k, v in networks.items()}
@@ -23,7 +22,7 @@ def export(run: Path, folder: Path) -> None:
     # complete, even if the run is older than some settings
     config, _ = load_config(["--logdir", str(folder)], extra=ACTIONS, base=read_config(run / "config.yaml"))
     save_config(config, folder / "config.yaml")
-    tools.save_checkpoint(folder / "latest.pt", {"agent": {"agent": agent}, "step": step})
+    checkpoint.save_checkpoint(folder / "latest.pt", {"agent": {"agent": agent}, "step": step})
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import tools  # noqa: E402
-from config import ConfigError, check_config, load_config, nearest, read_config, save_config  # noqa: E402
+from run import files, process  # noqa: E402
+from run.config import ConfigError, check_config, load_config, nearest, read_config, save_config  # noqa: E402
 
 SLURM_DEFAULTS = {"job_name": "hrssm", "time": 24 * 60, "gpus_per_node": 1, "cpus_per_task": 8, "signal_delay_s": 300}
 MAX_SEED, MAX_SEEDS = 10**18, 10_000
@@ -426,7 +426,7 @@ def export(runs: list[Run], folder: Path) -> str:
             settings = read_config(run.folder / "config.yaml").replace(logdir=str(place))
         except ConfigError as error:
             raise SweepError(f"--export: {error}") from None
-        with tools.replacing(folder / place / "metrics.jsonl", "w") as file:
+        with files.replacing(folder / place / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in thin(rows))
         save_config(settings, folder / place / "config.yaml")
         if (run.folder / "eval.jsonl").is_file():
@@ -481,7 +481,7 @@ def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel:
     executor.update_parameters(timeout_min=60 * 24 * 365)
     active: dict[Run, tuple[submitit.Job, str | None]] = {}
     todo, total, failed, lost, stopping = list(todo), len(todo), 0, False, False
-    with tools.Interrupt() as interrupt:
+    with process.Interrupt() as interrupt:
         while active or (todo and not interrupt.requested):
             elsewhere = [run for run in elsewhere if run.locked()]
             while todo and not interrupt.requested and len(active) + len(elsewhere) < max_parallel:

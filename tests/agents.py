@@ -3,7 +3,7 @@
 import torch
 
 import dreamer
-from config import Config, load_config
+from run.config import Config, load_config
 
 SMALL = (
     "--device cpu --compile False --dyn_hidden 16 --dyn_deter 24 --dyn_stoch 4 --dyn_discrete 5 "

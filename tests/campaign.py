@@ -294,13 +294,13 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(logdir: Path) -> Snapshot:
-    import tools
+    from run import checkpoint
 
     episodes = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
     path, known = logdir / "metrics.jsonl", 0
     for name in ("latest.pt", "previous.pt"):
         with contextlib.suppress(OSError, ValueError):
-            known = tools.load_checkpoint(logdir / name)["lines"]
+            known = checkpoint.load_checkpoint(logdir / name)["lines"]
             break
     return Snapshot(episodes, path.read_bytes().splitlines(keepends=True)[:known] if known else [])
 
@@ -318,8 +318,8 @@ def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False, s
     import numpy as np
 
     import dreamer
-    import tools
-    from replay import read_episode
+    from run import checkpoint
+    from run.replay import read_episode
 
     require(result.code == 0, f"the run did not resume: {result}")
     lines, logdir = rows(t.logdir), t.logdir
@@ -351,7 +351,7 @@ def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False, s
         lines[-1]["step"] == next(x for x in reversed(lines) if "eval_return" in x)["step"], "no evaluation at the end"
     )
     config = dreamer.load_config([*setup_runs(), "--steps", str(steps)])
-    state = tools.load_checkpoint(logdir / "latest.pt")
+    state = checkpoint.load_checkpoint(logdir / "latest.pt")
     due = dreamer.updates_due(config, state["step"])
     counted = next(line["update_count"] for line in reversed(lines) if "update_count" in line)
     require(state["updates"] == due == counted, f"{state['updates']} updates, {counted} logged, {due} due")
@@ -691,7 +691,7 @@ def episode_bytes(t: Trial) -> str:
     """the bytes of an episode file, read alone"""
     import numpy as np
 
-    from replay import Replay, episode_key, read_episode, spec_of_episode
+    from run.replay import Replay, episode_key, read_episode, spec_of_episode
 
     path = t.rng.choice(sorted((reference() / "train_eps").glob("*.npz")))
     arrays, data = read_episode(path), mutate(path.read_bytes(), t.rng)
@@ -735,7 +735,7 @@ def episodes_of_a_run(t: Trial) -> str:
     """damaged episodes, pipes, devices and huge claimed sizes in a run that trains on"""
     import numpy as np
 
-    from replay import read_episode
+    from run.replay import read_episode
 
     copy_run(t)
     chosen = damage_episodes(t)
@@ -773,14 +773,14 @@ def equal(a, b) -> bool:
 
 
 def read_damaged(path: Path) -> int:
-    import tools
+    from run import checkpoint
 
     try:
-        found = tools.load_checkpoint(path)
+        found = checkpoint.load_checkpoint(path)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0 if equal(found, tools.load_checkpoint(reference() / "latest.pt")) else 3
+    return 0 if equal(found, checkpoint.load_checkpoint(reference() / "latest.pt")) else 3
 
 
 @scenario("damage", 300)
@@ -833,11 +833,11 @@ def change_layout(state: dict, rng: random.Random) -> str:
 
 
 def write_changed(source: Path, path: Path, seed: float) -> None:
-    import tools
+    from run import checkpoint
 
-    state = tools.load_checkpoint(source)
+    state = checkpoint.load_checkpoint(source)
     print(change_layout(state, random.Random(seed)))
-    tools.save_checkpoint(path, state)
+    checkpoint.save_checkpoint(path, state)
 
 
 @scenario("damage", 30)
@@ -891,7 +891,7 @@ def metrics_lines(t: Trial) -> str:
 @scenario("damage", 16)
 def config_yaml(t: Trial) -> str:
     """damage in config.yaml of a run that resumes"""
-    from config import ConfigError, read_config
+    from run.config import ConfigError, read_config
 
     copy_run(t)
     path = t.logdir / "config.yaml"
@@ -948,8 +948,8 @@ JUNK = (
 
 @functools.cache
 def setup_config():
-    """config.py, which reads configs.yaml once for all trials."""
-    import config
+    """run/config.py, which reads configs.yaml once for all trials."""
+    from run import config
 
     config.ConfigFile = functools.cache(config.ConfigFile)
     return config
@@ -1169,7 +1169,7 @@ def legal_run(t: Trial) -> str:
 @scenario("configs", 120)
 def configs_file(t: Trial) -> str:
     """configs.yaml, mutated"""
-    import config
+    from run import config
 
     path, err = t.folder / "configs.yaml", io.StringIO()
     path.write_bytes(mutate_text((ROOT / "configs.yaml").read_bytes(), t.rng))

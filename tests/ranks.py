@@ -11,7 +11,7 @@ import agents
 import numpy as np
 import torch
 
-import distributed
+from run import distributed
 
 UPDATES = 4
 # A larger epsilon, as Adam amplifies rounding errors where a gradient is close to zero

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 import dreamer
-from config import Config, load_config
-from setup.import_checkpoint import import_checkpoint
+from run.config import Config, load_config
+from run.public import import_checkpoint
 
 FOLDER = Path(os.environ.get("PARITY_DIR", Path(__file__).parent / "parity"))
 TOLERANCE = 1e-5  # of an array's largest entry

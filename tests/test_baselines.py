@@ -18,13 +18,12 @@ from test_fast import needs_gpu
 from test_native import needs_compiler
 
 import baselines
-import distributed
 import distributions as dists
 import fast
 import models
-import tools
 from baselines import dreamerpro, infonce, r2dreamer, repo
-from config import LEGAL
+from run import checkpoint, distributed
+from run.config import LEGAL
 
 # Numbers of the public code
 
@@ -368,11 +367,11 @@ def test_a_checkpoint_holds_all_of_a_method(name, tmp_path):
     expected = []
     for seed in range(4):
         if seed == 2:
-            tools.save_checkpoint(tmp_path / "latest.pt", whole.state())
+            checkpoint.save_checkpoint(tmp_path / "latest.pt", whole.state())
         torch.manual_seed(seed)
         expected.append(whole.update(agents.batch(seed=seed)))
     resumed = agents.agent(*FEW, *flags, base=("dmc_vision", name), seed=1)
-    resumed.load(tools.load_checkpoint(tmp_path / "latest.pt"))
+    resumed.load(checkpoint.load_checkpoint(tmp_path / "latest.pt"))
     for seed in range(2, 4):
         torch.manual_seed(seed)
         found = resumed.update(agents.batch(seed=seed))

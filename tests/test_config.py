@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config as module
-import distributed
-from config import (
+from run import config as module
+from run import distributed
+from run.config import (
     ACTIONS,
     CONFIGS,
     LEGAL,
@@ -373,8 +373,9 @@ def test_damaged_saved_config_is_one_line(tmp_path, text, words):
 
 
 def test_import_is_silent_and_without_torch():
-    code = "import sys, config; config.load_config([]); print('torch' in sys.modules, 'tensorboard' in sys.modules)"
-    root = Path(module.__file__).parent
+    code = "import sys; from run import config; config.load_config([]); "
+    code += "print('torch' in sys.modules, 'tensorboard' in sys.modules)"
+    root = Path(module.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert (done.stdout, done.stderr) == ("False False\n", "")
 

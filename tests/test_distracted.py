@@ -6,10 +6,10 @@ import pytest
 from test_backgrounds import flat_frames, write_video
 
 import envs
-from collect import make_envs
-from config import load_config
 from envs import backgrounds, distracted
 from envs.dmc import DMC
+from run.collect import make_envs
+from run.config import load_config
 
 SPARED = ("self", "effector", "target", "site")  # materials that a mask must spare
 

@@ -14,12 +14,10 @@ import ranks
 import torch
 from test_dreamer import ROOT, VECTORS, entries, run, start, wait_for
 
-import distributed
 import dreamer
 import models
-import replay
-import tools
-from config import check_config
+from run import checkpoint, distributed, process, replay
+from run.config import check_config
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +133,7 @@ def test_two_ranks_write_one_run(whole_run):
     # one logger
     assert len(list(logdir.glob("events.out.tfevents.*"))) == 1
     assert sum(line.startswith("step ") for line in out.splitlines()) == 3 + 2  # of the log and of evaluations
-    saved = tools.load_checkpoint(logdir / "latest.pt")
+    saved = checkpoint.load_checkpoint(logdir / "latest.pt")
     assert len(saved["ranks"]) == len(saved["sent"]) == 2 and saved["episode"] == [4, 4]
 
 
@@ -195,13 +193,13 @@ def test_bad_settings_of_ranks_are_one_line(tmp_path, monkeypatch, capfd):
     with pytest.raises(ValueError, match="--batch_size is 3"):
         check_config(agents.config("--envs", "2"))
     with pytest.raises(ValueError, match="auto, cuda or cpu"):
-        tools.pick_device("cuda:0")
+        process.pick_device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="this machine has 1"):
-        tools.pick_device("cuda")
+        process.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert tools.pick_device("cuda") == torch.device("cuda", 1)
+    assert process.pick_device("cuda") == torch.device("cuda", 1)
     monkeypatch.setattr(distributed, "all_gather", lambda value: [value, value])
     monkeypatch.setattr(distributed, "stop", lambda: None)
     for flags in (["--eval_only", "--logdir", str(tmp_path)], ["--batch_sise", "3"]):

@@ -16,10 +16,9 @@ import pytest
 import torch
 
 import dreamer
-import replay
-import tools
-from config import read_config
-from setup.import_checkpoint import public_name
+from run import checkpoint, logs, replay
+from run.config import read_config
+from run.public import public_name
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +50,7 @@ def run(*flags, launcher=PYTHON) -> tuple[int, str, str]:
 def entries(logdir: Path) -> list[dict]:
     """Lines of metrics.jsonl without the measured times."""
     lines = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in tools.Logger.TIMED} for line in lines]
+    return [{k: v for k, v in line.items() if k not in logs.Logger.TIMED} for line in lines]
 
 
 def wait_for(logdir: Path, lines: int, process: subprocess.Popen) -> None:
@@ -189,7 +188,7 @@ def test_kill_at_ten_random_moments(tmp_path):
             assert len(replay.read_episode(logdir / "train_eps" / name)["reward"]) == 31
         kept = files
         if (logdir / "latest.pt").exists():
-            tools.load_checkpoint(logdir / "latest.pt")
+            checkpoint.load_checkpoint(logdir / "latest.pt")
         for line in (logdir / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
             json.loads(line)
     reached = len(kept) * 60
@@ -286,7 +285,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
     if actions != 1:
         assert f"_wm.dynamics._inp_layers.0.weight ({sizes['hidden']}, {stoch + actions})" in out
         assert f"behavior.actor.out.weight has shape (2, {units})" in out
-    saved = tools.load_checkpoint(tmp_path / "run" / "latest.pt")["agent"]["agent"]
+    saved = checkpoint.load_checkpoint(tmp_path / "run" / "latest.pt")["agent"]["agent"]
     theirs = torch.load(path, weights_only=True)
     for name in ("_wm.dynamics._cell._layer.weight", "_wm.encoder._cnn.layers.3.weight", "_wm.target_dynamics.W"):
         assert torch.equal(saved[public_name(name)], theirs[name])

@@ -15,9 +15,9 @@ from PIL import Image
 
 import envs
 import envs.__main__ as watch
-import video
 from envs.dmc import suite
 from envs.wrappers import CheckAction, TimeLimit
+from run import video
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOW_TO_COMPILE = ("dmc_dog_run", "dmc_quadruped_fetch")

@@ -8,9 +8,8 @@ import pytest
 from test_dreamer import PIXELS, VECTORS, entries
 
 import dreamer
-import evaluation
-import tools
-from config import Config, read_config, save_config
+from run import checkpoint, evaluate
+from run.config import Config, read_config, save_config
 from setup import export_agent
 
 pytestmark = pytest.mark.slow
@@ -65,9 +64,9 @@ def test_a_checkpoint_is_evaluated_and_the_run_is_unchanged(run, capsys):
 
 def test_evaluation_uses_the_checkpoint(run):
     assert main("--eval_only", "--logdir", run) == 0
-    state = tools.load_checkpoint(run / "latest.pt")
+    state = checkpoint.load_checkpoint(run / "latest.pt")
     state["agent"]["agent"]["behavior.actor.out.bias"] += 3
-    tools.save_checkpoint(run / "latest.pt", state)
+    checkpoint.save_checkpoint(run / "latest.pt", state)
     assert main("--eval_only", "--logdir", run) == 0
     first, changed = lines(run)
     assert first["episodes"] == changed["episodes"] == 3  # eval_episode_num
@@ -76,8 +75,8 @@ def test_evaluation_uses_the_checkpoint(run):
 
 @pytest.mark.parametrize("count, together", [(0, 2), (1, 1), (3, 3), (9, 3)])
 def test_how_many_envs_play_an_evaluation_together(count, together, run, monkeypatch):
-    made, make_envs = [], evaluation.make_envs
-    monkeypatch.setattr(evaluation, "make_envs", lambda *args: made.append(args[2]) or make_envs(*args))
+    made, make_envs = [], evaluate.make_envs
+    monkeypatch.setattr(evaluate, "make_envs", lambda *args: made.append(args[2]) or make_envs(*args))
     assert main("--eval_only", "--logdir", run, "--episodes", "3", "--eval_envs", count, *HERE) == 0
     assert made == [together] and len(lines(run)[0]["returns"]) == 3
 
@@ -85,8 +84,8 @@ def test_how_many_envs_play_an_evaluation_together(count, together, run, monkeyp
 def test_evaluation_needs_no_replay_and_no_training_env(run, monkeypatch):
     shutil.rmtree(run / "train_eps")
     made = []
-    make_envs = evaluation.make_envs
-    monkeypatch.setattr(evaluation, "make_envs", lambda c, mode, *rest: made.append(mode) or make_envs(c, mode, *rest))
+    make_envs = evaluate.make_envs
+    monkeypatch.setattr(evaluate, "make_envs", lambda c, mode, *rest: made.append(mode) or make_envs(c, mode, *rest))
     assert main("--eval_only", "--logdir", run, "--episodes", "1") == 0
     assert made == ["eval_only"] and not (run / "train_eps").exists()
 

@@ -19,8 +19,8 @@ import torch
 from test_dreamer import PYTHON, ROOT, VECTORS, entries, run, start, wait_for
 
 import dreamer
-import tools
-from config import Config, read_config, save_config
+from run import checkpoint, logs
+from run.config import Config, read_config, save_config
 
 pytestmark = pytest.mark.slow
 
@@ -60,13 +60,13 @@ def update_count(logdir: Path) -> int:
 
 def test_updates_are_redone_without_a_checkpoint(logdir, capsys):
     before = entries(logdir)
-    updates, first = update_count(logdir), tools.load_checkpoint(logdir / "latest.pt")
+    updates, first = update_count(logdir), checkpoint.load_checkpoint(logdir / "latest.pt")
     for name in ("latest.pt", "previous.pt"):
         (logdir / name).unlink()
     assert main(*SHORT, "--logdir", logdir) == 0
     out = capsys.readouterr().out
     assert f"{updates} updates lost with the last checkpoint are due" in out and "nothing" not in out
-    state = tools.load_checkpoint(logdir / "latest.pt")
+    state = checkpoint.load_checkpoint(logdir / "latest.pt")
     assert state["updates"] == update_count(logdir) == updates == 3 + (240 - 40) // 4 == first["updates"]
     episodes = [line for line in before if "train_return" in line]
     assert [line for line in entries(logdir) if "train_return" in line] == episodes
@@ -82,7 +82,7 @@ def test_many_lost_updates_are_logged_and_saved_in_parts_and_can_be_interrupted(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0 and "the same command resumes" in out, err
-    assert 0 < tools.load_checkpoint(logdir / "latest.pt")["updates"] < 53
+    assert 0 < checkpoint.load_checkpoint(logdir / "latest.pt")["updates"] < 53
     code, out, err = run(*flags)
     assert code == 0, err
     counts = [line["update_count"] for line in entries(logdir) if "update_count" in line]
@@ -114,7 +114,7 @@ def test_the_previous_checkpoint_is_used_if_the_last_is_damaged(logdir, how, cap
     assert (logdir / "latest.pt.damaged").exists() == (how != "missing")
     assert update_count(logdir) == updates
     assert [x for x in entries(logdir) if "train_return" in x] == [x for x in before if "train_return" in x]
-    assert tools.load_checkpoint(path)["step"] == 240
+    assert checkpoint.load_checkpoint(path)["step"] == 240
 
 
 def test_only_damaged_checkpoints_are_one_line(logdir, capsys):
@@ -166,9 +166,9 @@ def other_moments(state):
     ],
 )
 def test_a_checkpoint_of_another_layout_is_one_line(logdir, change, words, capsys):
-    state = tools.load_checkpoint(logdir / "latest.pt")
+    state = checkpoint.load_checkpoint(logdir / "latest.pt")
     change(state)
-    tools.save_checkpoint(logdir / "latest.pt", state)
+    checkpoint.save_checkpoint(logdir / "latest.pt", state)
     assert main(*SHORT, "--logdir", logdir) == 2
     line = one_line(capsys.readouterr().err)
     assert f"{logdir / 'latest.pt'} has another layout" in line and words in line
@@ -201,7 +201,7 @@ def test_a_config_change_that_does_not_fit_the_checkpoint_is_one_line(logdir, fl
 def test_a_changed_learning_rate_is_that_of_the_resumed_run(logdir):
     flags = ["--model_lr", "2e-4", "--allow_config_change", "True", "--steps", "520"]
     assert main(*SHORT, *flags, "--logdir", logdir) == 0
-    state = tools.load_checkpoint(logdir / "latest.pt")["agent"]["optimizers"]
+    state = checkpoint.load_checkpoint(logdir / "latest.pt")["agent"]["optimizers"]
     assert state["model"]["param_groups"][0]["lr"] == 2e-4 and state["actor"]["param_groups"][0]["lr"] == 3e-5
 
 
@@ -216,9 +216,9 @@ def test_episodes_that_were_moved_away_are_one_line(logdir, capsys):
 
 @pytest.mark.parametrize("weight, words", [(1e12, "_loss is .* beyond 1e\\+09"), (3e38, "_loss is nan .* not finite")])
 def test_a_run_that_diverges_ends_with_the_last_good_checkpoint(logdir, weight, words, capsys):
-    state = tools.load_checkpoint(logdir / "latest.pt")
+    state = checkpoint.load_checkpoint(logdir / "latest.pt")
     state["agent"]["agent"]["behavior.value.out.weight"][::2] = weight
-    tools.save_checkpoint(logdir / "latest.pt", state)
+    checkpoint.save_checkpoint(logdir / "latest.pt", state)
     before = (logdir / "latest.pt").read_bytes()
     assert main(*SHORT, "--steps", "1200", "--log_every", "100", "--logdir", logdir) == 1
     err = one_line(capsys.readouterr().err)
@@ -228,7 +228,7 @@ def test_a_run_that_diverges_ends_with_the_last_good_checkpoint(logdir, weight, 
 
 def test_a_checkpoint_that_is_not_finite_is_neither_written_nor_resumed(logdir, capsys):
     before = (logdir / "latest.pt").read_bytes()
-    state = tools.load_checkpoint(logdir / "latest.pt")
+    state = checkpoint.load_checkpoint(logdir / "latest.pt")
     config = dreamer.load_config([*SHORT, "--logdir", str(logdir)])
     trainer = dreamer.Trainer(config, logdir)
     try:
@@ -241,7 +241,7 @@ def test_a_checkpoint_that_is_not_finite_is_neither_written_nor_resumed(logdir, 
         trainer.close()
     assert (logdir / "latest.pt").read_bytes() == before
     next(iter(state["agent"]["optimizers"]["actor"]["state"].values()))["exp_avg"][0] = float("inf")
-    tools.save_checkpoint(logdir / "latest.pt", state)
+    checkpoint.save_checkpoint(logdir / "latest.pt", state)
     capsys.readouterr()
     assert main(*SHORT, "--logdir", logdir) == 2
     line = one_line(capsys.readouterr().err)
@@ -292,7 +292,7 @@ def test_nothing_is_lost_when_a_terminal_closes_or_a_worker_fails(how, uninterru
         assert process.returncode == 1 and "worker of env" in err and "saved a checkpoint" in out
     else:
         assert process.returncode == 0 and "the same command resumes" in out, err
-    saved = tools.load_checkpoint(logdir / "latest.pt")["step"] * 2
+    saved = checkpoint.load_checkpoint(logdir / "latest.pt")["step"] * 2
     assert saved >= entries(logdir)[-1]["step"]
     code, out, err = run(*WORKERS, "--logdir", logdir)
     assert code == 0 and f"resumed at step {saved} with" in out, err
@@ -427,7 +427,7 @@ def test_episodes_after_the_checkpoint_keep_their_lines(logdir):
 
 
 def test_a_line_of_the_log_is_complete_or_absent(tmp_path):
-    logger = tools.Logger(tmp_path)
+    logger = logs.Logger(tmp_path)
     logger.scalar("a", 1)
     logger.write(1)
     size = logger.path.stat().st_size

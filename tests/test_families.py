@@ -10,7 +10,7 @@ from test_dreamer import TINY
 
 import dreamer
 import envs
-import replay
+from run import replay
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import distributions as dists
 import models
 import tools
-from config import LEGAL
+from run.config import LEGAL
 
 
 @settings(max_examples=40, deadline=None)

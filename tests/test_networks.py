@@ -8,7 +8,7 @@ import torch
 
 import distributions as dists
 import networks
-from config import LEGAL
+from run.config import LEGAL
 
 
 def test_initialization_moments_of_each_layer():

@@ -14,7 +14,7 @@ from reference import close, load
 import distributions as dists
 import models
 import tools
-from setup.import_checkpoint import import_checkpoint, public_name
+from run.public import import_checkpoint, public_name
 
 
 @pytest.fixture(autouse=True)

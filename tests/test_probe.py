@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_dreamer import PIXELS, run
 
-import probe
+from run import probe
 
 
 def made_up(rng: np.random.Generator, episodes: int = 9, length: int = 200) -> dict[str, np.ndarray]:

@@ -20,8 +20,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import replay as replay_module
-from replay import Prefetcher, Replay, episode_key, read_episode, spec_of
+from run import replay as replay_module
+from run.replay import Prefetcher, Replay, episode_key, read_episode, spec_of
 
 
 def make_row(env, episode, t, size=4):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import config
 from figures import plot
+from run import config
 
 QUICKSTART = ["--configs", "dmc_vision", "small", "quickstart"]
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from config import read_config
+from run.config import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (

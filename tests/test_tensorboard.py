@@ -6,8 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-import tools
-from config import load_config
+from run import logs
+from run.config import load_config
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def config():
 
 @pytest.fixture
 def events(config, tmp_path):
-    logger = tools.Logger(tmp_path)
+    logger = logs.Logger(tmp_path)
     logger.settings(config.flat(), 0)
     logger.scalar("eval_return", 5)
     logger.write(10)
@@ -52,7 +52,7 @@ def test_the_config_is_logged_as_text(config, events):
 
 def test_charts_are_grouped_and_hold_every_scalar(events):
     assert any("custom_scalars" in tag for tag in events.Tags()["tensors"])
-    patterns = [pattern for charts in tools.Logger.CHARTS.values() for pattern in charts.values()]
+    patterns = [pattern for charts in logs.Logger.CHARTS.values() for pattern in charts.values()]
     names = (
         "train_return eval_return eval_return/dmc_walker_walk_color_hard model_loss reward_loss cont_loss mbr_loss "
         "simsr_loss decoder_loss probe_loss dyn_loss rep_loss kl prior_ent post_ent model_grad_norm actor_loss "

@@ -21,7 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tools
-from tools import Interrupt, Logger, Metrics, Progress
+from run import checkpoint, logs, process
+from run.logs import Logger, Progress
+from run.process import Interrupt
+from tools import Metrics
 
 ROOT = Path(tools.__file__).parent
 
@@ -37,12 +40,12 @@ def test_checkpoint_restores_everything_that_it_may_hold(tmp_path):
     state = {
         "net": net.state_dict(),
         "adam": adam.state_dict(),
-        "rng": tools.rng_state(draws=np.random.default_rng(3)),
+        "rng": process.rng_state(draws=np.random.default_rng(3)),
         "nested": {"list": [1, 2.5, "a", None, True, [(("key", 0, 4),)]], 7: "number as key"},
     }
     path = tmp_path / "run" / "latest.pt"
-    tools.save_checkpoint(path, state)
-    read = tools.load_checkpoint(path)
+    checkpoint.save_checkpoint(path, state)
+    read = checkpoint.load_checkpoint(path)
     assert read["nested"] == state["nested"] and read["rng"]["generators"] == state["rng"]["generators"]
     for key, value in state["net"].items():
         assert torch.equal(read["net"][key], value)
@@ -53,20 +56,20 @@ def test_checkpoint_restores_everything_that_it_may_hold(tmp_path):
 @pytest.mark.parametrize("value", [np.float32(1), np.zeros(3), {1, 2}, torch.float32, Path("a"), object()])
 def test_contents_that_could_not_be_loaded_are_not_saved(tmp_path, value):
     path = tmp_path / "latest.pt"
-    tools.save_checkpoint(path, {"a": 1})
+    checkpoint.save_checkpoint(path, {"a": 1})
     with pytest.raises(TypeError, match=r"checkpoint\['deep'\]\[1\] is a "):
-        tools.save_checkpoint(path, {"deep": [0, value]})
-    assert tools.load_checkpoint(path) == {"a": 1}
+        checkpoint.save_checkpoint(path, {"deep": [0, value]})
+    assert checkpoint.load_checkpoint(path) == {"a": 1}
 
 
 @pytest.mark.parametrize("how", ["empty", "half", "zeros", "text"])
 def test_damaged_checkpoint_is_one_line(tmp_path, how):
     path = tmp_path / "latest.pt"
-    tools.save_checkpoint(path, {"a": torch.arange(1000)})
+    checkpoint.save_checkpoint(path, {"a": torch.arange(1000)})
     data = path.read_bytes()
     path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data)), "text": b"hello"}[how])
     with pytest.raises(ValueError, match=r"latest.pt is damaged or not a checkpoint \(.*\)") as caught:
-        tools.load_checkpoint(path)
+        checkpoint.load_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
@@ -77,31 +80,32 @@ def test_checkpoint_runs_no_code(tmp_path):
 
     torch.save({"a": Evil()}, tmp_path / "latest.pt")
     with pytest.raises(ValueError, match="is damaged or not a checkpoint"):
-        tools.load_checkpoint(tmp_path / "latest.pt")
+        checkpoint.load_checkpoint(tmp_path / "latest.pt")
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError):
-        tools.load_checkpoint(tmp_path / "latest.pt")
+        checkpoint.load_checkpoint(tmp_path / "latest.pt")
 
 
 def test_failed_save_keeps_the_old_checkpoint(tmp_path):
     path = tmp_path / "latest.pt"
-    tools.save_checkpoint(path, {"a": 1})
+    checkpoint.save_checkpoint(path, {"a": 1})
     pid = os.fork()
     if not pid:
         status = 1
         try:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-            tools.save_checkpoint(path, {"a": torch.zeros(10000)})
+            checkpoint.save_checkpoint(path, {"a": torch.zeros(10000)})
         except (OSError, RuntimeError):
             status = 7
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-    assert tools.load_checkpoint(path) == {"a": 1} and [entry.name for entry in tmp_path.iterdir()] == ["latest.pt"]
+    assert checkpoint.load_checkpoint(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latest.pt"]
 
 
 def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
@@ -109,25 +113,26 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     path = tmp_path / "latest.pt"
     kill_after = random.Random(1)
     newest = -1
-    tools.save_checkpoint(path, {"count": newest, "tensor": torch.full((1000, 1000), -1.0)})
+    checkpoint.save_checkpoint(path, {"count": newest, "tensor": torch.full((1000, 1000), -1.0)})
     for _ in range(10):
         pid = os.fork()
         if not pid:
             try:
                 torch.set_num_threads(1)
                 for count in range(newest + 1, 10**6):
-                    tools.save_checkpoint(path, {"count": count, "tensor": torch.from_numpy(np.full(10**6, count))})
+                    tensor = torch.from_numpy(np.full(10**6, count))
+                    checkpoint.save_checkpoint(path, {"count": count, "tensor": tensor})
             finally:
                 os._exit(1)
         started, reads = path.stat().st_ino, 0
         while path.stat().st_ino == started or reads < 8:  # a concurrent reader sees a complete file, too
-            state = tools.load_checkpoint(path)
+            state = checkpoint.load_checkpoint(path)
             assert (state["tensor"] == state["count"]).all()
             reads += 1
         time.sleep(kill_after.uniform(0, 0.06))
         os.kill(pid, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-        state = tools.load_checkpoint(path)
+        state = checkpoint.load_checkpoint(path)
         assert state["count"] > newest and (state["tensor"] == state["count"]).all()
         newest = state["count"]
         assert len(list(tmp_path.iterdir())) <= 2  # at most one temporary file, which the next save overwrites
@@ -172,20 +177,20 @@ def test_ema_moves_each_parameter_by_the_rate():
 
 
 def test_missing_device():
-    assert tools.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert tools.pick_device("cpu") == torch.device("cpu")
+    assert process.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert process.pick_device("cpu") == torch.device("cpu")
     for name in ("gpu", "meta", "cuda:x"):
         with pytest.raises(ValueError, match=f"--device {name}: expected auto, cpu, cuda or cuda:N"):
-            tools.pick_device(name)
+            process.pick_device(name)
     with pytest.raises(ValueError, match=r"--device cuda:99: this machine has \d+ GPUs"):
-        tools.pick_device("cuda:99")
+        process.pick_device("cuda:99")
 
 
 # Random states
 
 
 def test_random_state_repeats_every_generator(tmp_path):
-    tools.seed_everything(3, deterministic=True)
+    process.seed_everything(3, deterministic=True)
     generator = np.random.default_rng(5)
     generator.integers(10)  # leaves half a word in the generator
 
@@ -193,17 +198,17 @@ def test_random_state_repeats_every_generator(tmp_path):
         drawn = generator.integers(9, size=5).tolist()
         return torch.randn(3).tolist(), random.random(), np.random.randn(3).tolist(), drawn
 
-    state = tools.rng_state(draws=generator)
-    tools.save_checkpoint(tmp_path / "a.pt", state)
+    state = process.rng_state(draws=generator)
+    checkpoint.save_checkpoint(tmp_path / "a.pt", state)
     first = draw()
     assert draw() != first
-    tools.set_rng_state(tools.load_checkpoint(tmp_path / "a.pt"), draws=generator)
+    process.set_rng_state(checkpoint.load_checkpoint(tmp_path / "a.pt"), draws=generator)
     assert draw() == first
-    tools.seed_everything(3, deterministic=True)
+    process.seed_everything(3, deterministic=True)
     seeded = draw()[:3]
-    tools.seed_everything(3, deterministic=False)
+    process.seed_everything(3, deterministic=False)
     assert draw()[:3] == seeded
-    tools.seed_everything(4, deterministic=False)
+    process.seed_everything(4, deterministic=False)
     assert draw()[:3] != seeded
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -256,8 +261,8 @@ def test_metrics_resume_bit_for_bit(tmp_path):
         first.update(update)
     state = first.state_dict()
     first.update(updates[0])  # the state is a copy
-    tools.save_checkpoint(tmp_path / "a.pt", state)
-    second.load_state_dict(tools.load_checkpoint(tmp_path / "a.pt"))
+    checkpoint.save_checkpoint(tmp_path / "a.pt", state)
+    second.load_state_dict(checkpoint.load_checkpoint(tmp_path / "a.pt"))
     for update in updates[13:]:
         second.update(update)
     assert second.result() == whole.result()
@@ -305,14 +310,14 @@ def tensorboard(path):
 def test_a_checkpoint_that_does_not_fit_is_an_error_of_the_disk(tmp_path):
     """Wherever within the file the disk is full."""
     path, state = tmp_path / "latest.pt", {"a": torch.zeros(3000), "b": [torch.ones(50)] * 3, "c": "text"}
-    tools.save_checkpoint(path, state)
+    checkpoint.save_checkpoint(path, state)
     size, before = path.stat().st_size, path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (0, 1, 100, *range(500, size, 997), size - 1):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:
             with pytest.raises(OSError):
-                tools.save_checkpoint(path, state)
+                checkpoint.save_checkpoint(path, state)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before and not list(tmp_path.glob(".*"))
@@ -436,7 +441,7 @@ def test_video_is_a_moving_gif(tmp_path):
 
 
 def test_start_of_the_logger_is_silent(tmp_path):
-    code = "import sys, tools; tools.Logger(sys.argv[1]).close()"
+    code = "import sys; from run import logs; logs.Logger(sys.argv[1]).close()"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -461,7 +466,7 @@ def test_progress_is_one_short_line_where_there_is_no_terminal(capsys):
 def test_progress_tells_the_speed_of_late(capsys, monkeypatch):
     """Compilation at the start is forgotten."""
     now = 0.0
-    monkeypatch.setattr(tools.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
     progress = Progress(10000)
     progress.update(0, 0)
     for row in range(1, 9):
@@ -474,8 +479,8 @@ def test_progress_tells_the_speed_of_late(capsys, monkeypatch):
 
 def test_progress_is_a_bar_on_a_terminal(tmp_path):
     code = """if True:
-        import tools
-        progress = tools.Progress(1000, 100)
+        from run import logs
+        progress = logs.Progress(1000, 100)
         progress.update(600, 10, 12.34)
         progress.report({"loss": 1})
         progress.update(1000, 20)

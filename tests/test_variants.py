@@ -10,8 +10,8 @@ from test_dreamer import PIXELS, entries
 import dreamer
 import models
 import networks
-import tools
-from config import check_config, load_config
+from run import checkpoint
+from run.config import check_config, load_config
 
 pytestmark = pytest.mark.slow
 
@@ -215,9 +215,9 @@ def test_a_probe_learns_and_is_part_of_the_checkpoint(tmp_path):
     start = {k: v.detach().clone() for k, v in agent.world_model.decoder.named_parameters()}
     agent.update(batch)
     assert all(not torch.equal(v, start[k]) for k, v in agent.world_model.decoder.named_parameters())
-    tools.save_checkpoint(tmp_path / "latest.pt", agent.state())
+    checkpoint.save_checkpoint(tmp_path / "latest.pt", agent.state())
     other = agents.agent("--probe_decoder", "True", seed=1)
-    other.load(tools.load_checkpoint(tmp_path / "latest.pt"))
+    other.load(checkpoint.load_checkpoint(tmp_path / "latest.pt"))
     for one in (agent, other):
         torch.manual_seed(0)
         one.update(batch)

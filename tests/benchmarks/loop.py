@@ -30,15 +30,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import tools
-from config import load_config
+from run import process
+from run.config import load_config
 
-tools.tune_allocator()
+process.tune_allocator()
 
 import torch
 
-import collect
 import dreamer
+from run import collect
 
 PREFILL = 256  # agent steps: batches need a few rows of each env
 ROUNDS = 5
@@ -101,7 +101,7 @@ class Pieces:
     """A run past its prefill, and the parts of its iterations."""
 
     def __init__(self, run: dreamer.Trainer):
-        self.run, self.interrupt = run, tools.Interrupt()
+        self.run, self.interrupt = run, process.Interrupt()
         run.resume()
         run.collector.act(run.agent)
         while not self.updates_due():
@@ -219,11 +219,11 @@ def table(settings: list[str], rows: list[str], budget: float) -> None:
     flags = ["--configs", "dmc_vision", "--task", "dmc_walker_walk", *settings]
     flags += ["--prefill", str(PREFILL), "--pretrain", "0"]
     config = load_config(flags)
-    device = tools.pick_device(config.device)
+    device = process.pick_device(config.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {device} ({where}), {len(os.sched_getaffinity(0))} cores, {config.envs} envs")
     with quiet():
-        tools.tune_matmul(device)
+        process.tune_matmul(device)
     print("| settings | updates | learner ms | envs ms | act ms | both ms | over the larger | steps/s | h per 1M |")
     print("|---|---|---|---|---|---|---|---|---|")
     small = SMALL if device.type == "cpu" else []
@@ -255,14 +255,14 @@ def long(agent_steps: int, settings: list[str]) -> None:
     config = config.replace(eval_every=tenth, checkpoint_every=max(1, tenth // 2), log_every=max(1, tenth // 20))
     head = "agent steps | steps/s | CPU ms a step | updates/s | episodes | MiB | MiB of envs | open files | files"
     head += " | MiB of folder | of which logs"
-    print(f"{config.task}, {config.envs} envs, {tools.pick_device(config.device)}, {torch.get_num_threads()} threads")
+    print(f"{config.task}, {config.envs} envs, {process.pick_device(config.device)}, {torch.get_num_threads()} threads")
     print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}", flush=True)
     costs = []
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
             run = dreamer.Trainer(config, Path(folder))
-        stop = tools.Interrupt()
-        tools.Interrupt = lambda: contextlib.nullcontext(stop)  # one for all tenths: a signal ends all of them
+        stop = process.Interrupt()
+        process.Interrupt = lambda: contextlib.nullcontext(stop)  # one for all tenths: a signal ends all of them
         with contextlib.closing(run), stop:
             with quiet():
                 run.resume()

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from replay import Prefetcher, Replay
+from run.replay import Prefetcher, Replay
 
 
 def resident() -> int:

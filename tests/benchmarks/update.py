@@ -25,9 +25,10 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import tools
-from config import Config, load_config
+from run import process
+from run.config import Config, load_config
 
-tools.tune_allocator()
+process.tune_allocator()
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ import envs
 import fast
 import models
 import networks
-from replay import Replay
+from run.replay import Replay
 
 TASK = "dmc_walker_walk"
 
@@ -144,9 +145,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--profile", action="store_true", help="time by part and by operation")
     args, settings = parser.parse_known_args()
-    device = tools.pick_device(args.device)
+    device = process.pick_device(args.device)
     gpu = device.type == "cuda"
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {tools.tune_matmul(device)}")
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {process.tune_matmul(device)}")
     columns = "| mode | median ms | updates/s | TFLOP | TFLOP/s | of a matrix product | ready s |"
     print(columns + " kernels | MiB |" * gpu)
     print("|---|---|---|---|---|---|---|" + "---|---|" * gpu)
@@ -154,7 +155,7 @@ def main() -> None:
         name = "bfloat16" if precision == 16 else "float32"
         flags = ["--configs", "dmc_vision", "--task", TASK, "--device", str(device), "--precision", str(precision)]
         config = load_config([*flags, *settings])
-        tools.seed_everything(0, config.deterministic_run)
+        process.seed_everything(0, config.deterministic_run)
         batch = walker_batch(config, device)
         make_agent = functools.partial(
             dreamer.Dreamer, config, {"image": tuple(batch["image"].shape[2:])}, batch["action"].shape[-1]

@@ -21,7 +21,7 @@ import torch
 
 import dreamer
 import fast
-from config import load_config
+from run.config import load_config
 
 MODES = {
     "plain": fast.Backend(),

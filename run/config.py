@@ -18,10 +18,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import distributed
-from tools import replacing
+from run import distributed
+from run.files import replacing
 
-CONFIGS = Path(__file__).with_name("configs.yaml")
+CONFIGS = Path(__file__).parent.parent / "configs.yaml"
 
 # Flags that are not settings of a run: name -> (default, comment).
 ACTIONS = {

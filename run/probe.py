@@ -14,7 +14,7 @@ RIDGE = 10.0 ** np.arange(-4, 5)  # penalties tried, for standardized features
 
 
 class Recorder:
-    """Collects the data for probes from the episodes that `evaluation.play` plays, as its `observe`.
+    """Collects the data for probes from the episodes that `evaluate.play` plays, as its `observe`.
 
     Attributes:
         rows: lists with an entry per step: `feat` (F,), `episode`, and the state variables by name: vector

@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-import checkpoint
-import probe
-import tools
-import video
-from collect import STREAMS, make_envs, stack_obs
-from config import ACTIONS, Config, load_config, read_config, sees_images
 from envs.parallel import EnvGroup
+from run import checkpoint, logs, probe, process, video
+from run.collect import STREAMS, make_envs, stack_obs
+from run.config import ACTIONS, Config, load_config, read_config, sees_images
 
 Scores = dict[str, list[float]]  # return, length and, if there is one, success of each episode
 
@@ -135,7 +132,7 @@ class Evaluator:
         results = {"": play(agent, self.envs, c.eval_episode_num, self.episodes)}
         for task in c.eval_tasks:
             with (
-                tools.own_randomness(agent.device, c.seed, STREAMS["eval_tasks"], env_step),
+                process.own_randomness(agent.device, c.seed, STREAMS["eval_tasks"], env_step),
                 make_envs(c.replace(task=task), "eval", count, image) as group,
             ):
                 results[task] = play(agent, group, c.eval_episode_num, self.episodes)
@@ -156,7 +153,7 @@ def run_config(argv: list[str], logdir: Path) -> Config:
     given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     missing = [f"{k} {v}" for k, v in config.flat().items() if k not in stored.flat() and k not in given]
     if missing:
-        tools.log_line(f"{logdir / 'config.yaml'} lacks settings; assuming {', '.join(missing)}")
+        logs.log_line(f"{logdir / 'config.yaml'} lacks settings; assuming {', '.join(missing)}")
     return config
 
 
@@ -176,7 +173,7 @@ def evaluate_run(
     episodes = episodes or config.eval_episode_num
     if episodes < 1:
         raise ValueError(f"--episodes is {episodes}: expected 1 or more")
-    tools.seed_everything(config.seed, config.deterministic_run)
+    process.seed_everything(config.seed, config.deterministic_run)
     count = count_eval_envs(config, episodes)
     with make_envs(config, "eval_only", count, sees_images(config) or record) as group:
         agent = make_agent(config, group)
@@ -187,7 +184,7 @@ def evaluate_run(
     r2 = probe.probe(recorder.rows) if recorder else {}
     means = summary(scores)
     success = f", success {means['success']:.2f}" if "success" in means else ""
-    tools.log_line(
+    logs.log_line(
         f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} "
         f"({episodes} episodes, seed {config.seed}, checkpoint of step {step})"
     )
@@ -195,13 +192,13 @@ def evaluate_run(
     if r2:
         line["probe_r2"] = r2
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
-        tools.log_line(f"linear probes, held-out R²: {shown}")
+        logs.log_line(f"linear probes, held-out R²: {shown}")
         if config.hybrid and config.mbr_scale:
             dynamics = recorder.dynamics
             weight = dynamics.projection.weight.detach().cpu().numpy()
             share = probe.latent_share(np.array(recorder.rows["feat"]), weight, dynamics.stoch_size)
             line["mbr_latent_share"] = share
-            tools.log_line(f"share of the latent in the variance that mbr compares: {share:.2g}")
+            logs.log_line(f"share of the latent in the variance that mbr compares: {share:.2g}")
     with open(logdir / "eval.jsonl", "ab+") as file:
         if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # from a killed writer
             file.write(b"\n")
@@ -212,4 +209,4 @@ def evaluate_run(
         for i, frames in enumerate(videos):
             path = folder / f"{config.task.replace('/', '_')}-step{step}-seed{config.seed}-{i}.mp4"
             video.write(path, (video.enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
-        tools.log_line(f"videos of {len(videos)} episodes: {folder}")
+        logs.log_line(f"videos of {len(videos)} episodes: {folder}")

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import distributed
 import envs
-import tools
-from config import Config, sees_images
 from envs.parallel import EnvGroup, Transition
-from replay import Replay, spec_of
+from run import distributed, process
+from run.config import Config, sees_images
+from run.replay import Replay, spec_of
 
 # First entry of the seeds of envs, second of the seeds of random streams, next to the setting `seed`.
 STREAMS = {
@@ -142,7 +141,7 @@ class Collector:
         """An action of the policy in the form that the env takes."""
         return {"action": action if self.discrete else np.clip(action, -1, 1)}
 
-    def receive(self, interrupt: tools.Interrupt) -> list[dict[str, float]] | None:
+    def receive(self, interrupt: process.Interrupt) -> list[dict[str, float]] | None:
         """Waits for the results of the actions that were sent, and stores them.
 
         Returns a summary of each episode that ended with them, over all ranks, in the order of their numbers; None if
@@ -154,7 +153,7 @@ class Collector:
             try:
                 with interrupt.immediate():
                     transitions = self.envs.receive()
-            except tools.Interrupted:
+            except process.Interrupted:
                 pass
             except Exception as error:
                 failure = error

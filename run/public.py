@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import tools
+from run import checkpoint
 
 # The public implementation's parameter names, as regular expressions, and ours.
 PUBLIC_NAMES = (
@@ -48,7 +48,7 @@ def import_checkpoint(agent: nn.Module, path: Path | str) -> list[str]:
 
     Raises ValueError if nothing fits.
     """
-    theirs = tools.load_checkpoint(Path(path))
+    theirs = checkpoint.load_checkpoint(Path(path))
     theirs = theirs.get("agent_state_dict", theirs)
     ours = agent.state_dict()
     found, report = {}, []

@@ -2,13 +2,19 @@
 
 import contextlib
 import os
+import shutil
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
-import distributed
-import tools
+from run import distributed
+from run.files import replacing
+from run.logs import first_line, log_line
 
 LATEST, PREVIOUS = "latest.pt", "previous.pt"
 KINDS = {
@@ -25,7 +31,7 @@ def find(logdir: Path) -> tuple[Path | None, dict | None, str]:
     problem = ""
     for path in (logdir / LATEST, logdir / PREVIOUS):
         try:
-            return path, tools.load_checkpoint(path), problem
+            return path, load_checkpoint(path), problem
         except FileNotFoundError:
             problem = problem or f"{path} is missing"
         except ValueError as error:
@@ -45,7 +51,7 @@ def read(logdir: Path, agent: nn.Module) -> tuple[Path | None, dict | None]:
     """
     path, state, problem = find(logdir) if distributed.is_main() else (None, None, "")
     if problem:
-        tools.log_line(f"{problem}: resumed from {path}")
+        log_line(f"{problem}: resumed from {path}")
         if (logdir / LATEST).exists():
             os.replace(logdir / LATEST, logdir / f"{LATEST}.damaged")
     distributed.all_gather(None)
@@ -60,7 +66,7 @@ def read(logdir: Path, agent: nn.Module) -> tuple[Path | None, dict | None]:
         envs, before = agent.config.envs, len(state["episode"])
     if envs != before:
         raise ValueError(f"--envs is {envs}: {path} is of a run with {before}; resume with the same number")
-    broken = tools.find_nonfinite(state["agent"])
+    broken = find_nonfinite(state["agent"])
     if broken:
         raise ValueError(
             f"{path} is of a run that has diverged ({broken} is not finite): move it away to resume from "
@@ -78,7 +84,7 @@ def load_weights(logdir: Path, agent: nn.Module) -> int:
     if state is None:
         raise ValueError(f"--logdir {logdir} holds no checkpoint yet: {LATEST} is missing")
     if problem:
-        tools.log_line(f"{problem}: evaluating {path}")
+        log_line(f"{problem}: evaluating {path}")
     return put(state, agent, path)
 
 
@@ -97,7 +103,7 @@ def our_layout(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
-        problem = f"{type(error).__name__}: {tools.first_line(error)}"
+        problem = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"{path} has another layout than checkpoints of this version ({problem})") from error
 
 
@@ -118,3 +124,75 @@ def check(state: dict, agent: nn.Module, path: Path) -> None:
                 f"{path} does not fit --task {agent.config.task} and the settings: "
                 f"{name} is {found} in the checkpoint and {expected} here"
             )
+
+
+# Files
+
+
+def save_checkpoint(path: Path | str, state: dict[str, Any], previous: Path | str | None = None) -> None:
+    """Writes a checkpoint; a kill at any moment leaves the old file or the new one.
+
+    The old file, if there is one, is kept as `previous`. Raises TypeError for contents that `load_checkpoint` would
+    refuse, before anything is written.
+    """
+    path = Path(path)
+    _check_plain(state, "checkpoint")
+    with replacing(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # after a write that failed, torch fails to end its archive
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        if previous is not None and path.exists():
+            aside = path.with_name(f".{Path(previous).name}.tmp")
+            aside.unlink(missing_ok=True)
+            try:
+                os.link(path, aside)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, aside)
+            os.replace(aside, previous)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_plain(key, f"a key of {where}")
+            _check_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{where}[{number}]")
+    elif value is not None and type(value) not in (bool, int, float, str, torch.Tensor, torch.nn.Parameter):
+        raise TypeError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors, numbers, strings and lists")
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU, without running code from it. Raises ValueError, one line, if it is damaged."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block, a device might never end
+            raise ValueError("not a regular file")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"wrong checksum of {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises various types for various kinds of damage
+        raise ValueError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+
+
+def find_nonfinite(value: Any, where: str = "") -> str | None:
+    """The name of the first tensor in nested dicts and lists with an infinity or NaN in it, None if there is none."""
+    if isinstance(value, torch.Tensor):
+        return where if value.is_floating_point() and not value.isfinite().all() else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        found = find_nonfinite(item, f"{where}.{key}" if where else str(key))
+        if found is not None:
+            return found
+    return None
