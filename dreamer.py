@@ -31,8 +31,8 @@ from run import checkpoint, collect, distributed, evaluate
 from run.collect import STREAMS, Collector
 from run.config import ACTIONS, Config, check_config, check_resume, load_config, save_config, sees_images
 from run.evaluate import Scores
+from run.prefetch import Prefetcher
 from run.public import import_checkpoint
-from run.replay import Prefetcher
 
 
 class Dreamer(nn.Module):

@@ -19,7 +19,8 @@ import envs
 from envs.parallel import EnvGroup, Transition
 from run import distributed, process
 from run.config import Config, sees_images
-from run.replay import Replay, spec_of
+from run.episodes import spec_of
+from run.replay import Replay
 
 # First entry of the seeds of envs, second of the seeds of random streams, next to the setting `seed`.
 STREAMS = {

@@ -319,7 +319,7 @@ def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False, s
 
     import dreamer
     from run import checkpoint
-    from run.replay import read_episode
+    from run.episodes import read_episode
 
     require(result.code == 0, f"the run did not resume: {result}")
     lines, logdir = rows(t.logdir), t.logdir
@@ -691,7 +691,8 @@ def episode_bytes(t: Trial) -> str:
     """the bytes of an episode file, read alone"""
     import numpy as np
 
-    from run.replay import Replay, episode_key, read_episode, spec_of_episode
+    from run.episodes import episode_key, read_episode, spec_of_episode
+    from run.replay import Replay
 
     path = t.rng.choice(sorted((reference() / "train_eps").glob("*.npz")))
     arrays, data = read_episode(path), mutate(path.read_bytes(), t.rng)
@@ -735,7 +736,7 @@ def episodes_of_a_run(t: Trial) -> str:
     """damaged episodes, pipes, devices and huge claimed sizes in a run that trains on"""
     import numpy as np
 
-    from run.replay import read_episode
+    from run.episodes import read_episode
 
     copy_run(t)
     chosen = damage_episodes(t)

@@ -16,7 +16,7 @@ from test_dreamer import ROOT, VECTORS, entries, run, start, wait_for
 
 import dreamer
 import models
-from run import checkpoint, distributed, process, replay
+from run import checkpoint, distributed, episodes, process
 from run.config import check_config
 
 pytestmark = pytest.mark.slow
@@ -127,7 +127,7 @@ def test_two_ranks_write_one_run(whole_run):
     assert max(line.get("update_count", 0) for line in lines) == 3 + (240 - 40) // 16
     names = sorted(path.name for path in (logdir / "train_eps").iterdir())
     assert names == [f"{2 * n + env:08d}-env00{env}-{n:06d}-31.npz" for n in range(4) for env in range(2)]
-    first = [replay.read_episode(logdir / "train_eps" / name) for name in names[:2]]
+    first = [episodes.read_episode(logdir / "train_eps" / name) for name in names[:2]]
     assert not (first[0]["position"][0] == first[1]["position"][0]).all()  # envs have their own seeds
     assert not (first[0]["action"] == first[1]["action"]).any(1)[1:].any()  # and ranks their own random numbers
     # one logger
@@ -170,7 +170,7 @@ def test_a_killed_rank_ends_all_and_another_number_of_ranks_resumes(tmp_path):
 
     files = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
     assert kept.items() <= files.items()
-    names = [re.fullmatch(replay.FILE_NAME, name) for name in sorted(files)]
+    names = [re.fullmatch(episodes.FILE_NAME, name) for name in sorted(files)]
     assert [int(name[1]) for name in names] == list(range(len(files)))
     for env in (0, 1):
         episodes = [int(name[3]) for name in names if int(name[2]) == env]

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import dreamer
-from run import checkpoint, logs, replay
+from run import checkpoint, logs
 from run.config import read_config
+from run.episodes import read_episode
 from run.public import public_name
 
 pytestmark = pytest.mark.slow
@@ -124,7 +125,7 @@ def test_same_seed_same_numbers(whole_run, tmp_path):
     files = sorted(p.name for p in (whole_run[0] / "train_eps").iterdir())
     assert files == sorted(p.name for p in (tmp_path / "again" / "train_eps").iterdir())
     for name in files:
-        a, b = (replay.read_episode(d / "train_eps" / name) for d in (whole_run[0], tmp_path / "again"))
+        a, b = (read_episode(d / "train_eps" / name) for d in (whole_run[0], tmp_path / "again"))
         assert a.keys() == b.keys() == {"image", "action", "reward", "is_first", "is_terminal"}
         assert all(np.array_equal(a[k], b[k]) for k in a)
 
@@ -134,7 +135,7 @@ def test_other_seeds_and_evaluation_get_other_episodes(whole_run, tmp_path):
     first = next(line for line in entries(whole_run[0]) if "train_return" in line)
     assert next(line for line in entries(tmp_path / "other") if "train_return" in line) != first
     ours = sorted((whole_run[0] / "train_eps").glob("*-000000-*.npz"))
-    starts = [replay.read_episode(path)["image"][0] for path in ours]
+    starts = [read_episode(path)["image"][0] for path in ours]
     assert len(starts) == 2 and not np.array_equal(*starts)
 
 
@@ -185,7 +186,7 @@ def test_kill_at_ten_random_moments(tmp_path):
         files = {p.name: p.read_bytes() for p in (logdir / "train_eps").glob("*.npz")}
         assert kept.items() <= files.items()
         for name in files:
-            assert len(replay.read_episode(logdir / "train_eps" / name)["reward"]) == 31
+            assert len(read_episode(logdir / "train_eps" / name)["reward"]) == 31
         kept = files
         if (logdir / "latest.pt").exists():
             checkpoint.load_checkpoint(logdir / "latest.pt")

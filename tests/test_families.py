@@ -10,7 +10,7 @@ from test_dreamer import TINY
 
 import dreamer
 import envs
-from run import replay
+from run.episodes import read_episode
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def train(task: str, assets: Path, logdir: Path, *flags: str, config: str = "dmc
     assert {"train_return", "eval_return", "model_loss", "simsr_loss", "mbr_loss", "actor_loss"} <= keys
     assert lines[-1]["step"] == 48 and all(np.isfinite(line.get("model_loss", 0)) for line in lines)
     assert "train_success" in keys or not task.startswith("rms_")
-    frames = replay.read_episode(next((logdir / "train_eps").glob("*.npz")))["image"]
+    frames = read_episode(next((logdir / "train_eps").glob("*.npz")))["image"]
     assert frames.std() > 5 and (frames[0] != frames[-1]).any()
 
 

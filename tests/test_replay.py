@@ -21,7 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from run import replay as replay_module
-from run.replay import Prefetcher, Replay, episode_key, read_episode, spec_of
+from run.episodes import episode_key, read_episode, spec_of
+from run.prefetch import Prefetcher
+from run.replay import Replay
 
 
 def make_row(env, episode, t, size=4):

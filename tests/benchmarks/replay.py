@@ -19,7 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from run.replay import Prefetcher, Replay
+from run.prefetch import Prefetcher
+from run.replay import Replay
 
 
 def resident() -> int:
