@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,9 +21,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: files that cannot be read raise errors here
+from .videos import read_video
 
 IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
+DECODING = 2  # in the names of cached files: raised where the frames of a file change
 
 
 class Frames:
@@ -187,48 +187,6 @@ def find_files(resource_files: str, img_source: str, flag: str = "--resource_fil
     return files
 
 
-def read_video(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a video, (h, w, 3) uint8 RGB. By OpenCV, or if it decodes none, by scikit-video through ffmpeg."""
-    frames = _read_opencv(path)
-    first = next(frames, None)
-    if first is None:
-        frames = _read_skvideo(path)
-        first = next(frames, None)
-    if first is None:
-        raise ValueError(f"{path}: not a readable video (no frame of it could be decoded); repair or remove the file")
-    yield first
-    yield from frames
-
-
-def _read_opencv(path: Path) -> Iterator[np.ndarray]:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        while True:
-            good, frame = capture.read()
-            if not good:
-                return
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-    finally:
-        capture.release()
-
-
-def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
-    if np.lib.NumpyVersion(np.__version__) >= "1.24.0":  # scikit-video uses names that numpy has removed
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of those names
-        try:
-            import skvideo.io
-
-            frames = skvideo.io.vreader(str(path))
-            first = next(frames, None)
-        except Exception:  # of any type; read_video raises its own error for a file without frames
-            return
-        if first is not None:
-            yield first
-            yield from frames
-
-
 def read_image(path: Path) -> Iterator[np.ndarray]:
     """The one frame of an image file, (h, w, 3) uint8 RGB."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -251,7 +209,7 @@ def load_clips(
     A clip is a list of files whose frames follow one another, resized bilinearly to `size` (height, width). `limit` is
     the maximum number of frames of all clips together: the last clip is cut, and those after it are not read. A clip is
     decoded at its first use and then found in the folder `cache`, named after its files' paths, sizes and times. If
-    that folder cannot be written, a temporary one replaces it, with a line on stderr.
+    that folder cannot be written, ~/.cache/hrssm or a temporary one replaces it, with a line on stderr.
     """
     folder, bar, decoded = Path(cache), None, False
     arrays, left = [], limit or sys.maxsize
@@ -298,8 +256,8 @@ def _decode(clip, size: tuple[int, int], grayscale: bool, limit: int | None, rea
 
 def _cache_name(clip, size: tuple[int, int], grayscale: bool, limit: int | None, read) -> str:
     stats = [(str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in clip]
-    key = hashlib.sha256(repr((stats, tuple(size), grayscale, limit, read.__name__)).encode()).hexdigest()[:20]
-    return f"{clip[0].stem[:40]}-{size[0]}x{size[1]}-{key}.npy"
+    key = hashlib.sha256(repr((stats, tuple(size), grayscale, limit, read.__name__, DECODING)).encode())
+    return f"{clip[0].stem[:40]}-{size[0]}x{size[1]}-{key.hexdigest()[:20]}.npy"
 
 
 def _open_cached(path: Path) -> np.ndarray | None:
@@ -324,14 +282,17 @@ def _save(path: Path, frames: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def _locked_folder(cache: Path) -> Iterator[Path]:
-    """The cache folder, or a temporary one if it cannot be written, with its lock held."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        (cache / ".lock").open("a").close()
-    except OSError:
-        cache = Path(tempfile.gettempdir()) / f"hrssm-cache-{os.getuid()}"
-        cache.mkdir(mode=0o700, exist_ok=True)
-    with open(cache / ".lock", "a") as lock:
+    """The first of three folders that can be written, with its lock held: `cache`, the user's own, a temporary one."""
+    choices = (lambda: cache, lambda: Path.home() / ".cache" / "hrssm", lambda: Path(tempfile.mkdtemp(prefix="hrssm-")))
+    for choose in choices:
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
+            folder = choose()
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / ".lock").open("a")
+            break
+    else:
+        raise OSError(f"{cache.absolute()} cannot be written, nor the home, nor the temporary folder")
+    with lock:
         with contextlib.suppress(OSError):  # a file system without locks: envs that start together decode twice
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes or its process dies
-        yield cache
+        yield folder

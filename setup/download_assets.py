@@ -16,6 +16,7 @@ import errno
 import fcntl
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -45,8 +46,11 @@ DAVIS_SEQUENCES = 60  # of the training split
 MATTERPORT_ID = "1SLh1WOmYn5qzoDUygtlQ89SS8aBSenP0"  # on Google Drive
 MANISKILL2 = "https://storage1.ucsd.edu/datasets/ManiSkill2022-assets"
 MANISKILL2_UIDS = ("assembling_kits", "panda_avoid_obstacles", "partnet_mobility/5021")
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif"}
-CONTENTS = ".contents.json"  # in an unpacked folder: {file: size}
+VIDEO_SUFFIXES = set(
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm "
+    ".rmvb .ts .vob .webm .wmv .y4m".split()
+)
+CONTENTS = ".contents.json"  # in an unpacked folder: {file: size}; in that of kinetics: {file: what it was made from}
 
 TRIES = 5  # in a row without a new byte
 DAMAGED_TRIES = 3  # complete files that fail their check
@@ -469,58 +473,97 @@ def maniskill2(folder: Path, source: str | None, wait: float) -> None:
 def kinetics(folder: Path, videos: Path, short_side: int) -> None:
     """Shrinks the videos under `videos`: mp4 (H.264) without sound, the shorter side at most `short_side` pixels.
 
-    Results newer than their original are kept, and videos that cannot be decoded are reported. envs/backgrounds.py
-    decodes them once per frame size.
+    All frames are kept, whatever their times. A conversion is done if `folder`'s list says that it was made from this
+    very file with this size; one whose original is gone is removed. Videos that cannot be decoded or are damaged are
+    reported. envs/backgrounds.py decodes the results once per frame size.
     """
-    import imageio_ffmpeg
-
     if not videos.is_dir():
         raise UserError(f"--videos {videos}: no such folder; expected one with videos (Kinetics-400 driving_car, say)")
-    originals = sorted(path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    originals = [path for path in originals if not path.resolve().is_relative_to(folder.resolve())]
+    files = [path for path in sorted(videos.rglob("*")) if path.is_file() and path.name[0] != "."]
+    files = [path for path in files if not path.resolve().is_relative_to(folder.resolve())]
+    originals = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not originals:
         raise UserError(f"--videos {videos}: no video there ({' '.join(sorted(VIDEO_SUFFIXES))})")
-    side = f"trunc(min({short_side}\\,min(iw\\,ih))/2)*2"
-    scale = f"scale='if(gt(iw\\,ih)\\,-2\\,{side})':'if(gt(iw\\,ih)\\,{side}\\,-2)'"
-    taken, made, failed = set(), 0, 0
+    others = Counter(path.suffix.lower() or path.name for path in files if path.suffix.lower() not in VIDEO_SUFFIXES)
+    if others:
+        say(f"{videos}: not taken for videos: {', '.join(f'{n} {suffix}' for suffix, n in others.items())}")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {name: made for name, made in _read_contents(folder).items() if (folder / name).exists()}
+    for name in [name for name, (original, *_) in made.items() if not Path(original).exists()]:
+        say(f"{folder / name}: removed, as its original {made.pop(name)[0]} is gone")
+        (folder / name).unlink()
+    converted = failed = damaged = 0
     for original in tqdm(originals, desc="kinetics", unit=" videos", disable=None):
-        name = original.relative_to(videos).with_suffix(".mp4")
-        if name in taken:  # clip.avi next to clip.mp4
-            name = name.with_name(original.name + ".mp4")
-        taken.add(name)
-        path = folder / name
-        if path.exists() and path.stat().st_mtime >= original.stat().st_mtime:
+        stat = original.stat()
+        source = [str(original.resolve()), stat.st_size, stat.st_mtime_ns, short_side]
+        if source in made.values():
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", "-i", str(original), "-an", "-sn",
-                   "-map", "0:v:0", "-vf", scale, "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
-                   "-f", "mp4", str(part)]
-        run = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
-        if run.returncode != 0 or not _has_frame(part):
-            part.unlink(missing_ok=True)
+        name = _free_name(original.relative_to(videos), source[0], made)
+        try:
+            note = _shrink(original, folder / name, short_side)
+        except Damaged as error:
             failed += 1
-            lines = run.stderr.strip().splitlines()
-            reason = lines[-1] if lines else "no frame"
-            tqdm.write(f"{original}: left out, not a readable video ({reason})", file=sys.stderr)
+            tqdm.write(f"{original}: left out, not a readable video ({error})", file=sys.stderr)
             continue
-        os.replace(part, path)
-        made += 1
+        if note:
+            damaged += 1
+            tqdm.write(f"{original}: {note}", file=sys.stderr)
+        made[name] = source
+        (folder / CONTENTS).write_text(json.dumps(made))
+        converted += 1
     if failed == len(originals):
         raise UserError(f"--videos {videos}: none of the {failed} videos could be read")
     say(
-        f"{folder}: {len(originals) - failed} videos, {made} converted now, {failed} unreadable; "
-        f"use them with --resource_files '{folder}/**/*.mp4'"
+        f"{folder}: {len(originals) - failed} videos, {converted} converted now ({damaged} damaged), "
+        f"{failed} unreadable; use them with --resource_files '{folder}/**/*.mp4'"
     )
 
 
-def _has_frame(path: Path) -> bool:
-    import cv2
+def _read_contents(folder: Path) -> dict[str, list]:
+    """{file: [original, its size, its time, --short_side]} of the conversions in `folder`."""
+    try:
+        return dict(json.loads((folder / CONTENTS).read_text()))
+    except (OSError, ValueError, TypeError):  # none, or damaged: all are made again
+        return {}
 
-    capture = cv2.VideoCapture(str(path))
-    good, _ = capture.read()
-    capture.release()
-    return good
+
+def _free_name(name: Path, original: str, made: dict[str, list]) -> str:
+    """clip.mp4, or clip.avi.mp4, clip.avi.2.mp4 … where clip.mp4 was made from another original."""
+    more = (f"{name}.{number}.mp4" for number in itertools.count(2))
+    for candidate in itertools.chain([f"{name.with_suffix('.mp4')}", f"{name}.mp4"], more):
+        if candidate not in made or made[candidate][0] == original:
+            return candidate
+
+
+def _shrink(original: Path, path: Path, short_side: int) -> str:
+    """Converts a video; returns what was wrong with it, if anything. Raises Damaged if there is no frame."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from envs import videos
+
+    stream = videos.find_stream(original)
+    if stream is None:
+        raise Damaged("it has no video stream")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    side = f"trunc(min({short_side}\\,min(iw\\,ih))/2)*2"
+    scale = f"scale='if(gt(iw\\,ih)\\,-2\\,{side})':'if(gt(iw\\,ih)\\,{side}\\,-2)'"
+    command = videos.ffmpeg(
+        original, "-v", "error", "-progress", "pipe:1", *videos.keep_all(stream), "-vf", scale, "-c:v", "libx264",
+        "-crf", "18", "-pix_fmt", "yuv420p", "-f", "mp4", str(part),
+    )  # fmt: skip
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        frames = int([0, *re.findall(r"^frame= *(\d+)$", run.stdout, re.MULTILINE)][-1])
+        reason = [f"ffmpeg ended with status {run.returncode}", *run.stderr.strip().splitlines()][-1]
+        if not frames or (run.returncode and videos.find_stream(part) is None):
+            with contextlib.suppress(ValueError):
+                next(videos.read_video(original))
+                raise OSError(f"{part}: {reason}")  # the video is sound: its conversion could not be written
+            raise Damaged(reason)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return videos.damage(frames, stream, run.returncode, run.stderr)
 
 
 # --------------------------------------------------------------------------------------------------------- command line

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import struct
@@ -19,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from test_videos import LEVELS, encode
 
 SCRIPT = Path(__file__).parent.parent / "setup" / "download_assets.py"
 
@@ -636,7 +638,8 @@ def test_kinetics_makes_videos_small(tmp_path):
     code, said = run(*command)
     assert code == 0, said
     assert "broken.mp4: left out" in said and "empty.mkv: left out" in said
-    assert "4 videos, 4 converted now, 2 unreadable" in said
+    assert "not taken for videos: 1 .txt" in said
+    assert "4 videos, 4 converted now (0 damaged), 2 unreadable" in said
     assert tree(out) == {"wide.mp4", "sub/tall.mp4", "same.mp4", "same.mp4.mp4"}
     frames = frames_of(out / "wide.mp4")
     assert frames.shape == (8, 128, 228, 3)
@@ -645,8 +648,60 @@ def test_kinetics_makes_videos_small(tmp_path):
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
     assert "0 converted now" in run(*command)[1]
     assert made == {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
-    os.utime(videos / "wide.mp4", (time.time() + 9, time.time() + 9))  # a newer original
+    os.utime(videos / "wide.mp4", (time.time() - 9, time.time() - 9))  # another original, even if it is an older one
     assert "1 converted now" in run(*command)[1]
+
+
+def test_kinetics_knows_what_a_conversion_was_made_from(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "kinetics"
+    command = ["kinetics", "--videos", videos, "--to", tmp_path]
+    video(videos / "clip.mp4", 240, 320, frames=8)
+    assert run(*command)[0] == 0
+    video(videos / "clip.avi", 240, 320, frames=5)  # sorts before the one that is converted already
+    assert "1 converted now" in run(*command)[1]
+    assert {len(frames_of(out / name)) for name in tree(out)} == {8, 5}
+    assert "2 converted now" in run(*command, "--short_side", 64)[1]
+    assert {frames_of(out / name).shape[1] for name in tree(out)} == {64} and len(tree(out)) == 2
+    (videos / "clip.avi").unlink()
+    code, said = run(*command, "--short_side", 64)
+    assert code == 0 and "0 converted now" in said and f"its original {videos / 'clip.avi'} is gone" in said
+    assert [len(frames_of(out / name)) for name in tree(out)] == [8]
+    other = tmp_path / "others"  # another folder adds to the first one's
+    video(other / "clip.mp4", 240, 320, frames=3)
+    assert "1 converted now" in run("kinetics", "--videos", other, "--to", tmp_path)[1]
+    assert {len(frames_of(out / name)) for name in tree(out)} == {8, 3}
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.m2ts", "a.mts", "a.3gp", "a.ogv", "a.mkv", "a.webm"])
+def test_kinetics_keeps_every_frame_of_every_kind_of_file(name, tmp_path):
+    """Also where frames last differently long, in the containers that allow it."""
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    codec = {".3gp": ["mpeg4"], ".ogv": ["libtheora"], ".webm": ["libvpx"]}.get(path.suffix, ["libx264"])
+    variable = ["-vf", "setpts=(N+4*floor(N/3))/10/TB", "-fps_mode", "vfr"] if path.suffix in (".mkv", ".webm") else []
+    encode(path, LEVELS, *variable, "-c:v", *codec, "-q:v", "5", "-b:v", "2M")
+    code, said = run("kinetics", "--videos", path.parent, "--to", tmp_path)
+    assert code == 0 and "1 videos, 1 converted now (0 damaged), 0 unreadable" in said
+    np.testing.assert_allclose(frames_of(tmp_path / "kinetics" / "a.mp4").mean((1, 2, 3)), LEVELS, atol=5)
+
+
+def test_kinetics_tells_damaged_videos(tmp_path):
+    path = encode(tmp_path / "in" / "a.mkv", np.tile(LEVELS, 5), "-c:v", "libx264", "-g", "5")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    code, said = run("kinetics", "--videos", path.parent, "--to", tmp_path)
+    count = len(frames_of(tmp_path / "kinetics" / "a.mp4"))
+    assert code == 0 and f"a.mkv: damaged, {count} of about 100 frames" in said and "(1 damaged)" in said
+    assert 30 < count < 70
+
+
+def test_kinetics_on_a_full_disk(tmp_path):
+    """A limit on the size of files stands in for it: the conversion is not taken for a done one."""
+    encode(tmp_path / "in" / "a.mp4", np.random.default_rng(0).integers(0, 256, (60, 96, 160, 3)), "-c:v", "libx264")
+    command = [sys.executable, str(SCRIPT), "kinetics", "--videos", str(tmp_path / "in"), "--to", str(tmp_path)]
+    process = subprocess.run(["bash", "-c", f"ulimit -f 200; {shlex.join(command)}"], capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.splitlines()[-1].startswith("download_assets.py: ")
+    assert "a.mp4.part" in process.stderr and "left out" not in process.stderr
+    assert not list((tmp_path / "kinetics").glob("*.*p*"))
 
 
 def test_kinetics_feeds_the_video_source(tmp_path):

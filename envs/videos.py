@@ -1,0 +1,121 @@
+"""Video files as frames, by the ffmpeg that imageio-ffmpeg brings along; where that decodes nothing, by scikit-video.
+
+Where OpenCV's decoder is right, this one gives the same frames to the bit. But OpenCV 4.11 decodes no AV1, ignores full
+range and some rotations, reads the first stream of a file whatever it is (a cover, a thumbnail), and does not say when
+a file is damaged.
+"""
+
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import imageio_ffmpeg
+import numpy as np
+from tqdm import tqdm
+
+
+class Stream(NamedTuple):
+    """The video stream of a file: its index in it, and the number of frames that its length suggests (0: unknown)."""
+
+    index: int
+    frames: int
+
+
+def ffmpeg(path: Path, *options: str) -> list[str]:
+    """The command with the options of an output, for the input `path`."""
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-y", "-i", f"file:{path}", *options]
+
+
+def find_stream(path: Path) -> Stream | None:
+    """The default video stream, of several the largest one; None if there is none. Covers do not count."""
+    about = subprocess.run(ffmpeg(path), capture_output=True, text=True, errors="replace").stderr
+    duration = re.search(r"^ *Duration: (\d+):(\d+):([\d.]+)", about, re.MULTILINE)
+    seconds = np.dot([3600, 60, 1], list(map(float, duration.groups()))) if duration else 0
+    best, found = (False, -1), None
+    for index, text in re.findall(r"^ *Stream #0:(\d+)\S*: Video: (.*)", about, re.MULTILINE):
+        size, rate = re.search(r", (\d+)x(\d+)", text), re.search(r", ([\d.]+) fps", text)
+        rank = "(default)" in text, int(size[1]) * int(size[2]) if size else 0
+        if "(attached pic)" not in text and rank > best:
+            best, found = rank, Stream(int(index), round(seconds * float(rate[1])) if rate else 0)
+    return found
+
+
+def keep_all(stream: Stream) -> list[str]:
+    """Options that take each frame of the stream once, whatever its time."""
+    return ["-map", f"0:{stream.index}", "-fps_mode", "passthrough"]
+
+
+def damage(frames: int, stream: Stream, status: int, log: str) -> str:
+    """What to say of a file of which ffmpeg read `frames` frames; empty if it ended well and logged no error."""
+    if not status and not log.strip():
+        return ""
+    return f"damaged, {frames} of about {max(frames, stream.frames)} frames"
+
+
+def read_video(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, (h, w, 3) uint8 RGB, upright, each of them once.
+
+    A line on stderr says if only a part could be decoded. Raises ValueError if there is no frame.
+    """
+    frames: Iterator[np.ndarray] = iter(())
+    with contextlib.suppress(RuntimeError):  # imageio-ffmpeg has no ffmpeg for this system
+        stream = find_stream(path)
+        if stream is None:
+            raise ValueError(f"{path}: not a readable video (it has no video stream); repair or remove the file")
+        frames = _read_ffmpeg(path, stream)
+    first = next(frames, None)
+    if first is None:
+        frames = _read_skvideo(path)
+        first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{path}: not a readable video (no frame of it could be decoded); repair or remove the file")
+    yield first
+    yield from frames
+
+
+def _read_ffmpeg(path: Path, stream: Stream) -> Iterator[np.ndarray]:
+    images = ["-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-"]  # they tell their size
+    command = ffmpeg(path, "-v", "error", *keep_all(stream), *images)
+    count = 0
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=1 << 20)
+        try:
+            while process.stdout.readline():  # P6
+                width, height = map(int, process.stdout.readline().split())
+                process.stdout.readline()  # the largest value, 255
+                frame = np.frombuffer(process.stdout.read(height * width * 3), np.uint8)
+                if frame.size < height * width * 3:
+                    break
+                count += 1
+                yield frame.reshape(height, width, 3)
+            status = process.wait()
+        finally:  # also where no more frames are wanted
+            process.kill()
+            process.stdout.close()
+            process.wait()
+        log.seek(0)
+        if count and (text := damage(count, stream, status, log.read().decode(errors="replace"))):
+            tqdm.write(f"{path}: {text}", file=sys.stderr)
+
+
+def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
+    if np.lib.NumpyVersion(np.__version__) >= "1.24.0":  # scikit-video uses names that numpy has removed
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of those names
+        try:
+            import skvideo.io
+
+            frames = skvideo.io.vreader(str(path))
+            first = next(frames, None)
+        except Exception:  # of any type; read_video raises its own error for a file without frames
+            return
+        if first is not None:
+            yield first
+            yield from frames
