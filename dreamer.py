@@ -158,7 +158,8 @@ def make_agent(config: Config, group: EnvGroup) -> Dreamer:
     cnn_keys, mlp_keys = networks.pick_keys(shapes, config.encoder.mlp_keys, config.encoder.cnn_keys)
     shapes = {k: shapes[k] for k in cnn_keys + mlp_keys}
     actions = space.n if discrete else space.shape[0]
-    return Dreamer(config, shapes, actions, envs.reward_to_simsr(config.task, config.action_repeat))
+    reward_to_simsr = models.reward_to_simsr(envs.reward_range(config.task), config.action_repeat)
+    return Dreamer(config, shapes, actions, reward_to_simsr)
 
 
 def updates_due(config: Config, step: int) -> int:
@@ -498,7 +499,7 @@ def check_settings(config: Config) -> None:
     """Raises ValueError, one line, for settings that cannot work together or on this machine."""
     check_config(config)
     process.pick_device(config.device)
-    envs.reward_to_simsr(config.task, config.action_repeat)  # raises for an unknown task
+    envs.parse(config.task)  # raises for an unknown task
 
 
 @contextlib.contextmanager

@@ -227,6 +227,17 @@ def bisimulation_loss(
     return F.smooth_l1_loss(distance, bound)
 
 
+def reward_to_simsr(reward_range: tuple[float, float] | None, action_repeat: int) -> float:
+    """The factor, at most 1, that makes rewards of agent steps differ by 2 or less, as `bisimulation_loss` expects.
+
+    reward_range: minimum and maximum of an environment step; None if they are not known, for a factor of 1.
+    """
+    if reward_range is None:
+        return 1.0
+    low, high = reward_range
+    return min(1.0, 2 / ((high - low) * action_repeat))
+
+
 @fusable()
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
     """TD(λ) returns, (H, N, 1) like `reward`, `value` and `discount`; `bootstrap` (N, 1) is the value after the last.
@@ -391,7 +402,7 @@ class WorldModel(nn.Module):
                 reward.flatten(),
                 c.simsr_discount,
             )
-            metrics["simsr_reward_out_of_range"] = ((reward < 0) | (reward > 2)).any().float()
+            metrics["simsr_reward_out_of_range"] = (reward.max() - reward.min() > 2).float()
 
         metrics.update({f"{name}_loss": loss.detach() for name, loss in losses.items()})
         metrics.update(

@@ -1,7 +1,6 @@
 """Records a task: `python -m envs --task dmc_walker_walk_video_hard --out clip.mp4` records a random policy."""
 
 import argparse
-import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +9,25 @@ import numpy as np
 
 import envs
 from run import video
+from run.config import Config, load_config
 
 SUFFIXES = (".mp4", ".gif")
 MAX_SIDE = 4096  # pixels of a video that every player can show
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    settings = {key: getattr(args, key) for key in (*envs.SETTINGS, "seed", "action_repeat", "time_limit")}
+    args, config = parse(argv)
     try:
-        env = envs.make(args.task, size=tuple(args.size), **settings)
+        env = envs.make(
+            config.task,
+            seed=config.seed,
+            size=config.size,
+            action_repeat=config.action_repeat,
+            time_limit=config.time_limit,
+            **{key: config[key] for key in envs.settings()},
+        )
         returns = []
-        frames = play(env, args.steps, args.episodes, args.seed, returns)
+        frames = play(env, args.steps, args.episodes, config.seed, returns)
         count = video.write(args.out, (video.enlarge(frame, args.zoom) for frame in frames), args.fps)
         env.close()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -31,8 +37,14 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.out}: {count} frames{ended}")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m envs", description=__doc__)
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Config]:
+    """The flags of a recording, and the settings: configs.yaml, --configs and the other flags, as in training."""
+    parser = argparse.ArgumentParser(
+        "python -m envs",
+        description=__doc__,
+        epilog="All other flags are settings of configs.yaml, such as --configs, --seed, --size, --img_source.",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--task", required=True, help="such as dmc_walker_walk, dmc_cup_catch_video, rms_push_cube, gym_CartPole-v1"
     )
@@ -41,17 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=None, help="whole episodes to record, instead of --steps")
     parser.add_argument("--fps", type=float, default=20, help="frames per second (default 20)")
     parser.add_argument("--zoom", type=int, default=4, help="size of the agent's pixels in the video (default 4)")
-    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), help="height and width of the agent's image")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--action_repeat", type=int, help="default 2, for rms_* 1")
-    parser.add_argument("--time_limit", type=int, help="environment steps of an episode; default 1000, for rms_* 100")
-    defaults = inspect.signature(envs.make).parameters
-    for key in envs.SETTINGS:
-        default = defaults[key].default
-        parser.add_argument(
-            f"--{key}", type=type(default), default=default, help=f"see configs.yaml (default {default!r})"
-        )
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    config = load_config(["--task", args.task, *others])
 
     if args.out.suffix.lower() not in SUFFIXES:
         parser.error(f"--out {args.out}: expected a name ending in {' or '.join(SUFFIXES)}")
@@ -65,15 +68,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag} is {value}: expected a number above 0")
     if not 0.1 <= args.fps <= 1000:
         parser.error(f"--fps is {args.fps}: expected a number from 0.1 to 1000")
-    if args.zoom * max(args.size) > MAX_SIDE:
-        size = " ".join(map(str, args.size))
+    if args.zoom * max(config.size) > MAX_SIDE:
+        size = " ".join(map(str, config.size))
         parser.error(f"--zoom is {args.zoom}, --size {size}: a side of the video would exceed {MAX_SIDE} pixels")
-    maniskill = args.task.startswith("rms_")
-    if args.action_repeat is None:
-        args.action_repeat = 1 if maniskill else 2
-    if args.time_limit is None:
-        args.time_limit = 100 if maniskill else 1000
-    return args
+    return args, config
 
 
 def random_action(space, rng: np.random.Generator) -> np.ndarray:

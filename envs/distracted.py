@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 
 from . import backgrounds
-from .dmc import DMC, common
+from .dmc import DMC, common, texture
+from .notes import note
 
 # isort: split
 import mujoco  # after .dmc, which picks the renderer at import
 
-CAMERA = 0  # for every domain, the quadruped included, as in the public code of both families
+CAMERAS = {"quadruped": "global"}  # where it is not the plain task's: as in the public code of both families
 DARK_FLOOR_DOMAINS = ("walker", "hopper", "cheetah", "stacker")  # their floor stays; elsewhere it is background too
 
 STOCK_COLORS = {"grid_rgb1": (0.1, 0.2, 0.3), "self_rgb": (0.7, 0.5, 0.3), "skybox_rgb": (0.4, 0.6, 0.8)}
@@ -62,8 +63,9 @@ class DistractedDMC(DMC):
                 total_frames=total_frames,
                 cache=Path(assets) / "cache",
             )
-        look = {"camera": CAMERA, "assets": altered_look(domain)}
+        look = {"camera": CAMERAS.get(domain), "assets": altered_look(domain)}
         super().__init__(domain, task, seed=seed, size=size, image=image, evaluation=evaluation, **look, **kwargs)
+        self._coverage = Coverage(f"dmc_{domain}_{task}_video")
 
     def begin_episode(self) -> None:
         if self.image:
@@ -72,7 +74,27 @@ class DistractedDMC(DMC):
     def render(self) -> np.ndarray:
         frame = np.ascontiguousarray(super().render())
         self.background = self._background.next()
-        return replace(frame, blue_mask(frame), self.background)
+        mask = blue_mask(frame)
+        self._coverage.add(mask)
+        return replace(frame, mask, self.background)
+
+
+class Coverage:
+    """Watches how much of the first frames a background replaces, and says so if that is next to nothing."""
+
+    FRAMES, LEAST = 10, 0.01
+
+    def __init__(self, task: str):
+        self.task = task
+        self.shares: list[float] = []
+
+    def add(self, mask: np.ndarray) -> None:
+        """mask: (H, W) bool, the pixels of a frame that are replaced."""
+        if len(self.shares) < self.FRAMES:
+            self.shares.append(float(mask.mean()))
+            if len(self.shares) == self.FRAMES and np.mean(self.shares) < self.LEAST:
+                share = f"{np.mean(self.shares):.1%}"
+                note(f"{self.task}: the distraction replaces {share} of the pixels; its returns are next to clean ones")
 
 
 def altered_look(domain: str) -> dict[str, bytes]:
@@ -149,9 +171,11 @@ class DMCGS(DMC):
             raise ValueError(f"mode {mode}: expected one of {', '.join((*COLOR_STD, *VIDEOS))}")
         self._colors = load_colors(mode, assets) if image and mode in COLOR_STD else None
         self._videos = load_videos(mode, size, assets) if image and mode in VIDEOS else None
-        super().__init__(domain, task, size=size, image=image, camera=CAMERA, **kwargs)
+        super().__init__(domain, task, size=size, image=image, camera=CAMERAS.get(domain), **kwargs)
+        self._coverage = Coverage(f"dmc_{domain}_{task}_{mode}")
         if self._colors is not None:
             self._templates = _texture_templates()
+            self._templates["grid"] = np.roll(self._templates["grid"], self.floor_shift, (0, 1))
         if self._videos is not None:
             for name in ("skybox", "grid") if mode == "video_hard" else ("skybox",):
                 self._texture(name)[:] = GREEN
@@ -168,7 +192,9 @@ class DMCGS(DMC):
         if self._videos is not None:
             frame = np.ascontiguousarray(frame)
             self.background = self._video.next()
-            frame = replace(frame, green_mask(frame), self.background)
+            mask = green_mask(frame)
+            self._coverage.add(mask)
+            frame = replace(frame, mask, self.background)
         return frame
 
     def _recolor(self, grid_rgb1: np.ndarray, grid_rgb2: np.ndarray, self_rgb: np.ndarray, skybox_rgb: np.ndarray):
@@ -186,12 +212,6 @@ class DMCGS(DMC):
 
     def _texture(self, name: str) -> np.ndarray:
         return texture(self.physics.model, self.physics.model.name2id(name, "texture"))
-
-
-def texture(model, index: int) -> np.ndarray:
-    """A texture's pixels in the model's memory, (h, w, 3) uint8; a skybox has its six faces stacked vertically."""
-    start, height, width = model.tex_adr[index], model.tex_height[index], model.tex_width[index]
-    return model.tex_data[start : start + height * width * 3].reshape(height, width, 3)
 
 
 def _texture_templates() -> dict[str, np.ndarray]:
@@ -258,13 +278,19 @@ def _read_pt(path: Path):
         return _NumpyUnpickler(file).load()
 
 
-def load_videos(mode: str, size: tuple[int, int], assets: str) -> list[np.ndarray]:
-    """The videos of video_easy or video_hard at frame size, each (N, H, W, 3) uint8, in the order of their numbers."""
+def find_videos(mode: str, assets: str) -> list[Path]:
+    """The files of video_easy or video_hard, in the order of their numbers."""
     folder = Path(assets) / "dmcgb" / mode
     files = sorted(folder.glob("*.mp4"), key=lambda path: (len(path.name), path.name))
     if not files:
         raise FileNotFoundError(f"{mode} needs its {VIDEOS[mode]} videos, none in {folder.absolute()}; {_download()}")
-    return backgrounds.load_clips([[path.absolute()] for path in files], size, cache=Path(assets) / "cache")
+    return [path.absolute() for path in files]
+
+
+def load_videos(mode: str, size: tuple[int, int], assets: str) -> list[np.ndarray]:
+    """The videos of video_easy or video_hard at frame size, each (N, H, W, 3) uint8, in the order of their numbers."""
+    clips = [[path] for path in find_videos(mode, assets)]
+    return backgrounds.load_clips(clips, size, cache=Path(assets) / "cache")
 
 
 def _download() -> str:

@@ -8,12 +8,12 @@ import numpy as np
 
 from . import backgrounds
 from .dmc import DMC
+from .suite import DAVIS_VIDEOS as VIDEOS
 
 # isort: split
 import mujoco  # after .dmc, which picks the renderer at import
 
 DOMAINS = ("reacher", "cartpole", "finger", "cheetah", "ball_in_cup", "walker")
-VIDEOS = {0.025: 2, 0.05: 2, 0.1: 4, 0.15: 6, 0.2: 8, 0.3: 60, 0.4: 60, 0.5: 60}  # {intensity: the first n of DAVIS}
 FLOOR_ALPHA = {"reacher": 0.0, "walker": 1.0, "cheetah": 1.0}  # 0.3 for the others
 EVERY = 2  # environment steps between moves
 FACE = 800  # pixels of a side of the sky's texture
@@ -32,10 +32,10 @@ class DistractingCS(DMC):
     the stock camera looks at, as far away as the robot. Background: a sequence of DAVIS on the sky, on all six faces.
     Colors: `ColorWalk` of every material. All of it is drawn again in each episode.
 
-    intensity: one of VIDEOS. ds_resource_path: DAVIS-2017 (see DAVIS_FRAMES), by default the folder davis in `assets`.
-    Decoded frames are cached in `assets`/cache: about 2 MB each. The other arguments are DMC's.
+    distracting_cs_intensity: one of VIDEOS. ds_resource_path: DAVIS-2017 (see DAVIS_FRAMES), by default the folder
+    davis in `assets`. Decoded frames are cached in `assets`/cache: about 2 MB each. The other arguments are DMC's.
 
-    Raises ValueError for another domain, mode or intensity; FileNotFoundError without DAVIS.
+    Raises ValueError for another domain or mode; FileNotFoundError without DAVIS.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class DistractingCS(DMC):
         task: str,
         mode: str,
         *,
-        intensity: float = 0.1,
+        distracting_cs_intensity: float = 0.1,
         ds_resource_path: str = "",
         assets: str = "assets",
         image: bool = True,
@@ -54,10 +54,7 @@ class DistractingCS(DMC):
             raise ValueError(f"mode {mode}: expected distracting_cs or sensor_cs")
         if domain not in DOMAINS:
             raise ValueError(f"{mode} is defined for the domains {', '.join(DOMAINS)}; not for {domain}")
-        if intensity not in VIDEOS:
-            raise ValueError(
-                f"--distracting_cs_intensity is {intensity}: expected one of {', '.join(map(str, VIDEOS))}"
-            )
+        intensity = distracting_cs_intensity
         self.intensity = float(intensity)
         self._videos = None
         if image and mode == "distracting_cs":
@@ -66,7 +63,7 @@ class DistractingCS(DMC):
             self._videos = backgrounds.load_clips(files, (FACE, FACE), cache=cache, read=backgrounds.read_image)
         super().__init__(domain, task, image=image, **kwargs)
         self._free = domain == "reacher"  # seen from straight above: no up direction, no front side
-        self._tracks = self.physics.model.cam_mode[self.camera] == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
+        self._tracks = self.physics.model.cam_mode[self._camera_id] == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
         model = self.physics.model
         self._stock_colors = model.mat_rgba[:, :3].copy()
         if self._videos is not None:
@@ -77,7 +74,7 @@ class DistractingCS(DMC):
     def begin_episode(self) -> None:
         self._substeps = 0
         data = self.physics.data
-        position, axes = data.cam_xpos[self.camera].copy(), data.cam_xmat[self.camera].reshape(3, 3)
+        position, axes = data.cam_xpos[self._camera_id].copy(), data.cam_xmat[self._camera_id].reshape(3, 3)
         distance = np.linalg.norm(position - data.subtree_com[1])
         self._look_at = position - distance * axes[:, 2]
         self._camera_walk = CameraWalk(position - self._target(), self.intensity, self._free, self.rng)
@@ -103,8 +100,8 @@ class DistractingCS(DMC):
         # The engine derives the camera's pose from the model in each step; it is moved in its data for this frame only.
         data = self.physics.data
         offset, axes = self._camera_walk.pose()
-        data.cam_xpos[self.camera] = self._target() + offset
-        data.cam_xmat[self.camera] = axes
+        data.cam_xpos[self._camera_id] = self._target() + offset
+        data.cam_xmat[self._camera_id] = axes
         if self._videos is not None:
             self.physics.model.mat_rgba[:, :3] = self._color_walk.colors
             self._show(self._frame)

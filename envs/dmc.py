@@ -1,13 +1,17 @@
 """Tasks of the DeepMind Control suite, from pixels or vectors, and the hooks that the distracted families use."""
 
+import functools
 import logging
 import os
+from collections.abc import Callable
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import cv2
 import gym
 import numpy as np
 
-from . import opengl
+from . import opengl, subtle
 
 opengl.pick()  # "off" leaves vector agents working; pixels then raise in DMC
 
@@ -19,33 +23,67 @@ logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record
 
 from dm_control import _render, mujoco, suite  # noqa: E402
 from dm_control.suite import common  # noqa: E402
+from mujoco import mjtGeom  # noqa: E402
 
 TASKS = suite.TASKS_BY_DOMAIN  # {domain: (task, ...)}
 RENDERS = _render.BACKEND != "off"
+CAMERAS = {  # the one that shows the task, of each domain
+    "acrobot": "fixed",
+    "ball_in_cup": "cam0",
+    "cartpole": "fixed",
+    "cheetah": "side",
+    "dog": "y-axis",
+    "finger": "cam0",
+    "fish": "tracking_top",
+    "hopper": "cam0",
+    "humanoid": "back",
+    "humanoid_CMU": "back",
+    "lqr": "cam0",
+    "manipulator": "fixed",
+    "pendulum": "fixed",
+    "point_mass": "fixed",
+    "quadruped": "y",
+    "reacher": "fixed",
+    "stacker": "fixed",
+    "swimmer": "tracking1",
+    "walker": "side",
+}
 
 
-def _load(domain: str, task: str, seed: int, assets: dict[str, bytes] | None):
-    """The suite's env without its own time limit; `assets` replace shared XML files while the model compiles."""
+def _load(domain: str, task: str, seed: int, assets: dict[str, bytes], edit_model: Callable[[Element], None] | None):
+    """The suite's env without its own time limit.
+
+    assets: XML files that replace shared ones, and edit_model: edits the domain's own, while the model compiles.
+    """
     paths = {os.path.basename(path): path for path in common.ASSETS}
-    assets = {os.path.basename(name): content for name, content in (assets or {}).items()}
     if not assets.keys() <= paths.keys():
         raise ValueError(f"assets {sorted(assets.keys() - paths.keys())} are not among the suite's {sorted(paths)}")
-    stock = dict(common.ASSETS)
+    stock, read_model = dict(common.ASSETS), common.read_model
+
+    def read_edited(name: str) -> bytes:
+        root = ElementTree.fromstring(read_model(name))
+        edit_model(root)
+        return ElementTree.tostring(root)
+
     common.ASSETS.update({paths[name]: content for name, content in assets.items()})
+    if edit_model is not None:
+        common.read_model = read_edited
     try:
         return suite.load(domain, task, task_kwargs={"random": seed, "time_limit": float("inf")})
     finally:
         common.ASSETS.update(stock)
+        common.read_model = read_model
 
 
 class DMC:
     """A task of the suite. Subclasses add distractors through the hooks begin_episode, after_substep and render.
 
     size: (height, width) of the image. action_repeat: environment steps (the suite's control steps) in an agent step.
-    image: False disables rendering. camera: by default 2 for the quadruped, else 0. shadow_size: pixels on a side of
-    the shadow map, 0 for the model's own (2048 in the suite). evaluation: observations also have an 8×8 grayscale
-    thumbnail of what a subclass shows behind the robot, `background`, which probes read. assets: {file name: XML}
-    that replace files of suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model.
+    image: False disables rendering. camera: its name, by default that of CAMERAS. shadow_size: pixels on a side of the
+    shadow map, 0 for the model's own (2048 in the suite). old_floor: floors as mujoco drew them before 3.12 (see
+    `center_shift`). shrunk: sizes of DMC-Subtle. evaluation: observations also have an 8×8 grayscale thumbnail of what
+    a subclass shows behind the robot, `background`, which probes read. assets: {file name: XML} that replace files of
+    suite.common ("materials.xml", "skybox.xml", "visual.xml") in this env's model. edit_model: edits the domain's XML.
 
     An episode is a pure function of (seed, its number, actions): everything random in it comes from `self.rng`. What a
     subclass changes in `self.physics.model` it sets again in every begin_episode.
@@ -60,10 +98,13 @@ class DMC:
         size: tuple[int, int] = (64, 64),
         action_repeat: int = 2,
         image: bool = True,
-        camera: int | None = None,
+        camera: str | None = None,
         shadow_size: int = 0,
+        old_floor: bool = False,
+        shrunk: subtle.Shrunk | None = None,
         evaluation: bool = False,
         assets: dict[str, bytes] | None = None,
+        edit_model: Callable[[Element], None] | None = None,
     ):
         if image and not RENDERS:
             raise RuntimeError(
@@ -71,11 +112,21 @@ class DMC:
                 "setup/install_env.sh installs them"
             )
         self.seed, self.size, self.action_repeat, self.image = seed, tuple(size), action_repeat, image
-        self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
-        self._env = _load(domain, task, seed, assets)
+        if shrunk is not None:
+            edit_model = functools.partial(subtle.shrink_model, shrunk=shrunk)
+        self._env = _load(domain, task, seed, assets or {}, edit_model)
+        if shrunk is not None:
+            subtle.shrink_target(self._env.task, shrunk)
         self.physics = self._env.physics
+        self.camera = camera or CAMERAS[domain]
+        self.floor_shift = (0, 0)  # rows and columns by which the floor's texture is rolled
+        if old_floor:
+            self.floor_shift = center_shift(self.physics.model)
+            pixels = texture(self.physics.model, self.physics.model.name2id("grid", "texture"))
+            pixels[:] = np.roll(pixels, self.floor_shift, (0, 1))
         # The frame buffer is made at the first render: as small as the frame, it is copied faster; and a frame
         # larger than the model's stock 640 x 480 fits too.
+        self._camera_id = self.physics.model.name2id(self.camera, "camera")  # in arrays of the model and its data
         self.physics.model.vis.global_.offheight, self.physics.model.vis.global_.offwidth = self.size
         if shadow_size:
             self.physics.model.vis.quality.shadowsize = shadow_size
@@ -147,3 +198,24 @@ class DMC:
         obs["is_last"] = time_step.last()
         obs["is_terminal"] = time_step.last() and time_step.discount == 0
         return obs
+
+
+def center_shift(model) -> tuple[int, int]:
+    """Rows and columns by which the grid's texture is rolled to draw floors as mujoco did before 3.12.
+
+    Published results and checkpoints from pixels saw those floors. Since then the texture of a plane of finite size
+    starts at the plane's corner instead of its center; a tile has two units of length.
+    """
+    grid, plane = model.name2id("grid", "material"), mjtGeom.mjGEOM_PLANE
+    floors = [i for i in range(model.ngeom) if model.geom_type[i] == plane and model.geom_matid[i] == grid]
+    if not floors:
+        return 0, 0
+    columns, rows = model.geom_size[floors[0], :2] * model.mat_texrepeat[grid] / 2
+    height, width = texture(model, model.name2id("grid", "texture")).shape[:2]
+    return round(rows * height), round(columns * width)
+
+
+def texture(model, index: int) -> np.ndarray:
+    """A texture's pixels in the model's memory, (h, w, 3) uint8; a skybox has its six faces stacked vertically."""
+    start, height, width = model.tex_adr[index], model.tex_height[index], model.tex_width[index]
+    return model.tex_data[start : start + height * width * 3].reshape(height, width, 3)

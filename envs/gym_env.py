@@ -1,8 +1,9 @@
 """Environments registered with Gymnasium, from pixels or vectors, with continuous or discrete actions."""
 
+import ast
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -11,7 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from . import nearest, opengl
+from . import opengl
+from .family import nearest
 
 # Frames are drawn in memory: pygame, which many envs use, needs no screen, and no greeting.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -48,10 +50,12 @@ class GymEnv:
         size: tuple[int, int] = (64, 64),
         action_repeat: int = 2,
         image: bool | None = True,
+        env_kwargs: Sequence[str] = (),
     ):
         self.name, self.seed, self.size, self.action_repeat = name, seed, tuple(size), action_repeat
+        self._kwargs = {"disable_env_checker": True, **dict(map(_read_argument, env_kwargs))}
         self._episode = -1  # the running one
-        self._env = self._call(gymnasium.make, name, disable_env_checker=True)
+        self._env = self._call(gymnasium.make, name, **self._kwargs)
         space = self._env.observation_space
         self._dict = isinstance(space, spaces.Dict)
         self._entries = space.spaces if self._dict else {"image" if _is_image(space) else "observation": space}
@@ -142,7 +146,7 @@ class GymEnv:
             found = ", ".join(mode for mode in modes if mode) or "none"
             raise self._error(f"renders no images (render modes: {found}): train on vectors, --configs dmc_proprio")
         opengl.pick()
-        env = self._call(gymnasium.make, self.name, render_mode="rgb_array", disable_env_checker=True)
+        env = self._call(gymnasium.make, self.name, render_mode="rgb_array", **self._kwargs)
         env.reset(seed=0)
         frame = self._call(env.render)
         if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,)):
@@ -178,6 +182,15 @@ class GymEnv:
 def _is_image(space: spaces.Space) -> bool:
     pixels = isinstance(space, spaces.Box) and space.dtype == np.uint8
     return pixels and (len(space.shape) == 2 or (len(space.shape) == 3 and space.shape[2] in (1, 3)))
+
+
+def _read_argument(text: str) -> tuple[str, Any]:
+    """`name=value` as a name and a Python value: a number, True, None, a list, ..., else the text itself."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Envs in parallel, each in its own process or all in this one, behind one interface.
 
-A worker is started as `python -m envs.parallel FD` and exchanges pickles over a pipe. It is a fresh interpreter, not a
-fork: it imports what its env needs and nothing of the agent (no torch), and shares no renderer with the parent.
+A worker is started as `python -P -m envs.parallel FD` and exchanges pickles over a pipe. It is a fresh interpreter, not
+a fork: it imports what its env needs and nothing of the agent (no torch), and shares no renderer with the parent.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from envs import notes
 
 # Raised unchanged in the parent; all others as RuntimeError.
 USER_ERRORS = (ValueError, FileNotFoundError, ImportError)
@@ -94,7 +96,8 @@ class Worker:
         root = str(Path(__file__).resolve().parent.parent)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         env.setdefault("OMP_NUM_THREADS", "1")  # the parallelism is in the workers
-        command = [sys.executable, "-m", "envs.parallel", str(theirs.fileno())]
+        # -P: not the folder where the program was started, which may hold another `envs`
+        command = [sys.executable, "-P", "-m", "envs.parallel", str(theirs.fileno())]
         # A child inherits its parent's mask: blocked here, Ctrl-C cannot reach it before it ignores signals itself.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
@@ -117,7 +120,9 @@ class Worker:
         except (EOFError, OSError):
             self._died()
         self.pending = False
-        value, error = pickle.loads(answer)
+        value, error, lines = pickle.loads(answer)
+        for line in lines:
+            notes.note(line)
         if error is None:
             return value
         kind, message, where = error
@@ -215,7 +220,8 @@ class EnvGroup:
 
 
 def work(fd: int) -> None:
-    """A worker's loop: make the env, then answer each (method, args) with (value, None) or (None, error), pickled."""
+    """A worker's loop: make the env, then answer each (method, args) with (value, error, notes), pickled."""
+    notes.outbox = []
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -227,11 +233,12 @@ def work(fd: int) -> None:
         while True:
             try:
                 host = host or Host(pickle.loads(constructor))
-                answer = pickle.dumps((getattr(host, method)(*args), None))
+                answer = pickle.dumps((getattr(host, method)(*args), None, notes.outbox))
             except Exception as error:
                 kind = next((k for k in USER_ERRORS if isinstance(error, k)), None)
                 message = str(error) if kind else repr(error)
-                answer = pickle.dumps((None, (kind, message, traceback.format_exc())))
+                answer = pickle.dumps((None, (kind, message, traceback.format_exc()), notes.outbox))
+            notes.outbox.clear()
             pipe.send_bytes(answer)
             method, args = pipe.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):

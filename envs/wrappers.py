@@ -22,9 +22,9 @@ class Wrapper:
 
 
 class TimeLimit(Wrapper):
-    """Ends an episode after `duration` agent steps: is_last without is_terminal."""
+    """Ends an episode after `duration` agent steps (None: never): is_last without is_terminal."""
 
-    def __init__(self, env, duration: int):
+    def __init__(self, env, duration: int | None):
         super().__init__(env)
         self.duration = duration
         self._steps = None  # of the running episode, None when there is none
@@ -39,7 +39,7 @@ class TimeLimit(Wrapper):
             raise RuntimeError("step() without a running episode: call reset() first")
         obs, reward, done, info = self.env.step(action)
         self._steps += 1
-        if self._steps >= self.duration:
+        if self.duration is not None and self._steps >= self.duration:
             obs["is_last"] = done = True
         if done:
             self._steps = None

@@ -40,7 +40,7 @@ def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0
             time_limit=config.time_limit,
             image=image,
             evaluation=mode != "train",
-            **{key: config[key] for key in envs.SETTINGS},
+            **{key: config[key] for key in envs.settings()},
         )
         for index in range(first, first + count)
     ]

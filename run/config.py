@@ -14,10 +14,12 @@ import os
 import re
 import sys
 from bisect import bisect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import envs
+from legal import TEXT, Legal, between, one_of
 from run import distributed
 from run.files import replacing
 
@@ -42,28 +44,6 @@ FREE_SETTINGS = {
 # Legal values
 
 
-class Legal(NamedTuple):
-    """The legal values of a setting, or of each item if it is a list."""
-
-    allows: Callable[[Any], bool]
-    text: str = ""  # completes "expected a number", "expected a word", ...
-    choices: tuple = ()  # if they are few; the setting's comment in configs.yaml then lists them too
-
-
-def between(low: float, high: float) -> Legal:
-    """Numbers from low to high, both included."""
-    text = f" from {_short(low)} to {_short(high)}"
-    return Legal(lambda value: type(value) in (int, float) and low <= value <= high, text)
-
-
-def one_of(*choices: Any) -> Legal:
-    return Legal(lambda value: value in choices, f", one of {', '.join(map(str, choices))}", choices)
-
-
-def _short(number: float) -> str:
-    return re.sub(r"e\+?(-?)0*", r"e\1", f"{number:g}")
-
-
 def _is_pattern(value: Any) -> bool:
     try:
         re.compile(value)
@@ -72,7 +52,6 @@ def _is_pattern(value: Any) -> bool:
     return True
 
 
-TEXT = Legal(lambda value: True)
 NONEMPTY = Legal(bool, " that is not empty")
 PATTERN = Legal(_is_pattern, " that is a regular expression")
 
@@ -81,7 +60,7 @@ PATTERN = Legal(_is_pattern, " that is a regular expression")
 _ROWS = (
     # Run
     ("logdir task", NONEMPTY),
-    ("assets device ds_resource_path eval_tasks from_checkpoint resource_files scan_path eval_resource_files", TEXT),
+    ("device eval_tasks from_checkpoint", TEXT),
     ("seed", between(0, 1e18)),
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),
@@ -92,12 +71,8 @@ _ROWS = (
     ("envs", between(1, 1024)),
     ("eval_envs", between(0, 1024)),
     ("action_repeat", between(1, 1000)),
-    ("time_limit", between(1, 1e5)),
-    ("shadow_size", between(0, 16384)),
+    ("time_limit", between(0, 1e6)),
     ("prefill", between(0, 1e8)),
-    ("total_frames", between(1, 1e6)),
-    ("img_source", one_of("video", "images", "clouds", "noise", "color")),
-    ("distracting_cs_intensity", one_of(0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)),
     # Networks
     ("dyn_hidden dyn_deter dyn_cont_stoch_size units encoder.mlp_units disag_units", between(1, 16384)),
     ("reward_layers cont_layers value_layers actor_layers encoder.mlp_layers disag_layers", between(1, 100)),
@@ -156,7 +131,7 @@ _ROWS = (
     ("disag_models", between(2, 100)),
     ("disag_offset", between(1, 4095)),
 )
-LEGAL: dict[str, Legal] = {name: legal for names, legal in _ROWS for name in names.split()}
+LEGAL: dict[str, Legal] = {name: legal for names, legal in _ROWS for name in names.split()} | envs.settings()
 
 
 # The type
@@ -497,6 +472,8 @@ def _merge(argv: Sequence[str], defaults: dict[str, Any], groups: Mapping[str, d
     for flag, words in flags:
         if flag != "configs":
             values[flag] = _convert(f"--{flag}", _parse(flag, words, defaults[flag]), defaults[flag])
+    if values.get("time_limit") == 0:
+        values["time_limit"] = envs.time_limit(values["task"])
     return values
 
 
@@ -574,7 +551,8 @@ def check_config(config: Config) -> None:
     for name in ("batch_size", "envs", "imag_starts"):
         require(c[name] % ranks == 0, f"--{name} is {c[name]}: expected a multiple of {ranks}, for {ranks} processes")
     repeat, low, high = c.action_repeat, c.actor_min_std, c.actor_max_std
-    require(repeat <= c.time_limit, f"--time_limit {c.time_limit} is shorter than --action_repeat {repeat}")
+    limit = c.time_limit
+    require(not limit or repeat <= limit, f"--time_limit {limit} is shorter than --action_repeat {repeat}")
     require(low <= high, f"--actor_min_std {low} is above --actor_max_std {high}")
     offset, length, decoder = c.disag_offset, c.batch_length, "decoder" in c.grad_heads
     require(offset < length, f"--disag_offset {offset}: expected less than --batch_length {length}")

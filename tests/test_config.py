@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import envs
 from run import config as module
 from run import distributed
 from run.config import (
@@ -386,6 +387,7 @@ def test_import_is_silent_and_without_torch():
 def test_every_setting_has_legal_values_in_one_row():
     defaults = {**ConfigFile(CONFIGS).defaults, **{name: default for name, (default, _) in ACTIONS.items()}}
     names = [name for row, _ in module._ROWS for name in row.split()]
+    names += [name for name in envs.settings() if not isinstance(defaults[name], bool)]
     assert sorted(names) == sorted(name for name, default in defaults.items() if not isinstance(default, bool))
     assert module.FREE_SETTINGS - {"configs"} <= defaults.keys()
 
@@ -409,12 +411,13 @@ POSITIVE = """
     encoder.minres encoder.kernel_size encoder.cnn_depth encoder.mlp_layers encoder.mlp_units reward_layers cont_layers
     value_layers actor_layers disag_models disag_layers disag_units disag_offset dyn_cont_stoch_size dyn_stoch
     dyn_deter dyn_hidden units slow_target_update batch_size batch_length imag_horizon train_ratio envs action_repeat
-    time_limit dataset_size log_every checkpoint_every total_frames patch_size block_size model_lr value_lr actor_lr
+    dataset_size log_every checkpoint_every total_frames patch_size block_size model_lr value_lr actor_lr
     opt_eps ac_opt_eps actor_max_std dyn_min_std repo_init_beta repo_lr proto_count proto_size proto_temperature
     sinkhorn_eps sinkhorn_iterations
 """.split()
 NOT_NEGATIVE = """
-    seed steps eval_every eval_episode_num eval_envs episodes prefill pretrain replay_dir_limit shadow_size dyn_discrete
+    seed steps time_limit eval_every eval_episode_num eval_envs episodes prefill pretrain replay_dir_limit shadow_size
+    dyn_discrete
     kl_free dyn_scale rep_scale reward_scale cont_scale decoder_scale mbr_scale simsr_scale weight_decay grad_clip
     value_grad_clip actor_grad_clip imag_starts actor_entropy actor_min_std actor_init_std expl_amount eval_noise
     expl_until expl_extr_scale expl_intr_scale mask_ratio aug_prob unimix_ratio action_unimix_ratio encoder_tau

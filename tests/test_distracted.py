@@ -73,12 +73,12 @@ def test_mask_takes_the_scene_and_spares_the_robot(domain):
 
 @pytest.mark.parametrize("mode", ["video", "color_easy", "color_hard", "video_easy", "video_hard"])
 def test_the_distracted_quadruped_uses_camera_0(mode, tmp_path):
-    """The plain quadruped uses camera 2; under a distraction, the replaced pixels are those of camera 0."""
+    """The plain quadruped is seen by `y`, camera 2; the replaced pixels of a distracted one are those of camera 0."""
     if mode.startswith("video_"):
         write_video(tmp_path / "dmcgb" / mode / "video0.mp4", flat_frames([90, 90]))
     env = envs.make(f"dmc_quadruped_walk_{mode}", img_source="noise", assets=str(tmp_path))
     env.reset()
-    assert env.camera == 0 and DMC("quadruped", "walk").camera == 2
+    assert env.camera == "global" and DMC("quadruped", "walk").camera == "y"
     seen = DMC.render(env)
     np.testing.assert_array_equal(seen, env.physics.render(64, 64, camera_id=0))
     assert (seen != env.physics.render(64, 64, camera_id=2)).any()

@@ -196,7 +196,7 @@ def test_the_camera_moves_every_second_environment_step(repeat, moves, make):
 
 def test_the_video_plays_back_and_forth_on_the_sky(make):
     """Reacher's floor is invisible: what the camera sees is sky, in the colors of the frames and in their order."""
-    env = make("reacher", intensity=0.1, size=(16, 16))
+    env = make("reacher", distracting_cs_intensity=0.1, size=(16, 16))
     orders = set()
     for _ in range(5):
         obs = env.reset()
@@ -238,7 +238,8 @@ def test_the_background_of_the_previous_episode_does_not_persist(make):
 
 
 def test_sensor_cs_moves_only_the_camera(make):
-    env, stock = make("walker", "sensor_cs", intensity=0.5, ds_resource_path="nowhere"), DMC("walker", "walk", seed=3)
+    env = make("walker", "sensor_cs", distracting_cs_intensity=0.5, ds_resource_path="nowhere")
+    stock = DMC("walker", "walk", seed=3)
     env.reset(), stock.reset()
     np.testing.assert_array_equal(env.physics.model.mat_rgba, stock.physics.model.mat_rgba)
     np.testing.assert_array_equal(env.physics.model.tex_data, stock.physics.model.tex_data)
@@ -257,7 +258,7 @@ def test_the_floors_alpha(domain, alpha, make):
 
 
 def test_colors_reach_the_image(make):
-    env = make("cheetah", intensity=0.5)
+    env = make("cheetah", distracting_cs_intensity=0.5)
     env.reset()
     model = env.physics.model
     np.testing.assert_allclose(model.mat_rgba[:, :3], env._color_walk.colors, atol=1e-7)
@@ -278,7 +279,7 @@ def test_davis_is_found_in_its_layouts(davis, tmp_path):
 
 @pytest.mark.parametrize("intensity, count", [(0.025, 2), (0.05, 2), (0.1, 4), (0.5, 4)])
 def test_the_intensity_chooses_the_videos(intensity, count, make):
-    assert len(make("reacher", intensity=intensity)._videos) == count
+    assert len(make("reacher", distracting_cs_intensity=intensity)._videos) == count
 
 
 def test_make_and_its_errors(davis, tmp_path):

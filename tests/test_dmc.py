@@ -7,10 +7,13 @@ from pathlib import Path
 
 import mujoco
 import numpy as np
+import old_floors
 import pytest
 
 import envs
-from envs.dmc import DMC, TASKS, suite
+import models
+from envs import subtle
+from envs.dmc import DMC, TASKS, suite, texture
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,8 +126,92 @@ def test_any_size_of_frame(size):
 
 @pytest.mark.parametrize("domain", sorted(TASKS))
 def test_cameras(domain):
+    """By name: the first one, but for the quadruped, whose third one looks at it from the side."""
     env = DMC(domain, TASKS[domain][0])
-    assert env.camera == (2 if domain == "quadruped" else 0) < env.physics.model.ncam
+    assert env.physics.model.name2id(env.camera, "camera") == (2 if domain == "quadruped" else 0)
+
+
+@pytest.mark.slow
+def test_the_dog_that_fetches_is_seen():
+    """Its model has a camera on the ball too, in front of the others."""
+    env = envs.make("dmc_dog_fetch", seed=0)
+    for episode in range(5):
+        env.reset(episode)
+        kinds = env.physics.render(64, 64, camera_id=env.camera, segmentation=True)
+        geoms = kinds[kinds[..., 1] == mujoco.mjtObj.mjOBJ_GEOM, 0]
+        names = [env.physics.model.id2name(int(geom), "geom") for geom in geoms]
+        assert len(names) - sum(name in ("floor", "ball", "target") or "wall" in name for name in names) > 200
+
+
+@pytest.mark.parametrize("domain", old_floors.TASKS)
+def test_floors_of_before_mujoco_3_12(domain):
+    expected = np.frombuffer(bytes.fromhex(old_floors.FRAMES[domain]), np.uint8).reshape(8, 8)
+    task = old_floors.TASKS[domain]
+    stock, old = (
+        np.abs(old_floors.shrink(envs.make(f"dmc_{domain}_{task}", old_floor=floor).physics) - expected).mean()
+        for floor in (False, True)
+    )
+    assert old < 2
+    if domain in ("fish", "point_mass", "reacher", "walker"):
+        assert stock > 5
+
+
+def test_old_floors_under_distractions(tmp_path):
+    """The colors of a set go to the floor of the setting; so does the altered look in front of a background."""
+    for mode in ("color_hard", "video"):
+        settings = {"img_source": "color", "assets": str(tmp_path), "size": (64, 64)}
+        stock, old = (envs.make(f"dmc_reacher_easy_{mode}", old_floor=floor, **settings) for floor in (False, True))
+        frames = [env.reset(3)["image"].astype(int) for env in (stock, old)]
+        if mode == "color_hard":
+            assert np.abs(frames[0] - frames[1]).mean() > 3
+        grids = [texture(env.physics.model, env.physics.model.name2id("grid", "texture")) for env in (stock, old)]
+        np.testing.assert_array_equal(np.roll(grids[0], (45, 45), (0, 1)), grids[1])  # 0.3 of 2 units, of 300 pixels
+
+
+def test_rewards_are_within_the_range_of_the_family():
+    for task in ("dmc_lqr_lqr_2_1", "dmc_lqr_lqr_6_2", "dmc_cartpole_swingup"):
+        low, high = envs.reward_range(task)
+        rewards = []
+        for policy in (lambda rng, n: rng.uniform(-1, 1, n), lambda rng, n: np.ones(n), lambda rng, n: np.zeros(n)):
+            env, rng = envs.make(task, image=False, action_repeat=1, time_limit=200), np.random.default_rng(0)
+            for episode in range(5):
+                env.reset(episode)
+                done = False
+                while not done:
+                    _, reward, done, _ = env.step({"action": policy(rng, env.action_space.shape)})
+                    rewards.append(reward)
+        assert low <= min(rewards) and max(rewards) <= high
+        assert (min(rewards) < 0) == ("lqr" in task)  # which is not in [0, 1]
+    assert models.reward_to_simsr(envs.reward_range("dmc_lqr_lqr_2_1"), 2) == pytest.approx(2 / 3.2)
+    assert models.reward_to_simsr(envs.reward_range("dmc_cartpole_swingup"), 2) == 1
+
+
+@pytest.mark.parametrize("name", subtle.TASKS)
+def test_subtle_tasks_have_tiny_objects(name):
+    """Sizes relative to the suite's, in the model and in what the task measures; the rest of the model is the same."""
+    shrunk = subtle.TASKS[name]
+    plain = DMC(shrunk.domain, shrunk.task, seed=1)
+    tiny = envs.make(f"dmc_{name}_subtle", seed=1)
+    plain.reset(), tiny.reset()
+
+    def sizes(env):
+        model = env.physics.model
+        named = {("geom", model.id2name(i, "geom")): model.geom_size[i, 0] for i in range(model.ngeom)}
+        named |= {("site", model.id2name(i, "site")): model.site_size[i, 0] for i in range(model.nsite)}
+        named |= {("tendon", model.id2name(i, "tendon")): model.tendon_width[i] for i in range(model.ntendon)}
+        return named
+
+    changed = {
+        "ball_in_cup_catch": {("geom", "ball"): 12, ("tendon", "string"): 12},
+        "point_mass": {("geom", "target"): 6, ("geom", "pointmass"): 6},
+        "finger_turn": {("site", "target"): 2},
+        "reacher": {("geom", "target"): 3},
+        "cartpole_swingup": {("geom", "pole_1"): 20},
+    }[name]
+    ours = sizes(tiny)
+    for key, size in sizes(plain).items():
+        assert ours[key] == pytest.approx(size / changed.get(key, 1)), key
+    assert (plain.physics.model.cam_pos == tiny.physics.model.cam_pos).all()
 
 
 def test_the_camera_is_the_one_rendered():

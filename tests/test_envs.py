@@ -15,7 +15,9 @@ from PIL import Image
 
 import envs
 import envs.__main__ as watch
+from envs import subtle
 from envs.dmc import suite
+from envs.suite import MODES
 from envs.wrappers import CheckAction, TimeLimit
 from run import video
 
@@ -25,11 +27,16 @@ SLOW_TO_COMPILE = ("dmc_dog_run", "dmc_quadruped_fetch")
 
 def test_every_name_is_parsed():
     for domain, task in suite.ALL_TASKS:
-        for mode in ("", *envs.MODES):
+        for mode in ("", *MODES):
             name = "_".join(filter(None, ["dmc", domain, task, mode]))
-            assert envs._parse(name) == ("dmc", (domain, task, mode))
-    assert envs._parse("dmc_cup_catch_video") == ("dmc", ("ball_in_cup", "catch", "video"))
-    assert envs._parse("rms_push_cube") == ("rms", "push_cube")
+            assert envs.parse(name)[1] == (domain, task, mode, None)
+    assert envs.parse("dmc_cup_catch_video")[1] == ("ball_in_cup", "catch", "video", None)
+    assert envs.parse("rms_push_cube")[1] == "push_cube"
+    assert envs.parse("gym_some_module:Env-v0")[1] == "some_module:Env-v0"
+    for name, shrunk in subtle.TASKS.items():
+        for mode in ("", "video"):
+            task = "_".join(filter(None, ["dmc", name, "subtle", mode]))
+            assert envs.parse(task)[1] == (shrunk.domain, shrunk.task, mode, shrunk)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,8 @@ def test_every_name_is_parsed():
         ("dmc_walker_walk_", ["--task dmc_walker_walk_"]),
         ("rms_push_cubes", ["no such task", "rms_push_cube"]),
         ("rms", ["--task rms"]),
+        ("dmc_walker_walk_subtle", ["no such task of DMC-Subtle", "reacher"]),
+        ("dmc_reacher_subtle_color_easy", ["reacher has no such task"]),
     ],
 )
 def test_an_unknown_name_is_one_line_with_the_closest_match(task, words):
@@ -278,9 +287,10 @@ def test_a_failure_between_frames_leaves_no_video(tmp_path):
         (["--out", "clip.mp4", "--episodes", "0"], ["--episodes is 0"]),
         (["--out", "clip.mp4", "--time_limit", "1"], ["--time_limit is 1"]),
         (["--out", "clip.mp4", "--seed", "-1"], ["--seed is -1"]),
+        (["--out", "clip.mp4", "--sede", "1"], ["--sede", "did you mean --seed"]),
         (["--out", "clip.mp4", "--task", "gym_CartPol-v1"], ["did you mean CartPole-v1"]),
         (["--out", "clip.mp4", "--task", "dmc_cup_cach"], ["did you mean catch"]),
-        (["--out", "clip.mp4", "--size", "0", "64"], ["--size is (0, 64)"]),
+        (["--out", "clip.mp4", "--size", "0", "64"], ["--size is 0"]),
         (["--out", "clip.mp4", "--task", "dmc_cup_catch_video", "--resource_files", "none/*.mp4"], ["none/*.mp4"]),
     ],
 )

@@ -41,8 +41,9 @@ def extended(tmp_path_factory):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copy(ROOT / "configs.yaml", folder)
-    for package in ("baselines", "envs", "native", "setup"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("accel", "baselines", "envs", "native", "run", "setup"):
+        if (ROOT / package).is_dir():
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     commands = []
     for language, text in blocks():
         name = re.match(r"# (\S+)\n", text)
@@ -98,6 +99,20 @@ def test_the_new_env_follows_the_protocol(extended):
     folder, _ = extended
     code = """
 import numpy as np, envs
+from models import reward_to_simsr
+from run.config import load_config
+assert reward_to_simsr(envs.reward_range("point_corner"), 2) == 0.5
+assert load_config(["--task", "point_corner", "--point_speed", "0.5"]).time_limit == 100
+for flags in (["--point_speed", "2"], ["--point_sped", "0.5"]):
+    try:
+        load_config(flags)
+    except SystemExit as stop:
+        assert stop.code == 2
+for task, speed in (("point_centre", 0.1), ("point_middle", 2)):
+    try:
+        envs.make(task, point_speed=speed)
+    except ValueError as error:
+        print(error)
 for image in (False, True):
     env = envs.make("point_middle", seed=3, size=(16, 16), time_limit=20, image=image)
     def play():
@@ -106,7 +121,7 @@ for image in (False, True):
         rng, done = np.random.default_rng(0), False
         while not done:
             obs, reward, done, info = env.step({"action": rng.uniform(-1, 1, 2)})
-            assert 0 <= reward <= 2
+            assert 0 <= reward <= 4
             out.append((obs["position"].tolist(), reward))
         assert obs["is_last"] and not obs["is_terminal"]
         return out
@@ -115,3 +130,7 @@ for image in (False, True):
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    unknown, speed = done.stdout.splitlines()
+    assert "point_centre" in unknown and "point_corner" in unknown and "--point_speed is 2" in speed
+    speed, name = done.stderr.splitlines()
+    assert speed == "error: --point_speed is 2: expected a number from 0.01 to 1" and "--point_speed" in name

@@ -9,7 +9,7 @@ import pytest
 from test_dreamer import TINY
 
 import dreamer
-import envs
+from envs import rms, suite
 from run.episodes import read_episode
 
 pytestmark = pytest.mark.slow
@@ -70,12 +70,12 @@ def test_distracted_dmc_trains(source, assets, tmp_path):
     train("dmc_walker_stand_video", assets, tmp_path, *flags)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in envs.MODES if mode != "video"])
+@pytest.mark.parametrize("mode", [mode for mode in suite.MODES if mode != "video"])
 def test_dmcgs_trains(mode, assets, tmp_path):
     train(f"dmc_cheetah_run_{mode}", assets, tmp_path)
 
 
-@pytest.mark.parametrize("task", envs.MANISKILL_TASKS)
+@pytest.mark.parametrize("task", rms.TASKS)
 def test_realistic_maniskill_trains(task, assets, tmp_path):
     pytest.importorskip("mani_skill2", reason="mani_skill2 needs Python 3.11 and numpy below 1.24")
     train(f"rms_{task}", assets, tmp_path, config="realistic_maniskill")

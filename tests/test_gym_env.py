@@ -11,6 +11,7 @@ from test_dreamer import TINY, entries, run, start, wait_for
 
 import dreamer
 import envs
+import models
 
 
 class Spaces(gymnasium.Env):
@@ -277,7 +278,7 @@ def test_a_module_that_registers_its_envs(tmp_path, monkeypatch):
 
 
 def test_simsr_does_not_scale_the_rewards():
-    assert envs.reward_to_simsr("gym_Pendulum-v1", 4) == 1
+    assert models.reward_to_simsr(envs.reward_range("gym_Pendulum-v1"), 4) == 1
 
 
 RUNS = {

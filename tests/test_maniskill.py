@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import vulkan
+from envs import rms, vulkan
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ class TestVulkan:
         assert "mesa-vulkan-drivers" in result.stderr
 
 
-TASKS = envs.MANISKILL_TASKS
+TASKS = rms.TASKS
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (8, 7)).astype(np.float32)
 
 

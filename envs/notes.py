@@ -1,0 +1,17 @@
+"""Lines that a user should read, each printed once; a worker's go to its parent, through EnvGroup."""
+
+import sys
+
+_noted: set[str] = set()
+outbox: list[str] | None = None  # of a worker: lines that its next answer takes along
+
+
+def note(line: str) -> None:
+    """Prints a line on stderr, unless it was printed before."""
+    if line in _noted:
+        return
+    _noted.add(line)
+    if outbox is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        outbox.append(line)
