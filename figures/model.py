@@ -1,7 +1,7 @@
-"""Draws figures/model.png, the diagram of HRSSM in the README: `python figures/model.py [FILE.png]`."""
+"""Draws figures/model.png, the diagram of HRSSM in docs/algorithm.md: `python figures/model.py [FILE.png]`."""
 
+import argparse
 import itertools
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -201,4 +201,6 @@ def imagination(c: Canvas) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", default=Path(__file__).with_suffix(".png"))
+    draw(parser.parse_args().file)

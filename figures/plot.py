@@ -1,32 +1,42 @@
-"""Learning curves and a summary table of many runs: `python figures/plot.py RUN... --out FILE.png`.
+"""Learning curves, test sets and tables of many runs.
+
+    python figures/plot.py RUN... [--out curves.png]          learning curves, from metrics.jsonl
+    python figures/plot.py --suite RUN... [--out suite.png]   returns by test set, from eval.jsonl
 
 RUN is a --logdir, a folder of them such as results/small, or NAME=RUN, which names the method. Runs are grouped by
-task, method and seed. FILE.png shows a panel for each task: the mean over seeds and its 95 % confidence interval, by
-bootstrap. FILE_table.png and FILE_table.csv hold IQM, mean and median at the steps of --at with their intervals
+task, method and seed. Curves: a panel for each task with the mean over seeds and its 95 % confidence interval, by
+bootstrap; curves_table.png and curves_table.csv hold IQM, mean and median at the steps of --at with their intervals
 (stratified bootstrap, as in "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
 2021). Markdown tables are printed: of the means, and of what linear probes found, for runs that were probed.
+
+--suite: a table of methods × test sets for each task (mean over seeds, 95 % interval, drop from clean), with published
+numbers and their protocols beside it, is printed and written to suite_table.csv; the figure shows it as bars. The
+numbers are the rows that `--eval_only --task ...` adds to eval.jsonl.
 """
 
 import argparse
-import csv
 import difflib
 import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import scipy.stats
+import seaborn as sns
 from ruamel.yaml import YAML
 
-PUBLISHED = Path(__file__).parent / "published_returns.csv"
+PUBLISHED = Path(__file__).with_name("published_returns.csv")
+PROTOCOLS = Path(__file__).with_name("published_protocols.csv")
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#997700", "#bbbbbb")  # colorblind-safe
 SUFFIXES = (".png", ".pdf", ".svg")
 AGGREGATES = ("iqm", "mean", "median")
@@ -44,8 +54,13 @@ METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
     "no_hybrid": "HRSSM without target branch",
     "continuous": "HRSSM, Normal latents",
 }
+# a task's name is that of its clean version and one of these
+SETS = (
+    *(f"{kind}_{level}" for kind in ("color", "video", "color_video", "rotate", "shift", "rotate_shift")
+      for level in ("easy", "hard")),
+    "distracting_cs", "sensor_cs", "subtle", "subtle_video", "video",
+)  # fmt: skip
 LARGEST = 1e30  # magnitude of a step or value that can be drawn
-COLUMNS = ("task", "method", "step", "seeds", *(f"{name}{end}" for name in AGGREGATES for end in ("", "_low", "_high")))
 
 
 class PlotError(Exception):
@@ -56,72 +71,86 @@ class NoValues(PlotError):
     """A run whose log does not have the metric."""
 
 
-class Run(NamedTuple):
+@dataclass(eq=False)
+class Run:
     path: Path
     task: str
     method: str
     seed: int
-    steps: np.ndarray  # (N,) environment steps, rising
-    values: np.ndarray  # (N,) of the metric
+    settings: dict  # of its config.yaml
+    curve: pd.Series | None = None  # a metric by environment step
+
+
+Groups = dict[str, dict[str, list[Run]]]  # {task: {method: runs}}
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def find_runs(argument: str, label: str | None) -> list[tuple[Path, str | None]]:
-    """(logdir, method or None) of a RUN argument."""
-    name, equals, rest = argument.partition("=")
-    if equals and not Path(argument).exists():
-        label, argument = name, rest
-    if label and not label.isprintable():
-        raise PlotError(f"{label!r}: expected the name of a method in printable characters")
-    path = Path(argument)
-    if not path.is_dir():
-        raise PlotError(f"{argument}: no such folder; expected the --logdir of a run, or a folder of them")
-    logs = [path / "metrics.jsonl"] if (path / "metrics.jsonl").exists() else sorted(path.rglob("metrics.jsonl"))
-    found = [log.parent for log in logs if log.is_file()]
-    if not found:
-        raise PlotError(f"{argument}: no run there (a run has a metrics.jsonl)")
-    return [(run, label) for run in found]
+def find_runs(arguments: Iterable[str], label: str | None = None) -> list[Run]:
+    """The runs of RUN arguments, each at most once; PlotError if two are the same task, method and seed."""
+    runs: dict[Path, Run] = {}
+    for argument in arguments:
+        name, equals, rest = argument.partition("=")
+        name, rest = (name, rest) if equals and not Path(argument).exists() else (label, argument)
+        if name and not name.isprintable():
+            raise PlotError(f"{name!r}: expected the name of a method in printable characters")
+        if not Path(rest).is_dir():
+            raise PlotError(f"{rest}: no such folder; expected the --logdir of a run, or a folder of them")
+        logs = [log for log in sorted(Path(rest).rglob("metrics.jsonl")) if log.is_file()]
+        if not logs:
+            raise PlotError(f"{rest}: no run there (a run has a metrics.jsonl)")
+        for log in logs:
+            runs[log.parent] = read_run(log.parent, name)
+    seen: dict[tuple, Path] = {}
+    for run in runs.values():
+        twin = seen.setdefault((run.task, run.method, run.seed), run.path)
+        if twin != run.path:
+            raise PlotError(
+                f"{twin} and {run.path} are both {run.task}, method {run.method}, seed {run.seed}; "
+                "leave one out, or name their methods: NAME=RUN"
+            )
+    return list(runs.values())
 
 
-def read_run(path: Path, label: str | None, metric: str, window: float) -> Run:
-    """One run. Its task and seed are those of its config.yaml.
+def read_run(path: Path, label: str | None = None) -> Run:
+    """The run in a folder, without its curves.
 
-    The method is its label, else METHOD of a sweep's folder TASK/METHOD/seedN, else the names of its --configs, else
+    Its method is the label, else METHOD of a sweep's folder TASK/METHOD/seedN, else the names of its --configs, else
     its parent folder's name.
     """
-    task, seed, configs = read_settings(path / "config.yaml")
+    try:
+        settings = YAML(typ="safe", pure=True).load(path / "config.yaml")
+        task, seed = str(settings["task"]), int(settings["seed"])
+        configs = "+".join(str(name) for name in settings.get("configs") or [])
+    except OSError as error:
+        file = path / "config.yaml"
+        raise PlotError(f"{file}: {error.strerror}; expected the settings of the run, its task and seed") from None
+    except Exception:  # the YAML parser raises almost anything for a damaged file
+        raise PlotError(f"{path / 'config.yaml'}: not the config of a run (expected the keys task and seed)") from None
     folder = path.resolve()
-    if re.fullmatch(r"seed\d+", folder.name) and folder.parents[1].name == task:
-        configs = [folder.parent.name]
-    method = label or "+".join(configs) or folder.parent.name
-    curve, names = {}, set()
-    lines = (path / "metrics.jsonl").read_bytes().split(b"\n")
+    in_sweep = re.fullmatch(r"seed\d+", folder.name) and folder.parents[1].name == task
+    return Run(path, task, label or (not in_sweep and configs) or folder.parent.name, seed, settings)
+
+
+def read_rows(path: Path, check: Callable[[dict], object], expected: str) -> list[dict]:
+    """The JSON objects of a file, a line each; the last one may be cut, as the run is writing it or was killed then.
+
+    check: returns False or raises for a row that is not as `expected` in words.
+    """
+    rows = []
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
-        if not line:
-            continue
         try:
-            entry = json.loads(line)
-            step, value = entry["step"], entry.get(metric)
-            if not is_number(step) or not (value is None or is_number(value)):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number == len(lines):
-                continue  # the run is writing it, or was killed while writing
-            raise PlotError(
-                f"{path / 'metrics.jsonl'}, line {number}: "
-                f"expected a JSON object with `step`, and numbers up to {LARGEST:g}"
-            ) from None
-        names |= entry.keys()
-        if value is not None:
-            curve[step] = value  # of lines with the same step, the last one
-    if not curve:
-        near = difflib.get_close_matches(metric, names - {"step"}, n=4, cutoff=0.4) or sorted(names - {"step"})[:8]
-        raise NoValues(f"{path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
-    steps = np.array(sorted(curve), dtype=np.float64)
-    values = np.array([curve[step] for step in sorted(curve)], dtype=np.float64)
-    return Run(path, task, method, seed, steps, running_mean(steps, values, window))
+            row = json.loads(line) if line else None
+            valid = bool(line) and check(row)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            valid = False
+        if valid:
+            rows.append(row)
+        elif line and number < len(lines):
+            raise PlotError(f"{path}, line {number}: expected {expected}")
+    return rows
 
 
 def is_number(value: object) -> bool:
@@ -129,131 +158,213 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
-def read_settings(path: Path) -> tuple[str, int, list[str]]:
-    """Task, seed and names of --configs in a run's config.yaml."""
-    try:
-        config = YAML(typ="safe", pure=True).load(path)
-        return str(config["task"]), int(config["seed"]), [str(name) for name in config.get("configs") or []]
-    except OSError as error:
-        raise PlotError(f"{path}: {error.strerror}; expected the settings of the run, its task and seed") from None
-    except Exception:  # the YAML parser raises almost anything for a damaged file
-        raise PlotError(f"{path}: not the config of a run (expected the keys task and seed)") from None
+def read_curve(run: Run, metric: str, window: float = 0) -> pd.Series:
+    """Values of a metric by environment step, each averaged over the `window` steps up to it."""
+    rows = read_rows(
+        run.path / "metrics.jsonl",
+        lambda row: is_number(row["step"]) and (row.get(metric) is None or is_number(row[metric])),
+        f"a JSON object with `step`, and numbers up to {LARGEST:g}",
+    )
+    curve = {float(row["step"]): float(row[metric]) for row in rows if row.get(metric) is not None}
+    if not curve:
+        names = set().union(*rows) - {"step"}
+        near = difflib.get_close_matches(metric, names, n=4, cutoff=0.4) or sorted(names)[:8]
+        raise NoValues(f"{run.path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
+    return running_mean(pd.Series(curve).sort_index(), window)
 
 
-def running_mean(steps: np.ndarray, values: np.ndarray, window: float) -> np.ndarray:
+def running_mean(curve: pd.Series, window: float) -> pd.Series:
     """Means over the `window` steps up to each step, (step − window, step]; a window of 0 changes nothing."""
     if window == 0:
-        return values
-    first = np.searchsorted(steps, steps - window, side="right")
-    first = np.minimum(first, np.arange(len(steps)))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    last = np.arange(1, len(steps) + 1)
-    return (sums[last] - sums[first]) / (last - first)
+        return curve
+    steps, last = curve.index.to_numpy(), np.arange(1, len(curve) + 1)
+    first = np.minimum(np.searchsorted(steps, steps - window, side="right"), last - 1)
+    sums = np.concatenate([[0.0], np.cumsum(curve)])
+    return pd.Series((sums[last] - sums[first]) / (last - first), curve.index)
 
 
-def group_runs(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
-    """{task: {method: runs}}, in the order in which tasks and methods were named."""
-    groups: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        group = groups.setdefault(run.task, {}).setdefault(run.method, [])
-        twin = next((other for other in group if other.seed == run.seed), None)
-        if twin is not None:
-            raise PlotError(
-                f"{twin.path} and {run.path} are both {run.task}, method {run.method}, seed {run.seed}; "
-                "leave one out, or name their methods: NAME=RUN"
-            )
-        group.append(run)
-    return groups
+def read_evaluations(run: Run) -> list[dict]:
+    """The rows of a run's eval.jsonl; `changed` says in words which settings were not the run's own, "" for none."""
+    path = run.path / "eval.jsonl"
+    rows = []
+    if path.exists():
+        expected = "an object with `task` and `return`, as --eval_only writes it"
+        rows = read_rows(path, is_evaluation, expected)
+    for row in rows:
+        changed = {name: value for name, value in row.get("changed", {}).items() if name != "task"}
+        if row.get("seed", run.seed) != run.seed:
+            changed["seed"] = row["seed"]
+        row["changed"] = ", ".join(f"{name} {value}" for name, value in changed.items())
+    return rows
 
 
-def read_published(tasks: list[str]) -> dict[str, list[tuple[str, np.ndarray, np.ndarray]]]:
-    """{task: [(method, steps, returns)]} of the published curves on the same, clean task."""
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    with open(PUBLISHED, newline="") as file:
-        for row in csv.DictReader(file):
-            points = curves.setdefault(row["task"], {}).setdefault(row["method"], [])
-            points.append((float(row["step"]), float(row["return"])))
-    found = {}
-    for task in tasks:
-        name = task.replace("dmc_cup_", "dmc_ball_in_cup_")
-        clean = next((key for key in curves if name == key or name.startswith(f"{key}_")), None)
-        if clean is not None:
-            found[task] = [(f"{name} (published, clean)", *np.array(xy).T) for name, xy in curves[clean].items()]
-    return found
+def is_evaluation(row: dict) -> bool:
+    """Whether a row of eval.jsonl is as --eval_only writes it."""
+    r2, changed = row.get("probe_r2", {}), row.get("changed", {})
+    named = isinstance(row["task"], str) and isinstance(changed, dict) and isinstance(r2, dict)
+    return named and is_number(row["return"]) and is_number(row.get("step", 0)) and all(map(is_number, r2.values()))
+
+
+def split_task(task: str) -> tuple[str, str]:
+    """(clean task, test set) of a task's name, such as ("dmc_walker_walk", "video_hard"), or "clean" for the set."""
+    ends = [name for name in SETS if task.endswith(f"_{name}")]
+    found = max(ends, key=len, default=None)
+    return (task.removesuffix(f"_{found}"), found) if found else (task, "clean")
+
+
+def read_published() -> pd.DataFrame:
+    """The published numbers: method, task, set, step, return, protocol, and the protocol in `words`."""
+    protocols = pd.read_csv(PROTOCOLS, index_col="protocol")
+    words = protocols.apply(lambda row: "; ".join(f"{name}: {value}" for name, value in row.items()), axis=1)
+    return pd.read_csv(PUBLISHED).join(words.rename("words"), on="protocol")
+
+
+def published_curves(tasks: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """{task: its published curves on the same, clean task (method, step, return)}, for tasks that have some."""
+    frame = read_published()
+    frame = frame[(frame["set"] == "clean") & frame.duplicated(["method", "task", "set", "protocol"], keep=False)]
+    curves = {task: frame[frame["task"] == published_name(split_task(task)[0])] for task in tasks}
+    return {task: curve for task, curve in curves.items() if len(curve)}
+
+
+def published_name(task: str) -> str:
+    """A task as figures/published_returns.csv names it."""
+    return task.replace("dmc_cup_", "dmc_ball_in_cup_")
 
 
 # ----------------------------------------------------------------------------------------------------------- statistics
 
 
-def mean_curve(runs: list[Run], points: int = 300, reps: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps (P,), mean over seeds (P,) and its interval (2, P), over the steps that all runs have."""
-    start, end = max(run.steps[0] for run in runs), min(run.steps[-1] for run in runs)
-    steps = np.unique(np.concatenate([run.steps for run in runs]))
-    steps = steps[(steps >= start) & (steps <= end)]
-    if len(steps) == 0:
-        raise PlotError(f"{runs[0].task}, {runs[0].method}: the runs have no steps in common")
-    if len(steps) > points:
-        steps = np.linspace(start, end, points)
-    values = np.stack([np.interp(steps, run.steps, run.values) for run in runs])  # (seeds, P)
-    if len(runs) == 1:
-        return steps, values[0], np.stack([values[0], values[0]])
-    mean, interval = bootstrap(values[:, None], lambda scores: scores.mean((0, 1)), reps)
-    return steps, mean, interval
+def bootstrap(function: Callable, *tasks: np.ndarray, reps: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
+    """function(*tasks) (...), and its 95 % interval (2, ...): percentiles over `reps` draws of seeds with replacement.
 
-
-def bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable, reps: int) -> tuple[np.ndarray, np.ndarray]:
-    """function(*tasks) and its 95 % interval (2, ...): percentiles over `reps` draws with replacement.
-
-    scores is one array, or one for each task: (seeds, ...). Seeds are drawn within a task, for each column separately.
+    tasks: (..., seeds) each, whose seeds are drawn among themselves; `function` reduces the last axis.
     """
-    tasks = scores if isinstance(scores, list) else [scores]
-    rng = np.random.RandomState(0)
-    draws = []
-    for _ in range(reps):
-        drawn = [np.take_along_axis(task, rng.choice(len(task), task.shape), axis=0) for task in tasks]
-        draws.append(function(*drawn))
-    return function(*tasks), np.percentile(draws, [2.5, 97.5], axis=0)
-
-
-def score_at(run: Run, step: float) -> float | None:
-    """The last value at or before `step`; None for a run that has not reached it."""
-    if run.steps[-1] < step or run.steps[0] > step:
-        return None
-    return float(run.values[np.searchsorted(run.steps, step, side="right") - 1])
+    rng = np.random.default_rng(0)
+    drawn = [task[..., rng.integers(task.shape[-1], size=(reps, task.shape[-1]))] for task in tasks]
+    return function(*tasks), np.percentile(function(*drawn), [2.5, 97.5], axis=-1)
 
 
 def aggregate(*tasks: np.ndarray) -> np.ndarray:
-    """(IQM, mean, median) of scores, one (seeds,) array for each task.
+    """(IQM, mean, median) of scores, one (..., seeds) array for each task, over the last axis.
 
     With several tasks, mean and median are over the tasks' means, as in Agarwal et al.; with one, over its seeds.
     """
-    scores = np.concatenate(tasks)
-    means = scores if len(tasks) == 1 else np.array([task.mean() for task in tasks])
-    return np.array([scipy.stats.trim_mean(scores, 0.25), means.mean(), np.median(means)])
+    scores = np.concatenate(tasks, -1)
+    means = scores if len(tasks) == 1 else np.stack([task.mean(-1) for task in tasks], -1)
+    return np.stack([scipy.stats.trim_mean(scores, 0.25, -1), means.mean(-1), np.median(means, -1)])
 
 
-def summarize(groups: dict[str, dict[str, list[Run]]], at: list[float], reps: int = 2000) -> list[dict]:
-    """A row per task, method and step, and with several tasks one over `all` that a method has."""
+def mean_interval(scores: Iterable[float]) -> tuple[float, float, float]:
+    """Mean over seeds, and its 95 % interval, which is the mean itself for a single seed."""
+    mean, interval = bootstrap(lambda drawn: drawn.mean(-1), np.array(list(scores), float))
+    return mean, *interval
+
+
+def mean_curve(curves: list[pd.Series], points: int = 300) -> pd.DataFrame:
+    """Mean over seeds with its interval (`mean`, `low`, `high`) by step, over the steps that all runs have."""
+    wide = pd.concat(curves, axis=1).sort_index().interpolate("index", limit_area="inside").dropna()  # (steps, seeds)
+    if wide.empty:
+        raise PlotError("the runs have no steps in common")
+    wide = wide.iloc[np.unique(np.linspace(0, len(wide) - 1, points).astype(int))]
+    mean, (low, high) = bootstrap(lambda drawn: drawn.mean(-1), wide.to_numpy(), reps=1000)
+    return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=wide.index)
+
+
+def score_at(curve: pd.Series, step: float) -> float | None:
+    """The last value at or before `step`; None for a run that has not reached it."""
+    return None if curve.index[-1] < step or curve.index[0] > step else float(curve[:step].iloc[-1])
+
+
+def summarize(groups: Groups, at: list[float]) -> pd.DataFrame:
+    """A row per task, step and method, and with several tasks one over `all` that a method has."""
     rows = []
-    methods = list(dict.fromkeys(method for group in groups.values() for method in group))
     for step in at:
-        for method in methods:
-            scores = {}
-            for task, group in groups.items():
-                reached = [score for run in group.get(method, []) if (score := score_at(run, step)) is not None]
+        scores: Groups = {}
+        for task, group in groups.items():
+            for method, runs in group.items():
+                reached = [score for run in runs if (score := score_at(run.curve, step)) is not None]
                 if reached:
-                    scores[task] = np.array(reached)
-            entries = [(task, [values]) for task, values in scores.items()]
-            if len(groups) > 1 and len(scores) == len(groups):
-                entries.append(("all", list(scores.values())))
+                    scores.setdefault(method, {})[task] = np.array(reached)
+        for method, tasks in scores.items():
+            entries = [(task, [values]) for task, values in tasks.items()]
+            if len(groups) > 1 and len(tasks) == len(groups):
+                entries.append(("all", list(tasks.values())))
             for task, values in entries:
-                point, (low, high) = bootstrap(values, aggregate, reps)
+                point, interval = bootstrap(aggregate, *values)
                 row = {"task": task, "method": method, "step": int(step), "seeds": min(map(len, values))}
-                for i, name in enumerate(AGGREGATES):
-                    row |= {name: point[i], f"{name}_low": low[i], f"{name}_high": high[i]}
+                for name, *numbers in zip(AGGREGATES, point, *interval, strict=True):
+                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True))
                 rows.append(row)
-    order = [*groups, "all"]
-    return sorted(rows, key=lambda row: (order.index(row["task"]), row["step"]))
+    methods = list(dict.fromkeys(method for group in groups.values() for method in group))
+    order = {name: number for number, name in enumerate([*groups, "all", *methods])}
+    frame = pd.DataFrame(rows)
+    return frame.sort_values(["task", "step", "method"], key=lambda c: c.map(order) if c.dtype == object else c)
+
+
+def summarize_suite(runs: list[Run], others: bool = False) -> tuple[pd.DataFrame, list[str]]:
+    """Returns by task, set and method, from eval.jsonl and the published numbers on the same sets; and remarks.
+
+    Columns: task, set, method, seeds (0 where published), mean, low, high, drop (percent from clean), protocol; and
+    `scores`, the returns of the seeds.
+    """
+    found, changed = [], 0
+    for run in runs:
+        rows = read_evaluations(run)
+        changed += sum(bool(row["changed"]) for row in rows)
+        last = {(row["task"], row["changed"]): row for row in rows if others or not row["changed"]}
+        found += [row | {"run": run, "method": METHOD_NAMES.get(run.method, run.method)} for row in last.values()]
+    if not found:
+        raise PlotError(f"no results of --eval_only in {', '.join(sorted(str(run.path) for run in runs))}")
+    frame = pd.DataFrame(found)
+    frame[["task", "set"]] = [(split_task(row["task"])[0], set_of(row["run"], row["task"])) for row in found]
+    frame["method"] += frame["changed"].map(lambda text: f" ({text})" if text else "")
+    trained = frame["run"].map(lambda run: set_of(run, run.task))
+    if (trained.groupby([frame["task"], frame["method"]]).nunique() > 1).any():  # HRSSM, trained clean and in clouds
+        frame["method"] += ", trained on " + trained
+    rows = []
+    for (task, name, method), part in frame.groupby(["task", "set", "method"], sort=False):
+        mean, low, high = mean_interval(part["return"])
+        row = {"task": task, "set": name, "method": method, "seeds": len(part), "mean": mean, "low": low, "high": high}
+        protocol = " / ".join(sorted({describe(row) for row in part.to_dict("records")}))
+        rows.append(row | {"protocol": protocol, "scores": list(part["return"])})
+    published = read_published()
+    published["distance"] = (published["step"] / max(row.get("step", 0) + 1 for row in found)).map(np.log).abs()
+    published = published.sort_values("distance").drop_duplicates(["method", "protocol", "task", "set"]).sort_index()
+    for task, name in dict.fromkeys((row["task"], row["set"]) for row in rows):
+        same = published[(published["task"] == published_name(task)) & (published["set"] == name)]
+        for row in same.to_dict("records"):
+            row |= {"task": task, "mean": row["return"], "scores": [row["return"]], "seeds": 0}
+            row["method"] += f" (published: {row['protocol']})"
+            rows.append(row | {"protocol": f"{row['step']:,} environment steps; {row['words']}"})
+    clean = {(row["task"], row["method"]): row["mean"] for row in rows if row["set"] == "clean"}
+    for row in rows:
+        before = clean.get((row["task"], row["method"])) if row["set"] != "clean" else None
+        row["drop"] = 100 * (1 - row["mean"] / before) if before else math.nan
+    columns = ["task", "set", "method", "seeds", "mean", "low", "high", "drop", "protocol", "scores"]
+    left_out = [] if others or not changed else [f"left out: {changed} rows with changed settings (--others)"]
+    return pd.DataFrame(rows, columns=columns), left_out
+
+
+def set_of(run: Run, task: str) -> str:
+    """The test set of a task on which a run was evaluated; that of generated backgrounds is named after these."""
+    name, source = split_task(task)[1], run.settings.get("img_source", "video")
+    return f"{name} ({source})" if name.endswith("video") and source != "video" else name
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Test sets, clean first, then as in SETS."""
+    order = {name: number for number, name in enumerate(("clean", *SETS))}
+    return sorted(set(names), key=lambda name: (order.get(name.split(" ")[0], 0), name))
+
+
+def describe(row: dict) -> str:
+    """How a row of eval.jsonl came about, in words like those of figures/published_protocols.csv."""
+    settings = row["run"].settings
+    source = f" ({settings['img_source']})" if settings["task"].endswith("_video") and "img_source" in settings else ""
+    size = "x".join(map(str, settings.get("size", ["?"])))
+    trained = f"trained: on {settings['task']}{source}, {row.get('step', 0):,} environment steps"
+    return f"{trained}; images: {size}, color; episodes: {row.get('episodes', '?')}"
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
@@ -265,213 +376,274 @@ def legend_name(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def draw_curves(groups: dict, published: dict, metric: str, path: Path) -> None:
+def draw_legend(figure: plt.Figure, handles: dict[str, Any], most: int) -> None:
+    """A legend below the panels, in rows of equal length, the widest that fits the figure."""
+    names = [legend_name(name) for name in handles]
+    for columns in range(most, 0, -1):
+        count = math.ceil(len(handles) / math.ceil(len(handles) / columns))
+        style = {"loc": "outside upper center", "ncols": count, "frameon": False, "fontsize": 9}
+        legend = figure.legend(handles.values(), names, **style)
+        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def panels(names: Iterable[str], **size: float) -> tuple[plt.Figure, dict[str, plt.Axes]]:
+    """A figure with an axis for each name."""
+    names = list(names)
+    columns = len(names) if len(names) < 4 else math.ceil(math.sqrt(len(names)))
+    lines = math.ceil(len(names) / columns)
+    size = (size.get("width", 3.4) * columns + 0.6, 2.7 * lines + 0.7)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_axisbelow(True)
+        axis.grid(color="#dddddd", linewidth=0.6)
+        axis.tick_params(labelsize=8)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    sns.despine(figure)
+    return figure, dict(zip(names, axes.flat, strict=False))
+
+
+def draw_curves(groups: Groups, published: dict[str, pd.DataFrame], metric: str, path: Path) -> None:
     """A panel for each task, a line with its interval for each method; a task's distracted versions share its range."""
-    columns = len(groups) if len(groups) < 4 else math.ceil(math.sqrt(len(groups)))
-    lines = math.ceil(len(groups) / columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.4 * columns + 0.6, 2.7 * lines + 0.7), squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(groups)
     methods = list(dict.fromkeys(method for group in groups.values() for method in group))
     handles = {}
-    panels = dict(zip(groups, axes.flat, strict=False))
-    for task, axis in panels.items():
+    for task, axis in axes.items():
         clean = min((other for other in groups if f"{task}_".startswith(f"{other}_")), key=len)
         if clean != task:
-            axis.sharey(panels[clean])
+            axis.sharey(axes[clean])
     for task, group in groups.items():
-        axis = panels[task]
-        end = max(run.steps[-1] for runs in group.values() for run in runs)
-        for name, steps, returns in published.get(task, []):
-            shown = steps <= max(end, steps[0])
+        axis = axes[task]
+        end = max(run.curve.index[-1] for runs in group.values() for run in runs)
+        for name, curve in published.get(task, pd.DataFrame(columns=["method"])).groupby("method"):
+            shown = curve[curve["step"] <= max(end, curve["step"].min())]
             style = {"color": "#777777", "linewidth": 1.2, "markersize": 3, "zorder": 1}
-            (handles[name],) = axis.plot(steps[shown], returns[shown], "o--", **style)
+            (handles[f"{name} (published, clean)"],) = axis.plot(shown["step"], shown["return"], "o--", **style)
         for method, runs in group.items():
             again, number = divmod(methods.index(method), len(COLORS))
             color, style = COLORS[number], ("-", "--", ":")[again % 3]
-            steps, mean, (low, high) = mean_curve(runs)
-            marker = "o" if len(steps) == 1 else None
-            (handles[method],) = axis.plot(steps, mean, style, color=color, linewidth=1.6, marker=marker)
-            axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            curve = mean_curve([run.curve for run in runs])
+            marker = "o" if len(curve) == 1 else None
+            (handles[method],) = axis.plot(curve["mean"], style, color=color, linewidth=1.6, marker=marker)
+            axis.fill_between(curve.index, curve["low"], curve["high"], color=color, alpha=0.2, linewidth=0)
         seeds = sorted({len(runs) for runs in group.values()})
         counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         axis.set_title(f"{legend_name(task)}  ({counted} seed{'s' if seeds[-1] > 1 else ''})", fontsize=9)
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
         axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
-    for axis in axes.flat[len(groups) :]:
-        axis.set_visible(False)
     figure.supxlabel("environment steps", fontsize=9)
     figure.supylabel(legend_name(metric), fontsize=9)
-    names = [legend_name(name) for name in handles]
-    for most in range(columns + 1, 0, -1):  # the widest legend that fits
-        count = math.ceil(len(handles) / math.ceil(len(handles) / most))  # of rows of equal length
-        style = {"loc": "outside upper center", "ncols": count, "frameon": False, "fontsize": 9}
-        legend = figure.legend(handles.values(), names, **style)
-        if most == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
-            break
-        legend.remove()
+    draw_legend(figure, handles, most=figure.axes[0].get_gridspec().ncols + 1)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def draw_table(rows: list[dict], metric: str, path: Path) -> None:
-    """The rows as a figure, the best mean of each task and step in bold."""
-    header = ["task", "method", "step", "seeds", "IQM", "mean", "median"]
-    cells = []
-    for row in rows:
-        spans = [f"{row[n]:.1f}  [{row[n + '_low']:.1f}, {row[n + '_high']:.1f}]" for n in AGGREGATES]
-        cells.append(
-            [legend_name(row["task"]), legend_name(row["method"]), f"{row['step']:,}", str(row["seeds"]), *spans]
-        )
-    widths = [max(len(line[i]) for line in [header, *cells]) + 2 for i in range(len(header))]
-    height = 0.26 * (len(cells) + 1)
-    figure, axis = plt.subplots(figsize=(0.085 * sum(widths), height + 0.45))
+def draw_suite(frame: pd.DataFrame, path: Path) -> None:
+    """Returns by test set as bars with 95 % intervals, a panel for each task; published numbers are gray."""
+    figure, axes = panels(dict.fromkeys(frame["task"]), width=max(3.4, 0.9 + 0.22 * len(frame)))
+    methods = list(dict.fromkeys(frame["method"]))
+    ours = list(dict.fromkeys(frame[frame["seeds"] > 0]["method"]))
+    grays = sns.color_palette("Greys", len(methods) - len(ours) + 2)[1:]
+    bright = COLORS[:7] if len(ours) <= 7 else sns.husl_palette(len(ours))
+    colors = dict(zip(ours, bright, strict=False))
+    colors |= dict(zip((name for name in methods if name not in ours), grays, strict=False))
+    for task, axis in axes.items():
+        long = frame[frame["task"] == task].explode("scores").astype({"scores": float})
+        style = {"errorbar": ("ci", 95), "seed": 0, "err_kws": {"linewidth": 1}, "saturation": 1, "palette": colors}
+        style |= {"order": in_order(long["set"]), "hue_order": methods, "legend": False}
+        sns.barplot(long, x="set", y="scores", hue="method", ax=axis, **style)
+        axis.set(xlabel="", ylabel="", ylim=(0, max(1000, long["scores"].max())))
+        axis.set_title(legend_name(task), fontsize=9)
+    figure.supylabel("return", fontsize=9)
+    draw_legend(figure, {name: plt.Rectangle((0, 0), 1, 1, color=colors[name]) for name in methods}, most=4)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_table(frame: pd.DataFrame, metric: str, path: Path) -> None:
+    """The summary as a figure, the best mean of each task and step in bold."""
+    cells = pd.DataFrame({"task": frame["task"].map(legend_name), "method": frame["method"].map(legend_name)})
+    cells["step"], cells["seeds"] = frame["step"].map("{:,}".format), frame["seeds"].astype(str)
+    for name in AGGREGATES:
+        spans = zip(frame[name], frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
+        cells[name.upper() if name == "iqm" else name] = ["{:.1f}  [{:.1f}, {:.1f}]".format(*span) for span in spans]
+    widths = np.array([max(map(len, [name, *cells[name]])) + 2 for name in cells])
+    figure, axis = plt.subplots(figsize=(0.085 * widths.sum(), 0.26 * (len(cells) + 1) + 0.45))
     axis.set_axis_off()
     axis.set_title(f"{legend_name(metric)}, 95 % bootstrap intervals", fontsize=9, pad=6)
-    shares = [width / sum(widths) for width in widths]
-    table = axis.table(cells, colLabels=header, colWidths=shares, cellLoc="left", colLoc="left", bbox=(0, 0, 1, 1))
-    table.auto_set_font_size(False)
-    table.set_fontsize(8)
-    for (line, _), cell in table.get_celld().items():
+    style = {"cellLoc": "left", "colLoc": "left", "bbox": (0, 0, 1, 1)}
+    drawn = axis.table(cells.to_numpy(), colLabels=list(cells), colWidths=list(widths / widths.sum()), **style)
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
+    for (line, _), cell in drawn.get_celld().items():
         cell.visible_edges = "B"
         cell.set_edgecolor("#333333" if line == 0 else "#dddddd")
         if line == 0:
             cell.set_text_props(weight="bold")
-    best = {}
-    for number, row in enumerate(rows, 1):
-        rivals = best.setdefault((row["task"], row["step"]), [])
-        rivals.append((row["mean"], number))
-    for rivals in best.values():
+    for _, rivals in frame.reset_index(drop=True).groupby(["task", "step"]):
         if len(rivals) > 1:
-            table[max(rivals)[1], header.index("mean")].set_text_props(weight="bold")
+            drawn[rivals["mean"].idxmax() + 1, list(cells).index("mean")].set_text_props(weight="bold")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
-def markdown(rows: list[dict], metric: str) -> str:
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def table(header: list[str], rows: Iterable[Iterable[object]], left: int = 1) -> str:
+    """A Markdown table, its first `left` columns aligned to the left."""
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def span(mean: float, low: float, high: float, digits: int = 1) -> str:
+    """A mean with its interval, if it has one."""
+    one = math.isnan(low) or low == high
+    return f"{mean:.{digits}f}" if one else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def markdown(frame: pd.DataFrame, metric: str) -> str:
     """The means as a table of methods × tasks for each step, the best of each task in bold."""
     tables = []
-    for step in dict.fromkeys(row["step"] for row in rows):
-        cells = {(row["method"], row["task"]): row for row in rows if row["step"] == step}
-        methods = list(dict.fromkeys(method for method, _ in cells))
-        tasks = list(dict.fromkeys(task for _, task in cells))
-        best = {task: max(row["mean"] for (_, other), row in cells.items() if other == task) for task in tasks}
-        lines = [["method", *tasks], ["---", *["---:"] * len(tasks)]]
-        for method in methods:
-            line = [METHOD_NAMES.get(method, method)]
-            for task in tasks:
-                row = cells.get((method, task))
-                if row is None:
-                    line.append("")
-                    continue
-                mean = f"{row['mean']:.1f}"
-                mean = f"**{mean}**" if row["mean"] == best[task] and len(methods) > 1 else mean
-                interval = f" [{row['mean_low']:.1f}, {row['mean_high']:.1f}]" if row["seeds"] > 1 else ""
-                line.append(f"{mean}{interval} ({row['seeds']})")
-            lines.append(line)
+    for step, part in frame.groupby("step", sort=False):
+        tasks, methods = list(dict.fromkeys(part["task"])), list(dict.fromkeys(part["method"]))
+        best = part.groupby("task")["mean"].transform("max") == part["mean"]
+        texts = {}
+        for row, bold in zip(part.to_dict("records"), best & (len(methods) > 1), strict=True):
+            mean, *interval = span(row["mean"], row["mean_low"], row["mean_high"]).split(" ", 1)
+            cell = " ".join([f"**{mean}**" if bold else mean, *interval, f"({row['seeds']})"])
+            texts[row["method"], row["task"]] = cell
+        rows = [[METHOD_NAMES.get(name, name), *(texts.get((name, task), "") for task in tasks)] for name in methods]
         caption = f"`{metric}` at {step:,} environment steps: mean over seeds [95 % bootstrap interval] (seeds)"
-        table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-        tables.append(f"{caption}\n\n{table}")
+        tables.append(f"{caption}\n\n{table(['method', *tasks], rows)}")
     return "\n\n".join(tables)
 
 
-def probe_table(groups: dict[str, dict[str, list[Run]]]) -> str:
-    """The results of `--eval_only --probe_state`, over seeds; empty if it was never called on these runs."""
-    lines = []
-    for task, group in groups.items():
-        for method, runs in group.items():
-            found = np.array([probe for run in runs if (probe := read_probe(run)) is not None])
-            if len(found):
-                score, *r2 = found.mean(0)
-                _, (low, high) = bootstrap([found[:, 0]], aggregate, 2000)
-                mean = AGGREGATES.index("mean")
-                interval = f" [{low[mean]:.1f}, {high[mean]:.1f}]" if len(found) > 1 else ""
-                cells = [task, METHOD_NAMES.get(method, method), f"{score:.1f}{interval}"]
-                cells += ["" if math.isnan(value) else f"{value:.2f}" for value in r2]
-                lines.append(f"| {' | '.join(cells)} | {len(found)} |")
-    if not lines:
-        return ""
-    header = "| task | method | return | R² state | R² background | seeds |\n|---|---|---:|---:|---:|---:|\n"
-    caption = "`--eval_only --probe_state` on the last checkpoints: means over seeds [95 % bootstrap interval]"
-    return f"\n\n{caption}\n\n{header}" + "\n".join(lines)
+def suite_markdown(frame: pd.DataFrame) -> str:
+    """Methods × sets for each task, with the drop from clean; the protocol of each method below."""
+    caption = (
+        "Return, mean over seeds [95 % bootstrap interval] (change from clean in percent). "
+        "The video sets of these runs are DMC-GS's: `video_hard` hides the floor, all others keep it."
+    )
+    tables = []
+    for task, part in frame.groupby("task", sort=False):
+        sets, rows, protocols = in_order(part["set"]), [], {}
+        for method, cells in part.groupby("method", sort=False):
+            texts = {}
+            for row in cells.to_dict("records"):
+                drop = "" if math.isnan(row["drop"]) else f" ({-row['drop']:+.0f} %)"
+                texts[row["set"]] = span(row["mean"], row["low"], row["high"]) + drop
+            seeds = max(cells["seeds"]) or ""
+            number = protocols.setdefault(" / ".join(dict.fromkeys(cells["protocol"])), len(protocols) + 1)
+            rows.append([f"{method} ({number})", seeds, *(texts.get(name, "") for name in sets)])
+        notes = "\n".join(f"{number}. {protocol}" for protocol, number in protocols.items())
+        tables.append(f"`{task}`\n\n{table(['method', 'seeds', *sets], rows)}\n\n{notes}")
+    return "\n\n".join([caption, *tables])
 
 
-def read_probe(run: Run) -> tuple[float, float, float] | None:
-    """Return, and mean R² of the state variables and of the background's pixels, of the last evaluation with probes.
+def probe_scores(run: Run) -> dict[str, float] | None:
+    """`return`, and mean R² of the `state` variables and the `background`'s pixels, of the last evaluation with probes.
 
     None if the run's task was never evaluated with probes; NaN for what there is no probe of.
     """
-    path = run.path / "eval.jsonl"
-    try:
-        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        probed = [entry for entry in entries if entry["task"] == run.task and entry.get("probe_r2")]
-        if not probed:
-            return None
-        r2 = probed[-1]["probe_r2"]
-        state = [value for name, value in r2.items() if not name.startswith("background/")]
-        background = [r2[name] for name in r2.keys() - {"background/mean"} if name.startswith("background/")]
-        means = (float(np.mean(values)) if values else math.nan for values in (state, background))
-        return (float(probed[-1]["return"]), *means)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise PlotError(f"{path}: expected lines as --eval_only writes them") from None
+    rows = [row for row in read_evaluations(run) if row["task"] == run.task and not row["changed"]]
+    rows = [row for row in rows if row.get("probe_r2")]
+    if not rows:
+        return None
+    r2 = pd.Series(rows[-1]["probe_r2"]).drop("background/mean", errors="ignore")
+    background = r2.index.str.startswith("background/")
+    return {"return": rows[-1]["return"], "state": r2[~background].mean(), "background": r2[background].mean()}
+
+
+def summarize_probes(groups: Groups) -> pd.DataFrame:
+    """A row per task and method whose runs were probed: seeds; mean, low, high of the return; R² of both kinds."""
+    rows = []
+    for task, group in groups.items():
+        for method, runs in group.items():
+            found = pd.DataFrame([scores for run in runs if (scores := probe_scores(run)) is not None])
+            if len(found):
+                mean, low, high = mean_interval(found["return"])
+                row = {"task": task, "method": method, "seeds": len(found), "mean": mean, "low": low, "high": high}
+                rows.append(row | found[["state", "background"]].mean().to_dict() | {"scores": list(found["return"])})
+    return pd.DataFrame(rows)
+
+
+def probe_markdown(groups: Groups) -> str:
+    """The results of `--eval_only --probe_state`, over seeds; empty if it was never called on these runs."""
+    rows = []
+    for row in summarize_probes(groups).to_dict("records"):
+        r2 = ["" if math.isnan(row[name]) else f"{row[name]:.2f}" for name in ("state", "background")]
+        score = span(row["mean"], row["low"], row["high"])
+        rows.append([row["task"], METHOD_NAMES.get(row["method"], row["method"]), score, *r2, row["seeds"]])
+    if not rows:
+        return ""
+    caption = "`--eval_only --probe_state` on the last checkpoints: means over seeds [95 % bootstrap interval]"
+    header = ["task", "method", "return", "R² state", "R² background", "seeds"]
+    return f"\n\n{caption}\n\n{table(header, rows, left=2)}"
 
 
 # --------------------------------------------------------------------------------------------------------- command line
 
 
-def plot(args: argparse.Namespace) -> tuple[str, list[str]]:
+def group_runs(runs: list[Run]) -> Groups:
+    """Runs by task and method, in the order in which these were named."""
+    groups: Groups = {}
+    for run in runs:
+        groups.setdefault(run.task, {}).setdefault(run.method, []).append(run)
+    return groups
+
+
+def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     """Draws and writes everything; returns the Markdown tables and remarks."""
-    if args.out.suffix not in SUFFIXES:
-        raise PlotError(f"--out {args.out}: expected a file ending in {', '.join(SUFFIXES)}")
-    if not args.out.parent.is_dir():
-        raise PlotError(f"--out {args.out}: no folder {args.out.parent}")
     if not 0 <= args.window <= LARGEST:
         raise PlotError(f"--window {args.window:g}: expected 0 or more environment steps")
     for step in args.at or []:
         if not 0 <= step <= LARGEST:
             raise PlotError(f"--at {step:g}: expected environment steps, such as 1e5")
-    found = dict(pair for argument in args.runs for pair in find_runs(argument, args.label))
     runs, remarks, empty = [], [], None
-    for path, label in found.items():
+    for run in find_runs(args.runs, args.label):
         try:
-            runs.append(read_run(path, label, args.metric, args.window))
+            run.curve = read_curve(run, args.metric, args.window)
+            runs.append(run)
         except NoValues as error:
             empty = error
             remarks.append(f"left out: {error}")
     if not runs:
         raise empty
     groups = group_runs(runs)
-
     for task, group in groups.items():
         for method, members in group.items():
-            ends = sorted(run.steps[-1] for run in members)
-            if ends[0] < ends[-1]:
-                shortest = min(members, key=lambda run: run.steps[-1])
-                remarks.append(f"{task}, {method}: drawn up to step {ends[0]:,.0f}, where {shortest.path} ends")
-    at = list(dict.fromkeys(args.at or [min(run.steps[-1] for run in runs)]))
-    rows = summarize(groups, at)
+            shortest, longest = (f(members, key=lambda run: run.curve.index[-1]) for f in (min, max))
+            end = shortest.curve.index[-1]
+            if end < longest.curve.index[-1]:
+                remarks.append(f"{task}, {method}: drawn up to step {end:,.0f}, where {shortest.path} ends")
+    at = list(dict.fromkeys(args.at or [min(run.curve.index[-1] for run in runs)]))
+    if all(score_at(run.curve, step) is None for run in runs for step in at):
+        raise PlotError(f"--at {' '.join(f'{step:,.0f}' for step in at)}: no run has a value there")
     for step in at:
-        short = sorted(str(run.path) for run in runs if score_at(run, step) is None)
+        short = sorted(str(run.path) for run in runs if score_at(run.curve, step) is None)
         if short:
             remarks.append(f"--at {step:,.0f}: left out, without a value there: {', '.join(short)}")
-    if not rows:
-        raise PlotError(f"--at {' '.join(f'{step:,.0f}' for step in at)}: no run has a value there")
-    published = read_published(list(groups)) if args.published else {}
+    frame = summarize(groups, at)
+    published = published_curves(groups) if args.published else {}
     if args.published:
         remarks += [f"{task}: no published curve" for task in groups if task not in published]
 
-    draw_curves(groups, published, args.metric, args.out)
-    table = args.out.with_name(f"{args.out.stem}_table.csv")
-    with open(table, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    draw_table(rows, args.metric, table.with_suffix(args.out.suffix))
-    tables = markdown(rows, args.metric) + probe_table(groups)
-    return tables, [*remarks, f"{args.out}, {table.with_suffix(args.out.suffix)}, {table}"]
+    draw_curves(groups, published, args.metric, out)
+    draw_table(frame, args.metric, out.with_stem(f"{out.stem}_table"))
+    frame.round(3).to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
+    remarks.append(f"{out}, {csv.with_suffix(out.suffix)}, {csv}")
+    return markdown(frame, args.metric) + probe_markdown(groups), remarks
+
+
+def plot_suite(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
+    """Draws and writes the returns by test set; returns the Markdown tables and remarks."""
+    frame, remarks = summarize_suite(find_runs(args.runs, args.label), args.others)
+    draw_suite(frame, out)
+    frame.drop(columns="scores").round(3).to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
+    return suite_markdown(frame), [*remarks, f"{out}, {csv}"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -484,7 +656,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="plot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or NAME=RUN")
-    parser.add_argument("--out", type=Path, required=True, help="the figure to write (.png, .pdf, .svg)")
+    parser.add_argument("--out", type=Path, help="the figure to write: .png, .pdf, .svg (curves.png or suite.png)")
     parser.add_argument("--metric", default="eval_return", help="name in metrics.jsonl (eval_return)")
     parser.add_argument("--label", help="the method's name for every RUN without NAME=")
     parser.add_argument("--at", type=float, nargs="+", help="environment steps of the table (the last that all have)")
@@ -492,12 +664,20 @@ def main(argv: list[str] | None = None) -> None:
         "--window", type=float, default=0, help="average over this many environment steps up to each (0: single values)"
     )
     parser.add_argument("--published", action="store_true", help="add the curves of figures/published_returns.csv")
+    parser.add_argument("--suite", action="store_true", help="returns by test set instead of curves")
+    parser.add_argument("--others", action="store_true", help="with --suite: also rows with changed settings")
     try:
-        table, remarks = plot(parser.parse_args(argv))
+        args = parser.parse_args(argv)
+        out = args.out or Path("suite.png" if args.suite else "curves.png")
+        if out.suffix not in SUFFIXES:
+            raise PlotError(f"--out {out}: expected a file ending in {', '.join(SUFFIXES)}")
+        if not out.parent.is_dir():
+            raise PlotError(f"--out {out}: no folder {out.parent}")
+        tables, remarks = (plot_suite if args.suite else plot_curves)(args, out)
     except (PlotError, OSError) as error:
         print(f"plot.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    print(table)
+    print(tables)
     for line in remarks:
         print(line, file=sys.stderr)
 

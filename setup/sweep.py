@@ -4,28 +4,25 @@
         [--executor slurm] [-- flags for dreamer.py]
 
 A method is a named config of configs.yaml, several joined by '+' (`M+continuous`), or `hrssm` for none, merged over
-the groups of --configs. submitit starts the runs: as local processes, --max_parallel at a time, or as one SLURM array
-(--executor slurm). Finished runs are skipped, stopped, preempted or killed ones resume, and failed ones are retried:
-when in doubt, repeat the command. --status prints the state of each run. --export FOLDER copies the curves of the runs
-to a folder small enough for a repository. Ctrl-C stops local runs cleanly.
+the groups of --configs. The runs start as local processes, --max_parallel at a time, or as SLURM arrays (--executor
+slurm). Finished runs are skipped, stopped, preempted or killed ones resume, and failed ones are retried: when in
+doubt, repeat the command. --status prints the state of each run. --export FOLDER copies the curves of the runs to a
+folder small enough for a repository. Ctrl-C stops local runs cleanly.
 
 A run's folder also gets stdout.log, stderr.log, and this script's own hidden files: .lock, held while a process
-trains there; .sweep.json, its GPU and exit status; .slurm_job, its last job.
+trains there; .sweep.json, its GPU and exit status; .slurm_job, its last job. {logdir}/.slurm has the logs of the jobs.
 """
 
 import argparse
 import contextlib
 import fcntl
-import getpass
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,104 +33,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from run import files, process  # noqa: E402
-from run.config import ConfigError, check_config, load_config, nearest, read_config, save_config  # noqa: E402
+from run.config import ConfigError, check_config, load_config, read_config, save_config  # noqa: E402
+from setup import sweep_job, sweep_slurm  # noqa: E402
+from setup.sweep_slurm import Queue, SweepError  # noqa: E402
 
-SLURM_DEFAULTS = {"job_name": "hrssm", "time": 24 * 60, "gpus_per_node": 1, "cpus_per_task": 8, "signal_delay_s": 300}
 MAX_SEED, MAX_SEEDS = 10**18, 10_000
 EXPORT_BYTES = 40_000  # of a run's rows; all evaluation rows are kept
-STATES = ("waiting", "running", "finished", "failed")
-
-
-class SweepError(Exception):
-    """A user's error, in one line."""
-
-
-# ---------------------------------------------------------------------------------------------------------- the process
-
-
-class Job:
-    """One run as submitit starts it, pickled by value: it uses nothing else from this file.
-
-    SIGTERM is passed on to dreamer.py, which saves a checkpoint and exits. `checkpoint` is submitit's hook for SLURM's
-    warning before a time limit or a preemption (SIGUSR2): it does the same, and the job is requeued.
-
-    gpu: value of CUDA_VISIBLE_DEVICES, None to leave it.
-    """
-
-    def __init__(self, command: list[str], folder: Path, gpu: str | None = None):
-        self.command, self.folder, self.gpu = command, folder, gpu
-        self.pid: int | None = None  # of dreamer.py
-        self.stopping = False
-        self.terminated = False  # dreamer.py was sent SIGTERM; another one could hit it while it saves
-        self.slurm = False
-
-    def __call__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = self.lock()
-        self.record({"gpu": self.gpu})
-        self.slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-        signal.signal(signal.SIGTERM, self.stop)
-        env = dict(os.environ) if self.gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpu}
-        with open(self.folder / "stdout.log", "ab") as out, open(self.folder / "stderr.log", "ab") as err:
-            # dreamer.py inherits the lock, so that it is held while dreamer.py runs, whatever happens to this process.
-            process = subprocess.Popen(
-                self.command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=[lock],
-                start_new_session=not self.slurm, preexec_fn=self.prepare_signals,
-            )  # fmt: skip
-        self.pid = process.pid
-        if self.stopping:
-            self.terminate()
-        # Popen.wait holds a lock on which `checkpoint`, called from a signal handler within it, would deadlock
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        code = process.wait()
-        self.record({"gpu": self.gpu, "exit": code})
-        if self.slurm and self.stopping:
-            time.sleep(3600)  # SLURM decides between requeue and cancellation; it drops jobs that exit on their own
-        if code:
-            raise RuntimeError(f"dreamer.py exited with {code}: see {self.folder / 'stderr.log'}")
-
-    def lock(self) -> int:
-        """Locks the folder; RuntimeError if another process trains in it. --status holds the lock briefly."""
-        lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        for _ in range(50):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            except BlockingIOError:
-                time.sleep(0.1)
-        raise RuntimeError(f"another process trains in {self.folder}")
-
-    def record(self, entry: dict) -> None:
-        aside = self.folder / ".sweep.json.tmp"
-        aside.write_text(json.dumps(entry))
-        os.replace(aside, self.folder / ".sweep.json")
-
-    @staticmethod
-    def prepare_signals() -> None:
-        """In dreamer.py, before it starts: SLURM sends its warning to all processes of a job, which would kill them."""
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-    def stop(self, *_) -> None:
-        self.stopping = True
-        if self.pid is not None:
-            self.terminated = self.terminated or self.slurm  # SLURM itself sends SIGTERM to all processes of a job
-            self.terminate()
-
-    def terminate(self) -> None:
-        if not self.terminated:
-            self.terminated = True
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
-
-    def checkpoint(self):
-        import submitit
-
-        if self.pid is not None:
-            self.terminate()
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        return submitit.helpers.DelayedSubmission(Job(self.command, self.folder, self.gpu))
+STATES = ("waiting", "running", "stopping", "finished", "failed")
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs
@@ -164,18 +70,18 @@ class Run:
             return False
         except BlockingIOError:
             return True
+        except OSError:  # some network file systems have no locks
+            return False
         finally:
             os.close(lock)
 
+    @property
+    def logdir(self) -> Path:
+        return self.folder.parents[2]
+
     def record(self) -> dict:
-        """Written by the last process: its `gpu`, and its `exit` status if it ended."""
-        try:
-            found = json.loads((self.folder / ".sweep.json").read_text())
-            code, gpu = found.get("exit"), found.get("gpu")
-        except (OSError, ValueError, AttributeError, RecursionError):  # absent or damaged
-            return {}
-        found = {"gpu": gpu} if isinstance(gpu, str) else {}
-        return found | {"exit": code} if isinstance(code, int) else found
+        """Written by the process that trained there last."""
+        return sweep_job.read_record(self.folder)
 
     def slurm_job(self) -> str | None:
         """The id of the last SLURM job."""
@@ -183,6 +89,15 @@ class Run:
             return (self.folder / ".slurm_job").read_text().strip()
         except (OSError, ValueError):
             return None
+
+    def failure(self, queue: Queue | None) -> str | None:
+        """Why the last process that trained there, or its SLURM job, failed."""
+        job, record = self.slurm_job(), self.record()
+        if job and queue is not None and (died := sweep_slurm.died_early(sweep_slurm.log_of(self.logdir, job))):
+            return died
+        if (code := record.get("exit", 0)) not in sweep_job.STOPPED:
+            return record.get("problem") or f"exit {code}: {sweep_job.error_line(self.folder)}"
+        return None
 
     def rows(self) -> Iterator[dict]:
         """The rows of metrics.jsonl from its end; skips damaged ones, and the incomplete line of a killed run."""
@@ -222,34 +137,36 @@ class Run:
             found["finished"] = self.steps is not None and saved and counted >= self.steps
         return found
 
-    def state(self, queue: dict[str, str]) -> str:
+    def state(self, queue: Queue | None) -> str:
         """One of STATES; `queue` as of `read_queue`. A run is waiting if it has not started or can resume."""
-        if self.locked():
-            return "running"
-        job = queue.get(self.slurm_job() or "")
-        if job is not None:
-            return "running" if job in ("RUNNING", "COMPLETING") else "waiting"
-        if self.progress()["finished"]:
+        job, locked, record = (queue or {}).get(self.slurm_job() or ""), self.locked(), self.record()
+        if not locked and self.progress()["finished"]:
             return "finished"
-        return "failed" if self.record().get("exit") not in (None, 0, -signal.SIGTERM) else "waiting"
+        if (job and job.state == "COMPLETING") or (locked and record.get("stopping")):
+            return "stopping"
+        if locked or (job and job.state == "RUNNING"):
+            return "running"
+        if job:
+            return "waiting"
+        return "failed" if self.failure(queue) else "waiting"
+
+    def note(self, queue: Queue | None) -> str:
+        """What --status adds to the state."""
+        job = self.slurm_job()
+        if job in (queue or {}):
+            return f"job {job} {queue[job].state}{queue[job].reason}"
+        if self.state(queue) == "finished":
+            return ""
+        return self.failure(queue) or self.record().get("problem", "")
 
 
 def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
-def read_queue(runs: list[Run]) -> dict[str, str]:
-    """{job id: state} of the user's jobs that SLURM knows now; asks it only if some run was ever submitted."""
-    if not any(run.slurm_job() for run in runs):
-        return {}
-    command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SweepError(f"squeue did not answer, and runs of this grid may be in SLURM's queue ({error})") from None
-    if answer.returncode:
-        raise SweepError(f"squeue failed, and runs of this grid may be in SLURM's queue: {answer.stderr.strip()[:200]}")
-    return dict(words for line in answer.stdout.splitlines() if len(words := line.split()) == 2)
+def queue_of(runs: list[Run]) -> Queue:
+    """SLURM's queue; it is asked only if some run was ever submitted."""
+    return sweep_slurm.read_queue() if any(run.slurm_job() for run in runs) else {}
 
 
 def find_runs(logdir: Path) -> list[Run]:
@@ -288,11 +205,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--configs", nargs="+", metavar="NAME", default=[], help="groups below every method")
     parser.add_argument("--logdir", default="./log", help="default: ./log")
     parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: local")
-    parser.add_argument("--max_parallel", type=int, help="runs at a time; default: the number of GPUs here, else 1")
+    parser.add_argument("--max_parallel", type=int, help="runs at a time; default: --per_gpu for each GPU here")
+    parser.add_argument("--per_gpu", type=int, default=1, help="runs at a time on one GPU; default: 1")
     parser.add_argument(
         "--slurm", nargs="+", metavar="KEY=VALUE", default=[],
-        help="of sbatch, as submitit names it, such as partition=gpu account=lab mem=32GB time=2880 (minutes); "
-        f"default: {' '.join(f'{k}={v}' for k, v in SLURM_DEFAULTS.items())}",
+        help="options of sbatch, such as partition=gpu account=lab mem=32G time=2-00:00 exclusive=True, and two more: "
+        "setup=COMMANDS to run first, and signal_delay_s=SECONDS to save in before the time limit; "
+        f"default: {' '.join(f'{k}={v}' for k, v in sweep_slurm.DEFAULTS.items())} "
+        f"signal_delay_s={sweep_slurm.SIGNAL_DELAY}",
     )  # fmt: skip
     parser.add_argument("--status", action="store_true", help="print a table; without --tasks, of all runs in --logdir")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="copy small curves there; runs as for --status")
@@ -374,29 +294,19 @@ def ago(seconds: float | None) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def last_line(path: Path) -> str:
-    """The last line of text in a log, cut to a readable length."""
-    try:
-        lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
-
-
 def status(runs: list[Run]) -> str:
     """The table: state, environment step, newest eval_return, and the time since the last row of the log."""
-    queue = read_queue(runs)
+    problem = None
+    try:
+        queue = queue_of(runs)
+    except SweepError as error:
+        queue, problem = None, f"these states are those of the folders: {error}"
     rows = [("task", "method", "seed", "state", "step", "eval_return", "age", "")]
     for run in runs:
         state, progress = run.state(queue), run.progress()
         score = "-" if progress["eval_return"] is None else f"{progress['eval_return']:.1f}"
         step = f"{progress['step']}/{'?' if run.steps is None else run.steps}"
-        note = ""
-        if state == "failed":
-            note = f"exit {run.record().get('exit')}: {last_line(run.folder / 'stderr.log')}"
-        elif run.slurm_job() in queue:
-            note = f"job {run.slurm_job()} {queue[run.slurm_job()]}"
-        rows.append((run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), note))
+        rows.append((run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), run.note(queue)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = (2, 4, 5, 6)
     lines = [
@@ -405,6 +315,7 @@ def status(runs: list[Run]) -> str:
     ]
     counts = Counter(row[3] for row in rows[1:])
     lines.append(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
+    lines += [problem] if problem else []
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -469,94 +380,44 @@ def visible_gpus() -> list[str]:
     return [str(i) for i, _ in enumerate(answer.stdout.splitlines())] if answer.returncode == 0 else []
 
 
-def run_local(todo: list[Run], elsewhere: list[Run], logdir: Path, max_parallel: int | None) -> int:
-    """Trains `todo` in local processes, one GPU each while there are enough. Runs `elsewhere`, of another sweep that is
-    still running or was killed, count as active. Returns the exit status."""
-    import submitit
-
+def run_local(todo: list[Run], elsewhere: list[Run], max_parallel: int | None, per_gpu: int) -> int:
+    """Trains `todo` in local processes, `per_gpu` on each GPU while there are enough. Runs `elsewhere`, of another
+    sweep that is still running or was killed, count as active. Returns the exit status."""
     gpus = visible_gpus()
-    max_parallel = max_parallel or len(gpus) or 1
-    folder = Path(tempfile.mkdtemp(prefix="local-", dir=_submitit_folder(logdir)))
-    executor = submitit.LocalExecutor(folder=folder)
-    executor.update_parameters(timeout_min=60 * 24 * 365)
-    active: dict[Run, tuple[submitit.Job, str | None]] = {}
-    todo, total, failed, lost, stopping = list(todo), len(todo), 0, False, False
+    max_parallel = max_parallel or per_gpu * max(1, len(gpus))
+    threads = max(1, len(os.sched_getaffinity(0)) // max_parallel) if per_gpu > 1 else None
+    active: dict[Run, sweep_job.Process] = {}
+    todo, total, failed = list(todo), len(todo), 0
     with process.Interrupt() as interrupt:
         while active or (todo and not interrupt.requested):
             elsewhere = [run for run in elsewhere if run.locked()]
             while todo and not interrupt.requested and len(active) + len(elsewhere) < max_parallel:
                 run = todo.pop(0)
-                (run.folder / ".sweep.json").unlink(missing_ok=True)
-                used = Counter([gpu for _, gpu in active.values()] + [run.record().get("gpu") for run in elsewhere])
+                used = Counter([job.gpu for job in active.values()] + [run.record().get("gpu") for run in elsewhere])
                 gpu = min(gpus, key=lambda gpu: used[gpu]) if gpus else None
-                # Ctrl-C would kill submitit's processes: only this one gets it, and stops the runs cleanly.
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                (run.folder / ".slurm_job").unlink(missing_ok=True)
                 try:
-                    active[run] = executor.submit(Job(list(run.command), run.folder, gpu)), gpu
-                finally:
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                    active[run] = sweep_job.Process(list(run.command), run.folder, gpu, threads)
+                except (sweep_job.FolderInUse, OSError) as error:
+                    failed += 1
+                    print(f"{run}: failed: {error}", flush=True)
+                    continue
                 where = "" if gpu is None else f" on GPU {gpu}"
                 print(f"[{total - len(todo)}/{total}] {run}: started{where}, logs in {run.folder}", flush=True)
             time.sleep(0.2)
-            if interrupt.requested:
-                if not stopping:
-                    print("stopping: the runs save their checkpoints", flush=True)
-                stopping = True
-                for job, _ in active.values():  # repeatedly: a process that is just starting may miss it
-                    if not job.done():
-                        os.kill(int(job.job_id), signal.SIGTERM)  # its id is that of submitit's process, not the run's
-            for run in [run for run, (job, _) in active.items() if job.done()]:
-                del active[run]
-                code, progress = run.record().get("exit"), run.progress()
-                if code in (0, -signal.SIGTERM) or (code is None and stopping):
+            if interrupt.requested and not all(job.stopping for job in active.values()):
+                print("stopping: the runs save their checkpoints", flush=True)
+                for job in active.values():
+                    job.stop()
+            for run in [run for run, job in active.items() if job.poll() is not None]:
+                code, progress = active.pop(run).code, run.progress()
+                if code in sweep_job.STOPPED:
                     what = "finished" if progress["finished"] else "stopped"
                     print(f"{run}: {what} at step {progress['step']}", flush=True)
                 else:
-                    failed, lost = failed + 1, lost or code is None
-                    print(f"{run}: failed (exit {code}): {last_line(run.folder / 'stderr.log')}", flush=True)
-    if lost:
-        print(f"submitit's own logs are in {folder}")
-    else:
-        shutil.rmtree(folder)
+                    failed += 1
+                    print(f"{run}: failed (exit {code}): {sweep_job.error_line(run.folder)}", flush=True)
     return 130 if interrupt.requested else int(failed > 0)
-
-
-def run_slurm(todo: list[Run], logdir: Path, max_parallel: int | None, words: list[str]) -> int:
-    """Submits `todo` as an array."""
-    import submitit
-
-    parameters = dict(SLURM_DEFAULTS)
-    known = submitit.SlurmExecutor._valid_parameters()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            hint = nearest(key, known, or_all=True)
-            raise SweepError(f"--slurm {word}: expected KEY=VALUE of submitit's SlurmExecutor{hint}")
-        parameters[key] = int(value) if re.fullmatch(r"-?\d+", value) else value
-    if max_parallel:
-        parameters["array_parallelism"] = max_parallel
-    try:
-        # a time limit that interrupts a run is not a failure
-        executor = submitit.SlurmExecutor(folder=_submitit_folder(logdir), max_num_timeout=10**6)
-        executor.update_parameters(**parameters)
-        for run in todo:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            (run.folder / ".sweep.json").unlink(missing_ok=True)
-        jobs = executor.submit_array([Job(list(run.command), run.folder) for run in todo])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split()) or "sbatch failed"
-        raise SweepError(f"--executor slurm: {reason}") from None
-    for run, job in zip(todo, jobs, strict=True):
-        (run.folder / ".slurm_job").write_text(job.job_id)
-        print(f"{run}: job {job.job_id}, logs in {run.folder}")
-    print(f"{len(jobs)} jobs submitted; --status shows them, scancel {jobs[0].job_id.split('_')[0]} cancels all")
-    return 0
-
-
-def _submitit_folder(logdir: Path) -> Path:
-    folder = logdir / ".submitit"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def main(argv: list[str]) -> int:
@@ -564,8 +425,9 @@ def main(argv: list[str]) -> int:
     logdir = log_folder(args)
     if logdir.exists() and not logdir.is_dir():
         raise SweepError(f"--logdir {args.logdir}: expected a folder")
-    if args.max_parallel is not None and args.max_parallel < 1:
-        raise SweepError(f"--max_parallel {args.max_parallel}: expected 1 or more")
+    for name in ("max_parallel", "per_gpu"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise SweepError(f"--{name} {value}: expected 1 or more")
     if args.slurm and args.executor != "slurm":
         raise SweepError("--slurm belongs to --executor slurm: add that, or leave it out")
     if not args.tasks and not args.status and args.export is None:
@@ -578,29 +440,35 @@ def main(argv: list[str]) -> int:
         print(export(runs, args.export))
         return 0
 
-    queue = read_queue(runs)
-    todo, elsewhere = [], []
+    queue = queue_of(runs)
+    todo, elsewhere, stopping = [], [], False
     for run in runs:
-        if run.slurm_job() in queue or run.locked():
-            elsewhere.append(run)
-            print(f"# {run}: already {run.state(queue)}, left alone")
-        elif run.state(queue) == "finished":
+        state = run.state(queue)
+        if state == "finished":
             print(f"# {run}: finished at step {run.progress()['step']}, skipped")
+        elif state == "stopping":
+            stopping = True
+            print(f"# {run}: is stopping: repeat the command later")
+        elif state == "running" or run.slurm_job() in queue:
+            print(f"# {run}: already {state}, left alone")
         else:
             todo.append(run)
+        if state in ("running", "stopping"):
+            elsewhere.append(run)
     if args.dry_run:
         for run in todo:
             print(shlex.join(run.command))
         return 0
     if not todo:
-        print("nothing left to start")
-        return 0
+        print("nothing to start now" if stopping else "nothing left to start")
+        return int(stopping)
     sys.stdout.flush()
     if args.executor == "slurm":
-        return run_slurm(todo, logdir, args.max_parallel, args.slurm)
-    code = run_local(todo, elsewhere, logdir, args.max_parallel)
-    print(status(runs))
-    return code
+        code = sweep_slurm.submit(todo, logdir, args.max_parallel, args.per_gpu, args.slurm)
+    else:
+        code = run_local(todo, elsewhere, args.max_parallel, args.per_gpu)
+        print(status(runs))
+    return code or int(stopping)
 
 
 if __name__ == "__main__":

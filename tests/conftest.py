@@ -5,7 +5,6 @@ import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; the machine's cores are for the tests' own processes
 
-import submitit  # noqa: F401  first, as its import closes existing log handlers, and pytest's capture with absl's
 from hypothesis import HealthCheck, settings
 
 # A background job of a shell ignores Ctrl-C, and so would every process that the tests start and interrupt

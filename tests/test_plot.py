@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 
@@ -32,6 +33,14 @@ def run(*flags):
     process = subprocess.run([sys.executable, str(SCRIPT), *map(str, flags)], capture_output=True, text=True)
     assert "Traceback" not in process.stderr, process.stderr
     return process.returncode, process.stdout, process.stderr
+
+
+def curves(*arguments):
+    """The runs, with their evaluation returns."""
+    runs = plot.find_runs(arguments)
+    for run in runs:
+        run.curve = plot.read_curve(run, "eval_return")
+    return runs
 
 
 def table(path):
@@ -122,8 +131,7 @@ def test_a_task_and_its_distracted_versions_share_their_range(tmp_path, monkeypa
     for task, top in tops.items():
         write_run(tmp_path / task, task, values=list(np.linspace(0, top, 10)))
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
-    runs = [plot.read_run(tmp_path / task, "A", "eval_return", 0) for task in tops]
-    plot.draw_curves(plot.group_runs(runs), {}, "eval_return", tmp_path / "curves.png")
+    plot.draw_curves(plot.group_runs(curves(f"A={tmp_path}")), {}, "eval_return", tmp_path / "curves.png")
     limits = {axis.get_title().split()[0]: axis.get_ylim() for axis in plot.plt.gcf().axes}
     monkeypatch.undo()
     plot.plt.close("all")
@@ -136,7 +144,7 @@ def test_no_two_methods_look_alike(tmp_path, monkeypatch):
     for name in names:
         write_run(tmp_path / name, "dmc_walker_walk")
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
-    runs = [plot.read_run(tmp_path / name, name, "eval_return", 0) for name in names]
+    runs = curves(*(f"{name}={tmp_path / name}" for name in names))
     plot.draw_curves(plot.group_runs(runs), {}, "eval_return", tmp_path / "curves.png")
     looks = {(line.get_color(), line.get_linestyle()) for line in plot.plt.gca().get_lines()}
     monkeypatch.undo()
@@ -145,53 +153,36 @@ def test_no_two_methods_look_alike(tmp_path, monkeypatch):
 
 
 def test_statistics_agree_with_scipy():
-    rng = np.random.default_rng(0)
-    scores = rng.normal(100, 20, 12)
-    point, interval = plot.bootstrap([scores], plot.aggregate, 3000)
-    iqm, mean, median = point
-    assert iqm == pytest.approx(scipy.stats.trim_mean(scores, 0.25))
-    assert mean == pytest.approx(scores.mean()) and median == pytest.approx(np.median(scores))
-    for i, statistic in enumerate((lambda x: scipy.stats.trim_mean(x, 0.25), np.mean)):
-        other = scipy.stats.bootstrap(
-            (scores,), statistic, n_resamples=3000, method="percentile", random_state=1, vectorized=False
-        )
-        np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=1.5)
-
-
-def test_statistics_over_tasks_agree_with_scipy():
     rng = np.random.default_rng(1)
     tasks = [rng.normal(0, 1, 12), rng.normal(5, 2, 8)]  # a task's runs are drawn among themselves
-    point, interval = plot.bootstrap(tasks, plot.aggregate, 3000)
-    functions = (
-        lambda a, b: scipy.stats.trim_mean([*a, *b], 0.25),
-        lambda a, b: np.mean([a.mean(), b.mean()]),
-        lambda a, b: np.median([a.mean(), b.mean()]),
-    )
-    for i, function in enumerate(functions):
-        assert point[i] == pytest.approx(function(*tasks))
-        other = scipy.stats.bootstrap(
-            tasks, function, n_resamples=3000, method="percentile", random_state=1, vectorized=False
+    for chosen in (tasks[:1], tasks):
+        point, interval = plot.bootstrap(plot.aggregate, *chosen)
+        functions = (
+            lambda *tasks: scipy.stats.trim_mean(np.concatenate(tasks), 0.25),
+            lambda *tasks: np.mean([task.mean() for task in tasks]),
+            lambda *tasks: np.median(tasks[0] if len(tasks) == 1 else [task.mean() for task in tasks]),
         )
-        np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=0.1)
+        for i, function in enumerate(functions):
+            assert point[i] == pytest.approx(function(*chosen))
+            other = scipy.stats.bootstrap(
+                chosen, function, n_resamples=3000, method="percentile", random_state=1, vectorized=False
+            )
+            np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=0.1)
 
 
 def test_curve_over_seeds_that_log_at_different_steps():
-    runs = [
-        plot.Run(Path("a"), "t", "m", 0, np.array([0.0, 100.0, 200.0]), np.array([0.0, 10.0, 20.0])),
-        plot.Run(Path("b"), "t", "m", 1, np.array([50.0, 150.0]), np.array([10.0, 20.0])),
-    ]
-    steps, mean, (low, high) = plot.mean_curve(runs)
-    np.testing.assert_array_equal(steps, [50, 100, 150])  # where both have values
-    np.testing.assert_allclose(mean, [7.5, 12.5, 17.5])
-    np.testing.assert_allclose(low, [5, 10, 15])
-    np.testing.assert_allclose(high, [10, 15, 20])
+    mean = plot.mean_curve([pd.Series({0.0: 0.0, 100.0: 10.0, 200.0: 20.0}), pd.Series({50.0: 10.0, 150.0: 20.0})])
+    np.testing.assert_array_equal(mean.index, [50, 100, 150])  # where both have values
+    np.testing.assert_allclose(mean["mean"], [7.5, 12.5, 17.5])
+    np.testing.assert_allclose(mean["low"], [5, 10, 15])
+    np.testing.assert_allclose(mean["high"], [10, 15, 20])
 
 
 def test_running_mean_looks_back_over_the_window():
-    steps, values = np.array([10.0, 20.0, 30.0, 70.0]), np.array([1.0, 2.0, 6.0, 8.0])
-    np.testing.assert_allclose(plot.running_mean(steps, values, 0), values)
-    np.testing.assert_allclose(plot.running_mean(steps, values, 20), [1, 1.5, 4, 8])
-    np.testing.assert_allclose(plot.running_mean(steps, values, 1000), [1, 1.5, 3, 4.25])
+    curve = pd.Series({10.0: 1.0, 20.0: 2.0, 30.0: 6.0, 70.0: 8.0})
+    np.testing.assert_allclose(plot.running_mean(curve, 0), curve)
+    np.testing.assert_allclose(plot.running_mean(curve, 20), [1, 1.5, 4, 8])
+    np.testing.assert_allclose(plot.running_mean(curve, 1000), [1, 1.5, 3, 4.25])
 
 
 def test_what_a_killed_and_resumed_run_leaves(tmp_path):
@@ -199,29 +190,100 @@ def test_what_a_killed_and_resumed_run_leaves(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 2000, "eval_return": 5.0}\n{"step": 3000, "train_return": 1.0}\n')
         file.write('{"step": 4000, "eval_return": null}\n{"step": 5000, "eval_ret')
-    result = plot.read_run(folder, None, "eval_return", 0)
-    np.testing.assert_array_equal(result.steps, [1000, 2000])
-    np.testing.assert_array_equal(result.values, [1, 5])
+    assert curves(str(folder))[0].curve.to_dict() == {1000: 1, 2000: 5}
 
 
 def test_method_is_the_label_the_configs_or_the_folder(tmp_path):
     named = write_run(tmp_path / "hrssm" / "0", configs="[dmc_vision, M]")
     bare = write_run(tmp_path / "hrssm" / "1", seed=1, configs="[]")
-    assert plot.read_run(named, "mine", "eval_return", 0).method == "mine"
-    assert plot.read_run(named, None, "eval_return", 0).method == "dmc_vision+M"
-    assert plot.read_run(bare, None, "eval_return", 0).method == "hrssm"
-    assert plot.find_runs(f"A={tmp_path}", "B") == [(named, "A"), (bare, "A")]
-    assert plot.find_runs(str(named), "B") == [(named, "B")]
+    assert [run.method for run in plot.find_runs([f"mine={named}", str(bare)])] == ["mine", "hrssm"]
+    assert [run.method for run in plot.find_runs([str(named)])] == ["dmc_vision+M"]
+    assert [run.method for run in plot.find_runs([f"A={named}", str(bare)], "B")] == ["A", "B"]
+
+
+def test_a_run_does_not_hide_those_in_folders_below_it(tmp_path):
+    write_run(tmp_path / "log", configs="[quickstart]")
+    write_run(tmp_path / "log" / "walk", configs="[dmc_vision]")
+    assert {run.method for run in plot.find_runs([str(tmp_path / "log")])} == {"quickstart", "dmc_vision"}
 
 
 def test_published_curves():
     tasks = ["dmc_walker_stand", "dmc_cup_catch_video_hard", "dmc_hopper_stand_video"]
-    found = plot.read_published([*tasks, "rms_lift_cube"])
+    found = plot.published_curves([*tasks, "rms_lift_cube"])
     assert list(found) == tasks
-    ((name, steps, returns),) = found["dmc_cup_catch_video_hard"]
-    assert "DreamerV3" in name
-    np.testing.assert_array_equal(steps, [1e5, 2e5, 3e5, 5e5, 1e6])
-    np.testing.assert_array_equal(returns, [497, 937, 957, 967, 973])
+    curve = found["dmc_cup_catch_video_hard"]
+    assert set(curve["method"]) == {"DreamerV3"}
+    np.testing.assert_array_equal(curve["step"], [1e5, 2e5, 3e5, 5e5, 1e6])
+    np.testing.assert_array_equal(curve["return"], [497, 937, 957, 967, 973])
+
+
+def test_every_published_number_has_a_protocol():
+    frame = plot.read_published()
+    assert len(frame) > 100 and not frame.isna().any(axis=None)
+    assert frame["task"].map(plot.split_task).map(lambda pair: pair[1] == "clean").all()  # the set has its own column
+    assert set(frame["set"]) <= {"clean", *plot.SETS}
+    assert not frame.duplicated(["method", "task", "set", "step", "protocol"]).any()
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Two methods with three seeds each that were trained clean and evaluated on test sets of DMC-GS."""
+    for method, gain in (("hrssm", 1.0), ("dreamerv3", 0.5)):
+        for seed in range(3):
+            folder = write_run(tmp_path / "dmc_walker_stand" / method / f"seed{seed}", "dmc_walker_stand", seed)
+            rows = [
+                {"task": f"dmc_walker_stand{end}", "return": gain * score + seed, "step": 500_000, "seed": seed}
+                for end, score in (("", 800), ("_color_hard", 600), ("_video_hard", 5), ("_video_hard", 200))
+            ]
+            rows += [rows[-1] | {"return": 1.0, "seed": 9}, rows[0] | {"return": 2.0, "changed": {"time_limit": 200}}]
+            (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_suite_is_a_table_of_methods_by_sets_beside_published_numbers(suite):
+    code, out, remarks = run("--suite", suite, "--out", suite / "suite.png")
+    assert code == 0 and "left out: 12 rows with changed settings" in remarks
+    found = [line.strip("|").split("|") for line in out.splitlines() if "|" in line]
+    header, _, *lines = [[cell.strip() for cell in line] for line in found]
+    assert header == ["method", "seeds", "clean", "color_hard", "video_hard"]
+    cells = {re.sub(r" \(\d+\)$", "", line[0]): line[1:] for line in lines}
+    assert cells["HRSSM"][0] == "3" and cells["HRSSM"][1] == "801.0 [800.0, 802.0]"
+    assert cells["HRSSM"][3] == "201.0 [200.0, 202.0] (-75 %)"  # the last of two
+    assert cells["DreamerV3"][2] == "301.0 [300.0, 302.0] (-25 %)"
+    assert cells["EADream (published: DMC-GB2)"][1:] == ["", "963.6", "872.4"]
+    assert cells["DreamerV3 (published: training curve)"][1] == "969.0"  # at the step that is closest to the runs'
+    assert "zero-shot after clean training" in out and "trained: on dmc_walker_stand, 500,000 environment steps" in out
+    rows = {(row["set"], row["method"]): row for row in table(suite / "suite_table.csv")}
+    assert float(rows["video_hard", "HRSSM"]["drop"]) == pytest.approx(100 * (1 - 201 / 801), abs=1e-3)
+    assert rows["clean", "HRSSM"]["drop"] == "" and float(rows["color_hard", "DreamerV3"]["high"]) == 302
+    image = cv2.cvtColor(cv2.imread(str(suite / "suite.png")), cv2.COLOR_BGR2RGB).astype(int)
+    for color in ((0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77)):
+        assert (np.abs(image - color).max(-1) < 12).sum() > 1000
+
+
+def test_rows_with_changed_settings_are_shown_when_asked_for(suite):
+    _, out, remarks = run("--suite", suite, "--others", "--out", suite / "suite.png")
+    assert "| HRSSM (time_limit 200) (1) | 3 | 2.0 |" in out and "| HRSSM (seed 9) (1) | 3 |" in out
+    assert "left out" not in remarks
+
+
+def test_agents_of_one_method_that_were_trained_on_different_sets_are_kept_apart(tmp_path):
+    for number, (task, source) in enumerate((("dmc_walker_stand", "video"), ("dmc_walker_stand_video", "clouds"))):
+        folder = write_run(tmp_path / str(number), task, img_source=source)
+        rows = [{"task": name, "return": 100.0 + number} for name in (task, "dmc_walker_stand_video_hard")]
+        (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame, _ = plot.summarize_suite(plot.find_runs([str(tmp_path)], "hrssm"))
+    found = {(row["method"], row["set"]): row["mean"] for row in frame[frame["seeds"] > 0].to_dict("records")}
+    ours, clouds = "HRSSM, trained on clean", "HRSSM, trained on video (clouds)"
+    sets = ((ours, "clean"), (ours, "video_hard"), (clouds, "video (clouds)"), (clouds, "video_hard"))
+    assert found == dict(zip(sets, (100, 100, 101, 101), strict=True))
+
+
+def test_a_suite_of_runs_that_were_never_evaluated(tmp_path, capsys):
+    write_run(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        plot.main(["--suite", str(tmp_path), "--out", str(tmp_path / "a.png")])
+    assert capsys.readouterr().err == f"plot.py: no results of --eval_only in {tmp_path / 'run'}\n"
 
 
 def test_runs_of_different_lengths_are_reported(tmp_path, capsys):
@@ -262,6 +324,7 @@ def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):
         ("", ["run", "--metrics", "eval_return"], "unrecognized arguments: --metrics"),
         ("", ["run", "--out", "a.pgf"], "expected a file ending in"),
         ("", ["run", "--at", "1e7"], "--at 10,000,000: no run has a value there"),
+        ("", ["run", "--at", "1e7", "1e8"], "--at 10,000,000 100,000,000: no run has a value there"),
         ("rm config.yaml", ["run"], "run/config.yaml: No such file"),
         ("bad config.yaml", ["run"], "config.yaml: not the config of a run"),
         ("bad metrics.jsonl", ["run"], "metrics.jsonl, line 1: expected a JSON object"),

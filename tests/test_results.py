@@ -1,65 +1,94 @@
-"""The numbers that README.md and results/README.md state are those of the runs in results/."""
+"""README.md and results/README.md: their tables are those of the runs in results/, their links lead somewhere."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
-from figures import plot
+from figures import tables
 from run import config
 
-QUICKSTART = ["--configs", "dmc_vision", "small", "quickstart"]
 ROOT = Path(__file__).resolve().parent.parent
-README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "results/README.md"))
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[list[str]]:
-    """Task, method, return, R² of state and background, and number of seeds, as figures/plot.py prints them."""
-    found = plot.find_runs(str(ROOT / "results/small"), None)
-    runs = [plot.read_run(path, label, "eval_return", 0) for path, label in found]
-    lines = plot.probe_table(plot.group_runs(runs)).splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| dmc")]
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_tables_are_those_of_the_runs(page):
+    text = (ROOT / page).read_text()
+    assert "<!-- table: " in text and tables.fill(text) == text
 
 
-def test_rows_of_several_seeds(rows):
-    several = [row for row in rows if row[-1] != "1"]
-    for row in several:
-        assert f"| {' | '.join(row)} |".replace("|  |", "| |") in RESULTS
-        if row[-1] == "2":  # README may leave it out
-            continue
-        exact = [float(number) for number in re.findall(r"[\d.]+", row[2])]
-        line = re.search(rf"^\| {re.escape(row[1])} \|.*", README, re.MULTILINE)
-        stated = re.findall(r"(\d+) \[(\d+), (\d+)\]", line[0]) if line else []
-        assert any([*map(float, numbers)] == pytest.approx(exact, abs=0.6) for numbers in stated), row
-        if row[0] == "dmc_walker_stand_video":
-            assert line[0].endswith(f"| {row[3]} | {row[4]} |"), row
-    assert several
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """The pages and the runs, to be changed."""
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    return tmp_path
 
 
-def test_rows_of_one_seed(rows):
-    for task, method, score, r2, _, seeds in rows:
-        if seeds == "1":
-            stated = re.search(rf"\| {task} \| {method} \| (\d+) ± \d+ \| {r2} \|", RESULTS)
-            assert stated and float(stated[1]) == pytest.approx(float(score), abs=0.6), (task, method)
+def test_a_changed_run_is_noticed_and_the_tables_are_made_again(copy, monkeypatch, capsys):
+    path = copy / "results/small/dmc_walker_stand_video/hrssm/seed0/eval.jsonl"
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps(row | {"return": 12345.0}) + "\n")
+    assert tables.main() == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["README.md", "results/README.md"]
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    assert tables.main() == 0 and "12345" in (copy / "results/README.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 0
 
 
-def evaluations(run: Path) -> list[dict]:
-    return [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "eval_return" in row]
+def test_a_changed_table_is_noticed(copy, capsys):
+    path = copy / "results/README.md"
+    path.write_text(path.read_text().replace("| seed 1 |", "| seed 1 | 1 |"))
+    assert tables.main() == 1 and capsys.readouterr().err.startswith("results/README.md: ")
 
 
-RUNS = [run for size in ("dmc_vision", "quickstart") for run in sorted(ROOT.glob(f"results/{size}/*/*/*"))]
+def test_the_script_checks_the_pages():
+    assert subprocess.run([sys.executable, ROOT / "figures" / "tables.py", "--check"]).returncode == 0
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.parts[-4]}-{run.name}")
-def test_every_evaluation(run):
-    found = [f"{row['eval_return']:.0f} ± {row['eval_return_std']:.0f}" for row in evaluations(run)]
-    assert f"| {' | '.join(found)} |" in RESULTS
+def test_intervals_of_differences_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(600, 80, 8), rng.normal(500, 120, 7)
+    mean, low, high = tables.difference(ours, theirs)
+    assert mean == pytest.approx(ours.mean() - theirs.mean())
+    other = scipy.stats.bootstrap(
+        (ours, theirs), lambda a, b: a.mean() - b.mean(), vectorized=False, method="percentile", random_state=1
+    )
+    np.testing.assert_allclose((low, high), other.confidence_interval, atol=6)
+
+
+@pytest.mark.parametrize("page", [*tables.PAGES, "docs/usage.md"])
+def test_links_lead_to_files_and_sections(page):
+    text = (ROOT / page).read_text()
+    found = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert found
+    for link in found:
+        name, _, section = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        if section:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    assert max(map(len, text.splitlines())) <= 160
 
 
 @pytest.mark.parametrize("run", sorted(ROOT.glob("results/quickstart/*/*/*")), ids=lambda run: run.name)
 def test_quickstart(run):
-    assert ", ".join(f"{row['eval_return']:.0f}" for row in evaluations(run)) in README
-    ran, now = config.read_config(run / "config.yaml").flat(), config.load_config(QUICKSTART).flat()
+    ran = config.read_config(run / "config.yaml").flat()
+    now = config.load_config(["--configs", "dmc_vision", "small", "quickstart"]).flat()
     assert {name for name in now if ran[name] != now[name]} <= {"logdir", "seed"}  # it was this quickstart
+    assert now["logdir"] == "./log/quickstart"  # and not ./log, which holds all runs

@@ -1,9 +1,10 @@
-"""Grids of real runs: stopped, killed, resumed; as SLURM jobs; the status table; export."""
+"""Grids of real runs: stopped, killed, resumed; runs that share GPUs; status; export. SLURM: test_slurm.py."""
 
 import contextlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from run.config import read_config
+from setup import sweep_job, sweep_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -28,6 +30,40 @@ STARTED: list[subprocess.Popen] = []
 _spec = importlib.util.spec_from_file_location("sweep", ROOT / "setup" / "sweep.py")
 sweep = sys.modules["sweep"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sweep)
+
+
+# In the place of dreamer.py: writes a row every 50 ms, resumes, takes its time to save at SIGTERM.
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
+folder, steps, saving = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+(folder / "environ").write_text(json.dumps(dict(os.environ)))
+checkpoint = folder / "latest.pt"
+step = int(checkpoint.read_text()) if checkpoint.exists() else 0
+while step < steps and not stop:
+    time.sleep(0.05)
+    step += 1
+    with open(folder / "metrics.jsonl", "a") as log:
+        print(json.dumps({"step": step, "update_count": step}), file=log)
+if saving < 0:
+    sys.exit()
+time.sleep(saving)
+checkpoint.write_text(str(step))
+"""
+
+
+def stand_ins(log: Path, count: int, steps: int = 10**6, saving: float = 0) -> list:
+    """Runs that do what dreamer.py does, in the eyes of a sweep; `saving` in seconds, below 0 for never."""
+    log.mkdir(exist_ok=True)
+    (log / "stand_in.py").write_text(STAND_IN)
+    task, command = "dmc_cartpole_balance", [sys.executable, str(log / "stand_in.py")]
+    folders = [log / task / "hrssm" / f"seed{seed}" for seed in range(count)]
+    return [
+        sweep.Run(task, "hrssm", seed, folder, steps, (*command, str(folder), str(steps), str(saving)))
+        for seed, folder in enumerate(folders)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +181,6 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     code, out = run(tmp_path, *grid, tiny=tiny)
     assert code == 0 and "nothing left to start" in out and out.count("skipped") == 4
     assert [(f / "metrics.jsonl").stat().st_mtime_ns for f in (first, second, fourth)] == before
-    assert list((tmp_path / ".submitit").iterdir()) == []
 
     # More steps are more work; the table of the whole folder needs no grid
     code, out = run(tmp_path, *grid, "--dry_run", tiny=FOREVER)
@@ -162,7 +197,7 @@ def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
     process = start(tmp_path, "--tasks", "dmc_cartpole_balance", tiny=FOREVER)
     try:
         wait_until(lambda: lines(folder) >= 1, process)
-        os.killpg(process.pid, signal.SIGKILL)  # the sweep and submitit's processes
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert trainer(folder) is not None
         argv = ["--tasks", "dmc_cartpole_balance", "--configs", "dmc_proprio", "--logdir", str(tmp_path)]
@@ -177,81 +212,6 @@ def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
     assert (folder / "latest.pt").exists()
     assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
     assert table(capsys.readouterr().out)["dmc_cartpole_balance", "hrssm", "0"][0] == "waiting"
-
-
-SLURM = {
-    "sbatch": 'cp "$1" "$DESK/$(date +%s%N).sh"; echo "Submitted batch job 12"',
-    "srun": '[ "$1 $2 $4" = "--unbuffered --output --error" ] && exec "${@:6}" >>"$DESK/out" 2>>"$DESK/err"',
-    "squeue": 'cat "$DESK/queue"',
-    "scontrol": 'echo "$@" >>"$DESK/asked"',
-}
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """A desk at which a test plays the controller: sbatch leaves its file there, squeue prints what the test wrote.
-
-    The jobs start as under SLURM and get its signals in all their processes.
-    """
-    desk = tmp_path / "desk"
-    desk.mkdir()
-    (desk / "queue").write_text("")
-    for name, script in SLURM.items():
-        (desk / name).write_text(f"#!/bin/bash\n{script}\n")
-        (desk / name).chmod(0o755)
-    monkeypatch.setenv("DESK", str(desk))
-    monkeypatch.setenv("PATH", f"{desk}:{os.environ['PATH']}")
-    return desk
-
-
-def start_job(script: Path, index: int | None = None) -> subprocess.Popen:
-    array = {} if index is None else {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": str(index)}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": str(12 + (index or 0)), **array}
-    command = ["bash", "-c", "trap : USR2; source $0", script]  # the shell ignores the warning
-    STARTED.append(subprocess.Popen(command, env=env, start_new_session=True))
-    return STARTED[-1]
-
-
-@pytest.mark.slow
-def test_slurm_array_preempted_and_requeued(tmp_path, slurm):
-    log = tmp_path / "log"
-    grid = ["--tasks", "dmc_cartpole_balance", "--seeds", "0-1"]
-    engine = ["--executor", "slurm", "--slurm", "partition=lab", "time=90", "gpus_per_node=0", "--max_parallel", "1"]
-    first, second = (log / "dmc_cartpole_balance" / "hrssm" / f"seed{seed}" for seed in (0, 1))
-    code, out = run(log, *grid, *engine)
-    assert code == 0 and "2 jobs submitted" in out
-    script = next(slurm.glob("*.sh"))
-    asked = {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "#SBATCH" in line}
-    assert asked >= {"array=0-1%1", "partition=lab", "time=90", "gpus-per-node=0", "cpus-per-task=8", "signal=USR2@300"}
-
-    # In the queue it is waiting, and is submitted only once
-    (slurm / "queue").write_text("12_0 PENDING\n12_1 PENDING\n")
-    _, out = run(log, *grid, "--status")
-    assert [row[0] for row in table(out).values()] == ["waiting", "waiting"] and "job 12_1 PENDING" in out
-    code, out = run(log, *grid, *engine)
-    assert code == 0 and out.count("left alone") == 2 and len(list(slurm.glob("*.sh"))) == 1
-
-    # A preemption: a checkpoint, and back into the queue
-    job = start_job(script, 0)
-    wait_until(lambda: lines(first), job)
-    os.killpg(job.pid, signal.SIGUSR2)
-    job.wait(timeout=500)
-    assert (slurm / "asked").read_text() == "requeue 12_0\n"
-    assert "the same command resumes" in (first / "stdout.log").read_text() and (first / "latest.pt").exists()
-    assert trainer(first) is None
-    job = start_job(script, 0)
-    assert job.wait(timeout=500) == 0
-    assert "resumed at step" in (first / "stdout.log").read_text()
-
-    # One that fails reports it, to SLURM too; the others are submitted
-    (slurm / "queue").write_text("")
-    second.joinpath("config.yaml").write_text("task: dmc_walker_walk\n")
-    assert start_job(script, 1).wait(timeout=500) == 1
-    _, out = run(log, *grid, "--status")
-    assert [row[0] for row in table(out).values()] == ["finished", "failed"]
-    assert "exit 2: dreamer.py: --logdir" in out and "other settings" in out
-    code, out = run(log, *grid, *engine)
-    assert code == 0 and "skipped" in out and "seed 1: job 12," in out
 
 
 @pytest.mark.parametrize(
@@ -281,9 +241,24 @@ def test_seeds(words, seeds):
         (["--tasks", "dmc_walker_walk", "atari_pong"], ["atari_pong", "dmc_"]),
         (["--max_parallel", "0"], ["--max_parallel 0", "1 or more"]),
         (["--executor", "pbs"], ["--executor", "slurm"]),
-        (["--executor", "slurm"], ["--executor slurm", "srun"]),
+        (["--per_gpu", "0"], ["--per_gpu 0", "1 or more"]),
+        (["--executor", "slurm"], ["--executor slurm", "sbatch"]),
         (["--slurm", "partition=lab"], ["--executor slurm"]),
-        (["--executor", "slurm", "--slurm", "partitoin=lab"], ["partitoin", "partition"]),
+        *(
+            (["--executor", "slurm", "--slurm", *option.split()], ["--slurm", *words])
+            for option, *words in (
+                ("time=1-00:0x", "time=1-00:0x", "DAYS-HOURS:MINUTES"),
+                ("time=a_day", "time=a_day", "minutes"),
+                ("time=6 signal_delay_s=300", "signal_delay_s=300", "half of time=6"),
+                ("signal_delay_s=soon", "signal_delay_s=soon", "seconds"),
+                ("nodes=2", "nodes=2", "torchrun"),
+                ("ntasks_per_node=4", "ntasks_per_node=4", "torchrun"),
+                ("array=0-3", "array=0-3", "--max_parallel"),
+                ("signal=TERM@60", "signal_delay_s"),
+                ("=lab", "KEY=VALUE"),
+                ("partition=", "partition=", "KEY=VALUE"),
+            )
+        ),
         (["--batch_size", "8"], ["--batch_size", "after --"]),
         (["--", "--batch_sise", "8"], ["batch_sise", "batch_size"]),
         (["--", "--batch_size", "eight"], ["batch_size", "eight"]),
@@ -322,8 +297,8 @@ def test_bad_input_is_one_line(flags, words, tmp_path, capsys, monkeypatch):
         b'{"step": [1]}\n7\n', b"steps: many\n", b"steps: .nan",
     ],
 )  # fmt: skip
-def test_damaged_files_of_a_run_do_not_stop_the_table(tmp_path, capsys, slurm, name, content):
-    (slurm / "queue").write_text("odd\n\n12_0 RUNNING more\n")
+def test_damaged_files_of_a_run_do_not_stop_the_table(tmp_path, capsys, monkeypatch, name, content):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM
     folder = tmp_path / "log" / "dmc_walker_walk" / "hrssm" / "seed0"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("task: dmc_walker_walk\nseed: 0\nsteps: 100\n")
@@ -385,6 +360,63 @@ def test_export_keeps_evaluations_and_thins_the_rest(tmp_path, capsys):
     assert read(second) == [{name: pytest.approx(v, rel=1e-5) for name, v in row.items()} for row in short]
     settings = read_config(out / second / "config.yaml")
     assert (settings.logdir, settings.task, settings.configs) == (second, "dmc_walker_walk", ("small",))
+
+
+@pytest.mark.parametrize(
+    "word, seconds",
+    [
+        ("90", 5400), ("90:30", 5430), ("24:00:00", 86400), ("1-00", 86400), ("1-00:00", 86400), ("2-01:30:15", 178215),
+        ("0", math.inf), ("UNLIMITED", math.inf),
+    ],
+)  # fmt: skip
+def test_time_limits_as_sbatch_takes_them(word, seconds):
+    assert sweep_slurm.parse_seconds("time", word) == seconds
+    assert sweep_slurm.signal_delay({"time": word}) == 300
+
+
+def test_the_time_to_save_in_is_a_part_of_the_time_limit():
+    assert sweep_slurm.signal_delay({"time": "10"}) == 150
+    assert sweep_slurm.signal_delay({"time": "1-00", "time_min": "4"}) == 60
+    assert sweep_slurm.signal_delay({"time": "10", "signal_delay_s": "300"}) == 300
+
+
+def test_values_of_options():
+    found = sweep_slurm.parse_options(
+        ["exclusive=True", "requeue=false", "gres=gpu:a100:1", "mail-type=END", "comment=a=b", "setup=module load cuda"]
+    )
+    assert found == {
+        "job_name": "hrssm", "time": "1440", "cpus_per_task": "8", "open_mode": "append", "exclusive": "",
+        "gres": "gpu:a100:1", "mail_type": "END", "comment": "a=b", "setup": "module load cuda",
+    }  # fmt: skip
+
+
+def test_runs_that_share_a_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    runs = stand_ins(tmp_path, 3, steps=20)
+    assert sweep.run_local(runs, [], None, per_gpu=2) == 0
+    assert [run.state({}) for run in runs] == ["finished"] * 3
+    for run in runs:
+        env = json.loads((run.folder / "environ").read_text())
+        assert env["CUDA_VISIBLE_DEVICES"] == "5"
+        assert env["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
+    started = [(run.folder / "environ").stat().st_mtime for run in runs]
+    ended = [(run.folder / "latest.pt").stat().st_mtime for run in runs]
+    assert started[1] < min(ended[:2]) < started[2]
+    assert capsys.readouterr().out.count("on GPU 5") == 3
+
+
+def test_a_run_that_saves_its_checkpoint_is_stopping(tmp_path):
+    (run,) = stand_ins(tmp_path, 1, saving=1)
+    job = sweep_job.Process(list(run.command), run.folder)
+    wait_until(lambda: lines(run.folder))
+    with pytest.raises(sweep_job.FolderInUse):
+        sweep_job.Process(list(run.command), run.folder)
+    assert run.state({}) == "running"
+    job.stop()
+    assert run.state({}) == "stopping"
+    wait_until(lambda: job.poll() is not None)
+    assert run.state({}) == "waiting" and job.code == 0 and (run.folder / "latest.pt").exists()
 
 
 def test_nothing_to_show_is_reported(tmp_path):
