@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from .notes import note
 from .videos import read_video
 
 IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
@@ -215,17 +216,17 @@ def load_clips(
     arrays, left = [], limit or sys.maxsize
     with contextlib.ExitStack() as on_exit:
         for clip in clips:
-            name = _cache_name(clip, size, grayscale, limit, read)
+            name = cache_name(clip, f"{size[0]}x{size[1]}", grayscale, limit, read.__name__, DECODING)
             array = _open_cached(folder / name)
             if array is None and bar is None:  # from here on other processes wait, as this one may decode
-                folder = on_exit.enter_context(_locked_folder(folder))
+                folder = on_exit.enter_context(locked_folder(folder))
                 # A progress bar on a terminal: of frames if their number is known, else of files.
                 total, unit = (limit, "frame") if limit else (sum(map(len, clips)), "file")
                 bar = on_exit.enter_context(tqdm(total=total, unit=unit, desc="decoding backgrounds", disable=None))
                 array = _open_cached(folder / name)
             if array is None:
                 if folder != Path(cache) and not decoded:
-                    print(f"{Path(cache).absolute()} cannot be written: decoded frames go to {folder}", file=sys.stderr)
+                    note(f"{Path(cache).absolute()} cannot be written: decoded frames go to {folder}")
                 _save(folder / name, _decode(clip, size, grayscale, limit, read, bar))
                 array, decoded = _open_cached(folder / name), True
             arrays.append(array[:left])
@@ -254,10 +255,11 @@ def _decode(clip, size: tuple[int, int], grayscale: bool, limit: int | None, rea
     return np.stack(frames)
 
 
-def _cache_name(clip, size: tuple[int, int], grayscale: bool, limit: int | None, read) -> str:
-    stats = [(str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in clip]
-    key = hashlib.sha256(repr((stats, tuple(size), grayscale, limit, read.__name__, DECODING)).encode())
-    return f"{clip[0].stem[:40]}-{size[0]}x{size[1]}-{key.hexdigest()[:20]}.npy"
+def cache_name(files: Sequence[Path], label: str, *settings, suffix: str = ".npy") -> str:
+    """A name for what is made of files with these settings: another one if a file's path, size or time changes."""
+    stats = [(str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    key = hashlib.sha256(repr((stats, label, settings)).encode()).hexdigest()[:20]
+    return f"{files[0].stem[:40]}-{label}-{key}{suffix}"
 
 
 def _open_cached(path: Path) -> np.ndarray | None:
@@ -281,7 +283,7 @@ def _save(path: Path, frames: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _locked_folder(cache: Path) -> Iterator[Path]:
+def locked_folder(cache: Path) -> Iterator[Path]:
     """The first of three folders that can be written, with its lock held: `cache`, the user's own, a temporary one."""
     choices = (lambda: cache, lambda: Path.home() / ".cache" / "hrssm", lambda: Path(tempfile.mkdtemp(prefix="hrssm-")))
     for choose in choices:

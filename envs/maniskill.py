@@ -18,7 +18,8 @@ import gym
 import numpy as np
 from dm_control.utils.rewards import tolerance
 
-from . import vulkan
+from . import scans, vulkan
+from .notes import note
 
 absent = [name for name in ("mani_skill2", "sapien") if importlib.util.find_spec(name) is None]
 if np.lib.NumpyVersion(np.__version__) >= "1.24.0":
@@ -52,8 +53,13 @@ sapien.core.SapienRenderer.set_log_level(os.environ["MS2_RENDERER_LOG_LEVEL"])
 FAUCET = "5021"  # the model that is turned
 
 
+SCAN_AXES = {"z": [0, 0, 0, 1], "y": [0, 0, 2**-0.5, 2**-0.5]}  # rotation (w, x, y, z) of a scan whose up this is
+
+
 class Room(BaseEnv):
     """Base of all tasks: the scan `self.scan` (a .glb file) all around, no visible ground, one camera."""
+
+    scan_up = "z"
 
     def _add_ground(self, altitude: float = 0.0, render: bool = True):
         return super()._add_ground(altitude, render=False)
@@ -61,7 +67,7 @@ class Room(BaseEnv):
     def _load_background(self):
         builder = self._scene.create_actor_builder()
         builder.add_visual_from_file(str(self.scan))
-        builder.build_static("scan").set_pose(sapien.core.Pose([0, 0, -0.8], [0, 0, 0, 1]))
+        builder.build_static("scan").set_pose(sapien.core.Pose([0, 0, -0.8], SCAN_AXES[self.scan_up]))
 
     def _configure_cameras(self):
         super()._configure_cameras()
@@ -185,13 +191,14 @@ class RealisticManiSkill:
     """A task of TASKS: images (H, W, 3); actions (7,) move the gripper (3), turn it (3) and set its opening (1).
 
     size: (height, width) of the image. action_repeat: environment steps (1/20 s each) in an agent step. scan_path:
-    folder that is searched for scans (*.glb); empty: `{assets}/matterport`. assets: ManiSkill2's own are in its
+    folder that is searched for scans (*.glb); empty: `{assets}/matterport`. scan_up: the axis of the scans that points
+    up, z or y; their floor is at 0 of it. assets: ManiSkill2's own are in its
     `maniskill2` subfolder, or in MS2_ASSET_DIR if that is set.
 
     Episodes do not terminate; info["success"] says whether the task is currently solved. An episode is a
     pure function of (seed, its number, actions).
 
-    Raises FileNotFoundError for missing scans or assets.
+    Raises FileNotFoundError for missing scans or assets, ValueError for scans that cannot be shown.
     """
 
     def __init__(
@@ -203,12 +210,17 @@ class RealisticManiSkill:
         action_repeat: int = 1,
         image: bool = True,
         scan_path: str = "",
+        scan_up: str = "z",
         assets: str = "assets",
     ):
         if not image:
             raise ValueError(f"rms_{task} has only image observations: --encoder.cnn_keys must match 'image'")
         self.seed, self.size, self.action_repeat = seed, tuple(size), action_repeat
-        self.scans = _scans(scan_path, assets)
+        if scan_up not in SCAN_AXES:
+            raise ValueError(f"--scan_up {scan_up}: expected the axis of the scans that points up, z or y")
+        self.scans = _find_scans(scan_path, assets)
+        self._files = scans.prepare(self.scans, Path(assets) / "cache")  # {scan: what SAPIEN loads}
+        self._checked: set[Path] = set()
         self._episode = -1  # the running one
         engine, paths, required = TASKS[task]
         settings = {name: str(_downloads(task, assets, path, required)) for name, path in paths.items()}
@@ -218,7 +230,8 @@ class RealisticManiSkill:
             camera |= {"p": pose.p, "q": pose.q}
         if task == "turn_faucet":
             settings["model_ids"] = [FAUCET]
-        engine.scan = self.scans[0]  # ManiSkill2's constructor resets
+        # ManiSkill2's constructor resets
+        engine = type(engine.__name__, (engine,), {"scan": self._files[self.scans[0]], "scan_up": scan_up})
         self._env = engine(
             obs_mode="none",  # rgbd would render depth and the hand's camera too; `_observe` takes the same image
             control_mode="pd_ee_delta_pose",
@@ -235,11 +248,17 @@ class RealisticManiSkill:
         """Starts the next episode, or the one with this number, and returns its first observation."""
         self._episode = self._episode + 1 if episode is None else int(episode)
         rng = np.random.default_rng([self.seed, self._episode])
-        self._env.scan = self.scans[rng.integers(len(self.scans))]
+        scan = self.scans[rng.integers(len(self.scans))]
+        self._env.scan = self._files[scan]
         self._env._clear()
         self._env._renderer.clear_cached_resources()  # otherwise every scan ever shown stays in memory
         self._env.reset(seed=int(rng.integers(2**32)), options={"reconfigure": True})
-        return self._observe(first=True)
+        obs = self._observe(first=True)
+        if scan not in self._checked:
+            self._checked.add(scan)
+            if fault := self._fault(obs["image"]):
+                note(f"{scan}: {fault}; docs/data.md says which scans work")
+        return obs
 
     def step(self, action: dict) -> tuple[dict[str, np.ndarray], float, bool, dict]:
         """One agent step: {"action": (7,) in [-1, 1]} -> observation, reward summed over the repeat, False, info."""
@@ -253,6 +272,19 @@ class RealisticManiSkill:
     def close(self) -> None:
         self._env.close()
 
+    def _fault(self, image: np.ndarray) -> str:
+        """What is wrong with the scan as SAPIEN has loaded and rendered it, if anything."""
+        actor = next(actor for actor in self._env._scene.get_all_actors() if actor.name == "scan")
+        meshes = [shape.mesh for body in actor.get_visual_bodies() for shape in body.get_render_shapes()]
+        if not all(np.isfinite(values).all() for mesh in meshes for values in (mesh.vertices, mesh.uvs)):
+            return "its vertices or texture coordinates are not finite"
+        labels = self._env._cameras["base_camera"].camera.get_uint32_texture("Segmentation")[..., 1]
+        background = image[np.isin(labels, (0, actor.id))]  # 0: nothing
+        if len(background) and (background == background[0]).all():
+            seen = "nothing of it is seen" if not (labels == actor.id).any() else "it is of one color"
+            return f"behind the robot, {seen}: {tuple(map(int, background[0]))}"
+        return ""
+
     def _observe(self, first: bool = False) -> dict[str, np.ndarray]:
         self._env.update_render()
         camera = self._env._cameras["base_camera"].camera
@@ -261,15 +293,15 @@ class RealisticManiSkill:
         return {"image": image, "is_first": first, "is_last": False, "is_terminal": False}
 
 
-def _scans(scan_path: str, assets: str) -> list[Path]:
+def _find_scans(scan_path: str, assets: str) -> list[Path]:
     folder = Path(scan_path or Path(assets, "matterport"))
-    scans = sorted(folder.rglob("*.glb"))
-    if not scans:
+    found = sorted(folder.rglob("*.glb"))
+    if not found:
         raise FileNotFoundError(
             f"no scans (*.glb) for rms_* tasks in {folder}: download them with "
             "`python setup/download_assets.py matterport` or pass their folder as --scan_path"
         )
-    return scans
+    return found
 
 
 def _downloads(task: str, assets: str, path: str, required: str) -> Path:

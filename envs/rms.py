@@ -1,6 +1,6 @@
 """The family `rms_{task}`, Realistic ManiSkill: names, settings, rewards. The engine is in maniskill.py."""
 
-from legal import TEXT
+from legal import TEXT, one_of
 
 from .family import Family, nearest
 
@@ -34,6 +34,6 @@ FAMILY = Family(
     parse=parse,
     make=make,
     rewards=lambda task: (0.0, TASKS[task]),
-    settings={"scan_path": TEXT, "assets": TEXT},
+    settings={"scan_path": TEXT, "scan_up": one_of("z", "y"), "assets": TEXT},
     time_limit=100,
 )

@@ -8,7 +8,6 @@ a file is damaged.
 import contextlib
 import re
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from typing import NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
-from tqdm import tqdm
+
+from .notes import note
 
 
 class Stream(NamedTuple):
@@ -101,7 +101,7 @@ def _read_ffmpeg(path: Path, stream: Stream) -> Iterator[np.ndarray]:
             process.wait()
         log.seek(0)
         if count and (text := damage(count, stream, status, log.read().decode(errors="replace"))):
-            tqdm.write(f"{path}: {text}", file=sys.stderr)
+            note(f"{path}: {text}")
 
 
 def _read_skvideo(path: Path) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scan_files import CONVERTED, SHOWN, write_room
 
 import envs
 from envs import rms, vulkan
@@ -359,6 +361,85 @@ class TestScene:
         engine.faucet.set_qpos(qpos)
         _, reward, done, info = env.step({"action": np.zeros(7)})
         assert info == {"success": True} and reward == 10 and done is False
+
+
+class TestScans:
+    """Rooms as SAPIEN shows them; tests/test_scans.py has which of them are converted."""
+
+    @pytest.fixture(scope="class")
+    def show(self, assets, tmp_path_factory):
+        """show(room) is the first image in front of a room that `write_room` makes with these settings."""
+        folder, pictures = tmp_path_factory.mktemp("rooms"), {}
+
+        def show(scan_up="z", **room) -> np.ndarray:
+            key = repr((scan_up, room))
+            if key not in pictures:
+                path = folder / str(len(pictures)) / "room.glb"
+                write_room(path, **room)
+                env = bare("push_cube", assets, scan_path=str(path.parent), scan_up=scan_up)
+                pictures[key] = env.reset()["image"].astype(int)
+                env.close()
+            return pictures[key]
+
+        return show
+
+    @pytest.mark.parametrize("name", [name for name, (_, same) in CONVERTED.items() if same is not None])
+    def test_a_converted_room_looks_like_the_same_one_in_a_plain_file(self, name, show, capsys):
+        room, same = CONVERTED[name]
+        picture, expected = show(**room), show(**same)
+        assert "behind the robot" not in capsys.readouterr().err
+        assert len(np.unique(expected.reshape(-1, 3), axis=0)) > 200
+        assert np.abs(picture - expected).mean() < 2
+
+    @pytest.mark.parametrize("name", [name for name in SHOWN if name != "plain color"])
+    def test_a_room_that_is_taken_as_it_is(self, name, show):
+        assert np.abs(show(**SHOWN[name]) - show()).mean() < 2
+
+    def test_vertex_colors(self, show):
+        plain = show(texture="", color={"baseColorFactor": [1, 1, 1, 1]})
+        colored = show(**CONVERTED["vertex colors"][0])
+        shade = np.minimum(colored / np.maximum(plain, 1), 1)  # of white light, by hue
+        floor, green_wall = shade[-4, 10], shade[10, -10]
+        assert floor[0] > floor[1] > floor[2]  # (150, 110, 70)
+        assert green_wall[1] > green_wall[2] > green_wall[0]  # (60, 140, 90)
+
+    def test_rooms_with_y_up(self, show):
+        upright = show(y_up=True, scan_up="y")
+        assert np.abs(upright - show()).mean() < 2
+        assert np.abs(show(y_up=True) - show()).mean() > 20  # lies on its side
+
+    def test_a_background_of_one_color_is_said_once(self, assets, tmp_path, capsys):
+        rooms = {
+            "outside": ({"inside": False}, "behind the robot, nothing of it is seen: (0, 0, 0)"),
+            "far": ({"node": {"translation": [900, 0, 0]}}, "behind the robot, nothing of it is seen: (0, 0, 0)"),
+            "transparent": ({"alpha": 0, "material": {"alphaMode": "MASK"}}, "nothing of it is seen"),
+        }
+        for name, (room, said) in rooms.items():
+            path = write_room(tmp_path / name / "room.glb", **room)
+            env = bare("push_cube", assets, scan_path=str(path.parent))
+            env.reset()
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1 and err.startswith(f"{path}: ") and said in err, err
+            env.reset()
+            assert capsys.readouterr().err == ""
+            env.close()
+
+    def test_positions_that_are_not_finite_are_said(self, assets, tmp_path, capsys):
+        path = write_room(tmp_path / "room.glb")
+        content = bytearray(path.read_bytes())
+        corner = struct.pack("<3f", -3, -3, 0)
+        content[content.rindex(corner) : content.rindex(corner) + 4] = struct.pack("<f", np.nan)
+        path.write_bytes(content)
+        bare("push_cube", assets, scan_path=str(tmp_path)).reset()
+        assert "room.glb: its vertices or texture coordinates are not finite" in capsys.readouterr().err
+
+    def test_a_scan_that_cannot_be_shown_ends_the_run_at_its_start(self, assets, tmp_path):
+        for i, room in enumerate(({}, {"extensionsRequired": ["KHR_draco_mesh_compression"]})):
+            write_room(tmp_path / f"{i}.glb", **room)
+        with pytest.raises(ValueError, match=r"1\.glb: it requires KHR_draco_mesh_compression.*copy IN OUT"):
+            make("push_cube", assets, scan_path=str(tmp_path))
+        with pytest.raises(ValueError, match="--scan_up x: expected"):
+            make("push_cube", assets, scan_up="x")
 
 
 class TestCubeRewards:
