@@ -176,10 +176,7 @@ def _check(glb: Glb) -> Iterator[str]:
             continue
         if texture.get("texCoord", 0) or texture.get("extensions", {}).get(TRANSFORM, {}) not in ({}, IDENTITY):
             yield "texture coordinates"
-        image = _image(glb, texture)
-        if "bufferView" not in j["images"][image]:
-            yield "an image outside of the binary chunk"
-        head = _image_bytes(glb, image, 26)
+        head = _image_bytes(glb, _image(glb, texture), 26)
         if not any(head.startswith(first) for first in IMAGES):
             yield "an image that is neither PNG nor JPEG"
         elif opaque and head[:4] == b"\x89PNG" and head[25] in (3, 4, 6):  # palette, gray and RGB with alpha
