@@ -216,8 +216,6 @@ class RealisticManiSkill:
         if not image:
             raise ValueError(f"rms_{task} has only image observations: --encoder.cnn_keys must match 'image'")
         self.seed, self.size, self.action_repeat = seed, tuple(size), action_repeat
-        if scan_up not in SCAN_AXES:
-            raise ValueError(f"--scan_up {scan_up}: expected the axis of the scans that points up, z or y")
         self.scans = _find_scans(scan_path, assets)
         self._files = scans.prepare(self.scans, Path(assets) / "cache")  # {scan: what SAPIEN loads}
         self._checked: set[Path] = set()

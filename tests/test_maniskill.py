@@ -438,7 +438,7 @@ class TestScans:
             write_room(tmp_path / f"{i}.glb", **room)
         with pytest.raises(ValueError, match=r"1\.glb: it requires KHR_draco_mesh_compression.*copy IN OUT"):
             make("push_cube", assets, scan_path=str(tmp_path))
-        with pytest.raises(ValueError, match="--scan_up x: expected"):
+        with pytest.raises(ValueError, match="--scan_up is x: expected one of z, y"):
             make("push_cube", assets, scan_up="x")
 
 
