@@ -21,34 +21,36 @@ from .notes import note
 
 
 class Stream(NamedTuple):
-    """The video stream of a file: its index in it, and the number of frames that its length suggests (0: unknown)."""
+    """The video stream of a file: its index in it, the number of frames that its length suggests (or 0), its codec."""
 
     index: int
     frames: int
-
-
-def ffmpeg(path: Path, *options: str) -> list[str]:
-    """The command with the options of an output, for the input `path`."""
-    return [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-y", "-i", f"file:{path}", *options]
+    codec: str
 
 
 def find_stream(path: Path) -> Stream | None:
     """The default video stream, of several the largest one; None if there is none. Covers do not count."""
-    about = subprocess.run(ffmpeg(path), capture_output=True, text=True, errors="replace").stderr
+    about = subprocess.run(_ffmpeg(path), capture_output=True, text=True, errors="replace").stderr
     duration = re.search(r"^ *Duration: (\d+):(\d+):([\d.]+)", about, re.MULTILINE)
     seconds = np.dot([3600, 60, 1], list(map(float, duration.groups()))) if duration else 0
     best, found = (False, -1), None
-    for index, text in re.findall(r"^ *Stream #0:(\d+)\S*: Video: (.*)", about, re.MULTILINE):
+    for index, codec, text in re.findall(r"^ *Stream #0:(\d+)\S*: Video: (\w+)(.*)", about, re.MULTILINE):
         size, rate = re.search(r", (\d+)x(\d+)", text), re.search(r", ([\d.]+) fps", text)
         rank = "(default)" in text, int(size[1]) * int(size[2]) if size else 0
         if "(attached pic)" not in text and rank > best:
-            best, found = rank, Stream(int(index), round(seconds * float(rate[1])) if rate else 0)
+            best, found = rank, Stream(int(index), round(seconds * float(rate[1])) if rate else 0, codec)
     return found
 
 
-def keep_all(stream: Stream) -> list[str]:
-    """Options that take each frame of the stream once, whatever its time."""
-    return ["-map", f"0:{stream.index}", "-fps_mode", "passthrough"]
+def command(path: Path, stream: Stream, *output: str) -> list[str]:
+    """The ffmpeg command that hands each frame of the stream, whatever its time, to the output with these options."""
+    # With a thread for each frame, the decoder of Theora gives other pixels from run to run.
+    threads = ["-thread_type", "slice"] if stream.codec in ("theora", "vp3", "vp4") else []
+    return [*_ffmpeg(path, *threads), "-v", "error", "-map", f"0:{stream.index}", "-fps_mode", "passthrough", *output]
+
+
+def _ffmpeg(path: Path, *options: str) -> list[str]:
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-y", *options, "-i", f"file:{path}"]
 
 
 def damage(frames: int, stream: Stream, status: int, log: str) -> str:
@@ -80,11 +82,10 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
 
 
 def _read_ffmpeg(path: Path, stream: Stream) -> Iterator[np.ndarray]:
-    images = ["-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-"]  # they tell their size
-    command = ffmpeg(path, "-v", "error", *keep_all(stream), *images)
+    images = command(path, stream, *"-c:v ppm -pix_fmt rgb24 -f image2pipe -".split())  # they tell their size
     count = 0
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=1 << 20)
+        process = subprocess.Popen(images, stdout=subprocess.PIPE, stderr=log, bufsize=1 << 20)
         try:
             while process.stdout.readline():  # P6
                 width, height = map(int, process.stdout.readline().split())

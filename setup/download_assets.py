@@ -547,10 +547,8 @@ def _shrink(original: Path, path: Path, short_side: int) -> str:
     part = path.with_name(path.name + ".part")
     side = f"trunc(min({short_side}\\,min(iw\\,ih))/2)*2"
     scale = f"scale='if(gt(iw\\,ih)\\,-2\\,{side})':'if(gt(iw\\,ih)\\,{side}\\,-2)'"
-    command = videos.ffmpeg(
-        original, "-v", "error", "-progress", "pipe:1", *videos.keep_all(stream), "-vf", scale, "-c:v", "libx264",
-        "-crf", "18", "-pix_fmt", "yuv420p", "-f", "mp4", str(part),
-    )  # fmt: skip
+    encoder = "-c:v libx264 -crf 18 -pix_fmt yuv420p -progress pipe:1 -f mp4".split()
+    command = videos.command(original, stream, "-vf", scale, *encoder, str(part))
     try:
         run = subprocess.run(command, capture_output=True, text=True, errors="replace")
         frames = int([0, *re.findall(r"^frame= *(\d+)$", run.stdout, re.MULTILINE)][-1])
