@@ -13,7 +13,7 @@ from pathlib import Path
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "setpriv")
 CPUS, GPUS = 4, ("/dev/null", "/dev/zero")  # whatever the machine has
-# `lab` can be preempted by `vip`. A requeued job is eligible after 5 s (cred_expire), and not after 2 minutes.
+# `lab` can be preempted by `vip`. A requeued job is eligible when its credential expires, by default after 2 minutes.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -133,6 +134,28 @@ def test_a_time_limit_requeues_and_every_row_equals_an_undisturbed_run(tmp_path)
 
     pairs = list(zip(rows(folder), rows(undisturbed), strict=False))
     assert pairs[-1][0]["step"] > stopped and all(one == two for one, two in pairs)
+
+
+def test_the_script_of_the_docs_for_torchrun_under_a_time_limit(tmp_path):
+    script = next(part for part in (ROOT / "docs/scaling.md").read_text().split("```bash\n") if part.startswith("#!"))
+    changes = {
+        "--nodes=2": "--nodes=1", "--gpus-per-node=4 --cpus-per-task=32": "--cpus-per-task=2", "--mem=64G --time=1-00:00": "--time=30",
+        "--nproc_per_node 4": "--nproc_per_node 2", "torchrun": f"{sys.executable} -m torch.distributed.run",
+        "dreamer.py": f"{ROOT}/dreamer.py", "--configs dmc_vision --task dmc_walker_walk --envs 8 --logdir ./log/walk":
+        shlex.join(["--configs", "dmc_proprio", "--task", TASK, *FOREVER, "--envs", "2", "--logdir", str(tmp_path)]),
+    }  # fmt: skip
+    script = script.partition("```")[0]
+    for old, new in changes.items():
+        assert old in script
+        script = script.replace(old, new)
+    (tmp_path / "walk.sh").write_text(script)
+    job = cluster.ask("sbatch", "--parsable", f"--output={tmp_path}/job.log", str(tmp_path / "walk.sh"))
+    wait_until(lambda: lines(tmp_path) > 3)
+    cluster.ask("scancel", "--batch", "--signal=USR2", job)
+    wait_until(lambda: "PENDING" in queue())
+    log = tmp_path / "job.log"
+    assert "the same command resumes" in log.read_text() and (tmp_path / "latest.pt").exists()
+    wait_until(lambda: "resumed at step" in log.read_text())
 
 
 def test_a_preempted_job_saves_and_is_requeued(tmp_path):
