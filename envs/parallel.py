@@ -44,20 +44,22 @@ class Host:
 
     def __init__(self, constructor: Callable[[], Any]):
         self.env = constructor()
-        self.episode = None
+        self.episode, self.stride = None, 1
 
     def spaces(self) -> tuple:
         return self.env.observation_space, self.env.action_space
 
-    def reset(self, episode: int) -> dict:
-        self.episode = episode
+    def reset(self, episode: int, stride: int = 1) -> dict:
+        self.episode, self.stride = episode, stride
         return self.env.reset(episode)
 
     def step(self, action: dict | None) -> Transition | None:
         if action is None:
             return None
         obs, reward, done, info = self.env.step(action)
-        return Transition(obs, reward, done, info, self.reset(self.episode + 1) if done else None)
+        return Transition(
+            obs, reward, done, info, self.reset(self.episode + self.stride, self.stride) if done else None
+        )
 
     def restore(self, episode: int, actions: list[dict]) -> list[Transition]:
         return [Transition(self.reset(episode), 0.0, False, {}, None), *map(self.step, actions)]
@@ -182,9 +184,12 @@ class EnvGroup:
     def __exit__(self, *_):
         self.close()
 
-    def reset(self, episodes: list[int]) -> list[dict]:
-        """Resets each env to its given episode; first observations, in env order."""
-        self._post("reset", [(episode,) for episode in episodes])
+    def reset(self, episodes: list[int], stride: int = 1) -> list[dict]:
+        """Resets each env to its given episode; first observations, in env order.
+
+        stride: difference between the numbers of an env's following episodes.
+        """
+        self._post("reset", [(episode, stride) for episode in episodes])
         return self._results()
 
     def send(self, actions: list[dict | None]) -> None:

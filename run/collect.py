@@ -29,7 +29,11 @@ STREAMS = {
 
 
 def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0) -> EnvGroup:
-    """`count` envs of the task, numbered from `first`; each number has a seed in each mode (train, eval, eval_only)."""
+    """`count` envs of the task, numbered from `first`.
+
+    Each training env has a stream of episodes of its own. The envs of an evaluation (mode eval or eval_only) share one,
+    of which they play different episodes.
+    """
     constructors = [
         functools.partial(
             envs.make,
@@ -42,7 +46,7 @@ def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0
             evaluation=mode != "train",
             **{key: config[key] for key in envs.settings()},
         )
-        for index in range(first, first + count)
+        for index in (range(first, first + count) if mode == "train" else [0] * count)
     ]
     return EnvGroup(constructors, parallel=config.parallel and count * distributed.size() > 1)
 
@@ -181,8 +185,8 @@ class Collector:
         if not transition.done:
             return None
         summary = {"train_return": self.returns[env], "train_length": self.lengths[env]}
-        if "success" in transition.info:
-            summary["train_success"] = float(transition.info["success"])
+        for key in transition.info.keys() & {"success", "success_once"}:
+            summary[f"train_{key}"] = float(transition.info[key])
         summary["train_episodes"] = self.replay.total_episodes
         self.begin_episode(env, self.episode[env] + 1, transition.first)
         return summary

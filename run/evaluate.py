@@ -53,54 +53,48 @@ def play(
 ) -> tuple[Scores, list[np.ndarray]]:
     """Plays whole episodes with the mean action.
 
-    Env i plays the episodes first_episode, first_episode + 1, … of its own stream, so that the result does not depend
-    on the envs' speed.
+    They are numbered from `first_episode`; env i plays the i-th, the (i + N)-th, … of them. A number determines start,
+    video and colors, whoever plays it, so neither the number of envs nor their speed changes which episodes are played.
 
     Args:
         observe: called after each acting step with the index of each env's episode among all (None for an env that has
             played its share), the observations, and the state that the agent inferred from them, (N, ...).
 
     Returns:
-        Scores of the episodes, in the order in which they end; and the images (T, H, W, 3) of the first env's first
-        episode, or with `record_all` of all episodes, in that order.
+        Scores of the episodes, and the images (T, H, W, 3) of the first one, or with `record_all` of all of them, in
+        the order of their numbers.
     """
     n = len(group)
-    shares = [episodes // n + (i < episodes % n) for i in range(n)]
-    quota = list(shares)
-    obs, state = group.reset([first_episode] * n), None
-    # images so far of the recorded episodes
-    frames = [[o["image"]] if (record_all or i == 0) and "image" in o else None for i, o in enumerate(obs)]
-    videos: list[np.ndarray] = []
-    returns, lengths = np.zeros(n), np.zeros(n, int)
-    scores: Scores = {"return": [], "length": []}
-    while any(quota):
+    index = list(range(n))  # of the episode that each env plays, among all
+    obs, state = group.reset([first_episode + i for i in index], stride=n), None
+    recorded = episodes if record_all else 1
+    frames = {i: [obs[i]["image"]] for i in index if i < recorded and "image" in obs[i]}  # of each recorded episode
+    scores: Scores = {"return": [0.0] * episodes, "length": [0.0] * episodes}
+    while any(i < episodes for i in index):
         action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
         if observe is not None:
-            observe([(shares[i] - quota[i]) * n + i if quota[i] else None for i in range(n)], obs, state)
+            observe([i if i < episodes else None for i in index], obs, state)
         action = action.cpu().numpy()
         if hasattr(group.action_space, "low"):
             action = action.clip(-1, 1)
-        group.send([{"action": one} if quota[i] else None for i, one in enumerate(action)])
-        for i, transition in enumerate(group.receive()):
+        group.send([{"action": one} if i < episodes else None for i, one in zip(index, action, strict=True)])
+        for env, transition in enumerate(group.receive()):
             if transition is None:
                 continue
-            obs[i] = transition.obs
-            returns[i] += transition.reward
-            lengths[i] += 1
-            if frames[i] is not None:
+            i = index[env]
+            obs[env] = transition.obs
+            scores["return"][i] += transition.reward
+            scores["length"][i] += 1
+            if i in frames:
                 frames[i].append(transition.obs["image"])
             if transition.done:
-                scores["return"].append(float(returns[i]))
-                scores["length"].append(float(lengths[i]))
-                if "success" in transition.info:
-                    scores.setdefault("success", []).append(float(transition.info["success"]))
-                if frames[i] is not None:
-                    videos.append(np.stack(frames[i]))
-                    frames[i] = [transition.first["image"]] if record_all else None
-                returns[i], lengths[i] = 0, 0
-                obs[i] = transition.first
-                quota[i] -= 1
-    return scores, videos
+                for key in transition.info.keys() & {"success", "success_once"}:
+                    scores.setdefault(key, [0.0] * episodes)[i] = float(transition.info[key])
+                obs[env] = transition.first
+                index[env] = i = i + n
+                if i < recorded and "image" in obs[env]:
+                    frames[i] = [obs[env]["image"]]
+    return scores, [np.stack(frames[i]) for i in sorted(frames)]
 
 
 def summary(scores: Scores) -> dict[str, float]:
@@ -113,7 +107,7 @@ class Evaluator:
     """The evaluations of a training run, on its task and on each of `eval_tasks`.
 
     Attributes:
-        episodes: number that each env has played so far. Each evaluation plays new ones.
+        episodes: number played so far. Each evaluation plays the next ones.
     """
 
     def __init__(self, config: Config):
@@ -136,7 +130,7 @@ class Evaluator:
                 make_envs(c.replace(task=task), "eval", count, image) as group,
             ):
                 results[task] = play(agent, group, c.eval_episode_num, self.episodes)
-        self.episodes += -(-c.eval_episode_num // count)
+        self.episodes += c.eval_episode_num
         return results
 
     def close(self) -> None:

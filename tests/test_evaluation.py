@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from test_backgrounds import flat_frames, write_video
 from test_dreamer import PIXELS, VECTORS, entries
 
 import dreamer
 from run import checkpoint, evaluate
-from run.config import Config, read_config, save_config
+from run.config import Config, load_config, read_config, save_config
 from setup import export_agent
 
 pytestmark = pytest.mark.slow
@@ -60,6 +62,39 @@ def test_a_checkpoint_is_evaluated_and_the_run_is_unchanged(run, capsys):
     out = capsys.readouterr().out
     assert f"return {first['return']:.1f} ± {first['return_std']:.1f}" in out and "step 240" in out
     assert files(run) == before
+
+
+class Pusher:
+    """An agent whose actions follow from the observation."""
+
+    keys, device = ("image",), torch.device("cpu")
+
+    def act(self, obs, state, training):
+        return obs["image"].float().mean((1, 2, 3))[:, None] / 128 - 1, None
+
+
+@pytest.mark.parametrize("mode, videos", [("video_easy", 10), ("color_video_easy", 10), ("rotate_hard", 100)])
+def test_episodes_are_numbered_whoever_plays_them(mode, videos, tmp_path):
+    """Ten episodes show ten different videos or views, and are the same ones with any number of envs."""
+    for i in range(videos):
+        write_video(tmp_path / "dmcgb" / "video_easy" / f"video{i}.mp4", flat_frames([20 * i + 10] * 2))
+    flags = f"--task dmc_cartpole_swingup_{mode} --time_limit 6 --size 16 16 --assets {tmp_path} --parallel False"
+    config = load_config(["--configs", "dmc_vision", *flags.split()])
+    played = []
+    for count in (1, 3, 10):
+        with evaluate.make_envs(config, "eval_only", count, True) as group:
+            played.append(evaluate.play(Pusher(), group, 10, 7, record_all=True))
+    scores, frames = played[0]
+    assert len(set(scores["return"])) == 10 and scores["length"] == [3.0] * 10
+    for others, other_frames in played[1:]:
+        assert others == scores
+        np.testing.assert_array_equal(other_frames, frames)
+    if mode == "video_easy":  # a corner of the sky is the video
+        assert sorted(round((frame[0, 0, 0, 0] - 10) / 20) for frame in frames) == list(range(10))
+    else:
+        assert len({frame[0].tobytes() for frame in frames}) == 10
+    with evaluate.make_envs(config, "eval_only", 2, True) as group:
+        assert evaluate.play(Pusher(), group, 2, 8)[0]["return"] == scores["return"][1:3]
 
 
 def test_evaluation_uses_the_checkpoint(run):
