@@ -8,8 +8,8 @@ status 1 or 2, exactly one line on stderr, no traceback. Everything else has fai
 --only that repeat it. Trials whose legal settings are too large for this machine are counted apart.
 
 Commands run in processes forked from this one, which has imported what they need: they start in no time, but are
-processes of their own with the script as `__main__`, so that signals, limits and exits are real. `startup_*` start a
-new Python. Full disks are small tmpfs mounts, which need root. The table of a campaign is in docs/robustness.md.
+processes of their own with the script as `__main__`, so that signals, limits and exits are real. `startup_signal`
+starts a new Python. Full disks are small tmpfs mounts, which need root. docs/robustness.md has the table of a campaign.
 """
 
 import os
@@ -22,6 +22,7 @@ import functools
 import io
 import json
 import math
+import multiprocessing
 import random
 import re
 import resource
@@ -46,28 +47,19 @@ sys.path[:0] = [path for path in (str(ROOT), str(TESTS)) if path not in sys.path
 
 GROUPS = ("kills", "signals", "disks", "damage", "commands", "configs", "tools", "downloads")
 PATIENCE = 1800  # seconds after which a command is taken to hang
-MEMORY = 12 << 30  # bytes of address space for a trial of legal settings
-SECONDS = 60  # of processor time for such a trial
+LIMITS = {"memory": 12 << 30, "seconds": 60}  # address space and processor time of a trial of legal settings
 STEPS = 240  # of a run
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # at which a run stops in order
+EVALUATE = ("--eval_only", "--episodes", "1", "--parallel", "False", "--compile", "False", "--logdir")
+WORKERS = ("--parallel", "True")
 SCRATCH = Path()  # folder of the campaign
+SCENARIOS: dict[str, tuple[Callable, int]] = {}  # "group.name": function of a trial, number of trials at scale 1
+
+Failed = AssertionError  # a trial did not end as it must
 
 
-class Failed(Exception):
-    """A trial did not end as it must."""
-
-
-class TooLarge(Exception):
-    """Legal settings that this machine cannot try."""
-
-
-class Skipped(Exception):
+class Untried(Exception):
     """A trial that is impossible here; says why."""
-
-
-def require(true: object, problem: str) -> None:
-    if not true:
-        raise Failed(problem)
 
 
 class Trial:
@@ -80,28 +72,11 @@ class Trial:
         self.inexact = False  # the run has fallen back to a checkpoint before
 
 
-class Scenario(NamedTuple):
-    group: str
-    function: Callable[[Trial], str]
-    trials: int  # at scale 1
-
-    @property
-    def name(self) -> str:
-        return self.function.__name__
-
-    @property
-    def title(self) -> str:
-        return self.function.__doc__
-
-
-SCENARIOS: list[Scenario] = []
-
-
 def scenario(group: str, trials: int) -> Callable:
     """Registers a function of a trial that returns 'survived' or 'refused', or raises."""
 
     def register(function: Callable[[Trial], str]) -> Callable:
-        SCENARIOS.append(Scenario(group, function, trials))
+        SCENARIOS[f"{group}.{function.__name__}"] = function, trials
         return function
 
     return register
@@ -116,96 +91,66 @@ class Result(NamedTuple):
     err: str
 
     def __str__(self) -> str:
-        return (
-            f"exit status {self.code}; stderr: {self.err[-1500:].strip() or 'empty'}; stdout: {self.out[-300:].strip()}"
-        )
+        err, out = self.err[-1500:].strip() or "empty", self.out[-300:].strip()
+        return f"exit status {self.code}; stderr: {err}; stdout: {out}"
 
 
-class Process:
+class Process(multiprocessing.get_context("fork").Process):
     """A call in a forked process, in a session of its own; its output goes to files.
 
-    memory, seconds: limits of address space and of processor time, beyond which `wait` raises TooLarge.
+    limits: memory (bytes of address space) and seconds (of processor time), beyond which `wait` raises Untried.
     """
 
-    def __init__(self, function: Callable, *args, memory: int = 0, seconds: int = 0):
+    def __init__(self, function: Callable, *args, **limits: int):
+        super().__init__()
+        self.call, self.limits = functools.partial(function, *args), limits
         self.folder = Path(tempfile.mkdtemp(prefix="process-", dir=SCRATCH))
-        self.limited = bool(memory or seconds)
-        self.code: int | None = None
-        sys.stdout.flush()
-        sys.stderr.flush()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the child is ready for them
-        self.pid = os.fork()
-        if not self.pid:
-            self._child(function, args, memory, seconds)
+        self.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _child(self, function: Callable, args: tuple, memory: int, seconds: int) -> None:
-        code: object = 1
+    def run(self) -> None:
+        os.setsid()
+        for fd, path in enumerate((os.devnull, self.folder / "out", self.folder / "err")):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), fd)
+        for number in STOPPING:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if self.limits:
+            resource.setrlimit(resource.RLIMIT_AS, (self.limits["memory"],) * 2)
+            seconds = self.limits.get("seconds", resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         try:
-            os.setsid()
-            for fd, name, flags in ((0, os.devnull, os.O_RDONLY), (1, "out", os.O_RDWR), (2, "err", os.O_RDWR)):
-                os.dup2(os.open(self.folder / name, flags | (os.O_CREAT if fd else 0), 0o600), fd)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            if memory:
-                resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-            if seconds:
-                resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-            code = function(*args)
-        except SystemExit as stop:
-            code = stop.code
+            sys.exit(self.call())
         except KeyboardInterrupt:
-            code = 130
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                if isinstance(code, str):
-                    print(code, file=sys.stderr)
-                sys.stdout.flush()
-            os._exit(code if isinstance(code, int) else 1 if code else 0)
-
-    def running(self) -> bool:
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-        return self.code is None
+            sys.exit(130)
 
     def send(self, number: int, group: bool = False) -> None:
-        if self.running():
+        if self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(self.pid, number)
 
+    def send_worker(self, number: int, rng: random.Random) -> None:
+        with contextlib.suppress(OSError, IndexError):
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            os.kill(int(rng.choice(children)), number)
+
     def wait(self, seconds: float = PATIENCE) -> Result:
         end = time.monotonic() + seconds
-        while self.running():
-            if time.monotonic() > end:
-                self.send(signal.SIGKILL, group=True)
-                self.wait(60)
-                raise Failed(f"hung for {seconds:g} s: {self.output()}")
+        while (hung := self.is_alive()) and time.monotonic() < end:
             time.sleep(0.01)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # workers of a killed process, which end by themselves, a moment later
-        result = self.output()
+        self.join(60)
+        files = (self.folder / "out", self.folder / "err")
+        texts = [path.read_text(errors="replace") if path.exists() else "" for path in files]
+        result = Result(self.exitcode, *texts)
         shutil.rmtree(self.folder)
-        if self.limited and (self.code == -signal.SIGXCPU or re.search("MemoryError|can't allocate", result.err)):
-            raise TooLarge
+        assert not hung, f"hung for {seconds:g} s: {result}"
+        out_of_memory = re.search("MemoryError|can't allocate", result.err)
+        if self.limits and (out_of_memory or self.exitcode == -signal.SIGXCPU):
+            raise Untried("too large for this machine")
         return result
-
-    def output(self) -> Result:
-        out, err = (
-            path.read_text(errors="replace") if (path := self.folder / n).exists() else "" for n in ("out", "err")
-        )
-        return Result(self.code, out, err)
-
-    def children(self) -> list[int]:
-        try:
-            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-        except OSError:
-            return []
 
 
 def as_main(script: str, words: list[str]) -> None:
@@ -213,28 +158,19 @@ def as_main(script: str, words: list[str]) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def command(script: str, *words, **limits) -> Process:
+def command(script: str, *words, **limits: int) -> Process:
     return Process(as_main, script, [str(word) for word in words], **limits)
 
 
-def new_python(script: str, *words) -> Process:
-    words = [sys.executable, "-u", str(ROOT / script), *map(str, words)]
-    return Process(os.execv, sys.executable, words)
-
-
-def refused(result: Result) -> str:
+def refused(result: Result, tried: object = "") -> str:
     """'refused', or Failed where that is not one line with exit status 1 or 2."""
-    lines = result.err.strip().splitlines()
-    require(result.code in (1, 2) and len(lines) == 1, f"expected one line on stderr and status 1 or 2: {result}")
+    one = result.code in (1, 2) and len(result.err.strip().splitlines()) == 1 and "Traceback" not in result.err
+    assert one, f"{tried}: expected one line on stderr and status 1 or 2: {result}"
     return "refused"
 
 
-def survived_or_refused(result: Result, tried: str = "") -> str:
-    """'survived', 'refused', or Failed with what was tried."""
-    try:
-        return "survived" if result.code == 0 else refused(result)
-    except Failed as error:
-        raise Failed(f"{tried}: {error}" if tried else str(error)) from None
+def survived_or_refused(result: Result, tried: object = "") -> str:
+    return "survived" if result.code == 0 else refused(result, tried)
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -259,12 +195,16 @@ def rows(logdir: Path) -> list[dict]:
     return entries(logdir)
 
 
+def finite(row: dict) -> bool:
+    return all(value is None or math.isfinite(value) for value in row.values())
+
+
 @functools.cache
 def reference(steps: int = STEPS) -> Path:
     """The folder of a run that nobody disturbs."""
     logdir = SCRATCH / f"reference{steps}"
     result = command("dreamer.py", *setup_runs(), "--steps", steps, "--logdir", logdir).wait()
-    require(result.code == 0, f"the undisturbed run failed: {result}")
+    assert result.code == 0, f"the undisturbed run failed: {result}"
     return logdir
 
 
@@ -273,19 +213,18 @@ def train(t: Trial, *flags) -> Process:
     return command("dreamer.py", *setup_runs(), "--logdir", t.logdir, *flags)
 
 
-def count_rows(logdir: Path) -> int:
+def wait_for_rows(process: Process, logdir: Path, count: int) -> Process:
     path = logdir / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_for_rows(process: Process, logdir: Path, count: int) -> None:
-    while process.running() and count_rows(logdir) < count:
+    while process.is_alive() and (path.read_bytes().count(b"\n") if path.exists() else 0) < count:
         time.sleep(0.005)
+    return process
 
 
-def random_moment(t: Trial, process: Process) -> None:
-    wait_for_rows(process, t.logdir, t.rng.randrange(len(rows(reference()))))
+def disturbed(t: Trial, *flags) -> Process:
+    """A run at a random moment."""
+    process = wait_for_rows(train(t, *flags), t.logdir, t.rng.randrange(len(rows(reference()))))
     time.sleep(t.rng.random() * 0.15)
+    return process
 
 
 class Snapshot(NamedTuple):
@@ -297,12 +236,11 @@ def snapshot(logdir: Path) -> Snapshot:
     from run import checkpoint
 
     episodes = {path.name: path.read_bytes() for path in (logdir / "train_eps").glob("*.npz")}
-    path, known = logdir / "metrics.jsonl", 0
     for name in ("latest.pt", "previous.pt"):
         with contextlib.suppress(OSError, ValueError):
             known = checkpoint.load_checkpoint(logdir / name)["lines"]
-            break
-    return Snapshot(episodes, path.read_bytes().splitlines(keepends=True)[:known] if known else [])
+            return Snapshot(episodes, (logdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:known])
+    return Snapshot(episodes, [])
 
 
 def fell_back(result: Result) -> bool:
@@ -310,7 +248,7 @@ def fell_back(result: Result) -> bool:
     return bool(re.search("newer than the checkpoint|lost with the last checkpoint", result.out))
 
 
-def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False, steps: int = STEPS) -> str:
+def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False) -> str:
     """That a run which was disturbed, with what it had then, and resumed to its end has lost and doubled nothing.
 
     One that resumed from its last state has to equal the reference to the bit; `exact`: it must have done so.
@@ -321,47 +259,43 @@ def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False, s
     from run import checkpoint
     from run.episodes import read_episode
 
-    require(result.code == 0, f"the run did not resume: {result}")
+    assert result.code == 0, f"the run did not resume: {result}"
     lines, logdir = rows(t.logdir), t.logdir
     for name, content in before.episodes.items():
         path = logdir / "train_eps" / name
-        require(path.exists() and path.read_bytes() == content, f"episode {name} was lost or changed")
+        assert path.exists() and path.read_bytes() == content, f"episode {name} was lost or changed"
     kept = (logdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)[: len(before.lines)]
-    require(kept == before.lines, "rows of the log before the checkpoint were lost or changed")
+    assert kept == before.lines, "rows of the log before the checkpoint were lost or changed"
     if exact or not (t.inexact or fell_back(result)):
-        theirs = rows(reference(steps))
+        theirs = rows(reference())
         differ = next((i for i, pair in enumerate(zip(lines, theirs, strict=False)) if pair[0] != pair[1]), None)
-        require(
-            lines == theirs, f"not the undisturbed run: {len(lines)} of {len(theirs)} rows, differs at row {differ}"
-        )
+        counts = f"{len(lines)} of {len(theirs)} rows"
+        assert lines == theirs, f"not the undisturbed run: {counts}, differs at row {differ}"
     episodes = [line for line in lines if "train_episodes" in line]
     numbers = [line["train_episodes"] for line in episodes]
-    require(numbers == list(range(1, len(numbers) + 1)), f"rows of episodes were lost or doubled: {numbers}")
+    assert numbers == list(range(1, len(numbers) + 1)), f"rows of episodes were lost or doubled: {numbers}"
     files = sorted((logdir / "train_eps").glob("*.npz"))
-    require(len(files) == len(numbers), f"{len(files)} episode files and {len(numbers)} rows of episodes")
+    assert len(files) == len(numbers), f"{len(files)} episode files and {len(numbers)} rows of episodes"
     for path, line in zip(files, episodes, strict=True):
         total = float(read_episode(path)["reward"].sum(dtype=np.float64))
-        require(math.isclose(total, line["train_return"], rel_tol=1e-5), f"{path.name}: {total}, logged as {line}")
-    for key in ("update_count", "eval_return"):
-        at = [line["update_count" if key == "update_count" else "step"] for line in lines if key in line]
-        require(at == sorted(set(at)), f"rows of {key} were doubled or disordered: {at}")
+        assert math.isclose(total, line["train_return"], rel_tol=1e-5), f"{path.name}: {total}, logged as {line}"
+    for key, where in (("update_count", "update_count"), ("eval_return", "step")):
+        at = [line[where] for line in lines if key in line]
+        assert at == sorted(set(at)), f"rows of {key} were doubled or disordered: {at}"
     order = [line["step"] for line in lines]
-    require(order == sorted(order) and order[-1] >= steps, f"steps of the rows: {order}")
-    require(
-        lines[-1]["step"] == next(x for x in reversed(lines) if "eval_return" in x)["step"], "no evaluation at the end"
-    )
-    config = dreamer.load_config([*setup_runs(), "--steps", str(steps)])
+    assert order == sorted(order) and order[-1] >= STEPS, f"steps of the rows: {order}"
+    evaluated = [line["step"] for line in lines if "eval_return" in line]
+    assert lines[-1]["step"] == evaluated[-1], "no evaluation at the end"
     state = checkpoint.load_checkpoint(logdir / "latest.pt")
-    due = dreamer.updates_due(config, state["step"])
-    counted = next(line["update_count"] for line in reversed(lines) if "update_count" in line)
-    require(state["updates"] == due == counted, f"{state['updates']} updates, {counted} logged, {due} due")
-    require(not list(logdir.rglob("*.tmp")), "a temporary file was left behind")
+    due = dreamer.updates_due(dreamer.load_config(setup_runs()), state["step"])
+    counted = [line["update_count"] for line in lines if "update_count" in line][-1]
+    assert state["updates"] == due == counted, f"{state['updates']} updates, {counted} logged, {due} due"
+    assert not list(logdir.rglob("*.tmp")), "a temporary file was left behind"
     return "survived"
 
 
-def resume(t: Trial, *flags, exact: bool = False) -> str:
-    before = snapshot(t.logdir)
-    return check_run(t, before, train(t, *flags).wait(), exact)
+def resume(t: Trial, exact: bool = False) -> str:
+    return check_run(t, snapshot(t.logdir), train(t).wait(), exact)
 
 
 # --------------------------------------------------------------------------------------------------------------- kills
@@ -370,8 +304,7 @@ def resume(t: Trial, *flags, exact: bool = False) -> str:
 @scenario("kills", 30)
 def killed(t: Trial) -> str:
     """a run killed at a random moment, and resumed"""
-    process = train(t)
-    random_moment(t, process)
+    process = disturbed(t)
     process.send(signal.SIGKILL)
     process.wait()
     return resume(t)
@@ -386,12 +319,13 @@ def killed_again_and_again(t: Trial) -> str:
         if t.rng.random() < 0.5:
             time.sleep(t.rng.random() * 0.5)
         else:
-            wait_for_rows(process, t.logdir, count_rows(t.logdir) + 1)
+            log = t.logdir / "metrics.jsonl"
+            wait_for_rows(process, t.logdir, 1 + (log.read_bytes().count(b"\n") if log.exists() else 0))
             time.sleep(t.rng.random() * 0.1)
         process.send(signal.SIGKILL)
         t.inexact |= fell_back(process.wait())
         now = snapshot(t.logdir).episodes
-        require(all(now.get(name) == content for name, content in episodes.items()), "an episode was lost or changed")
+        assert now == now | episodes, "an episode was lost or changed"
         episodes = now
     return resume(t)
 
@@ -399,131 +333,107 @@ def killed_again_and_again(t: Trial) -> str:
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
-def stopped(t: Trial, process: Process) -> str:
-    """Resumes a run that a signal has ended: to the bit, if it was stopped in order."""
+def stopped(t: Trial, process: Process, *numbers: int, group: bool = False) -> str:
+    """Sends signals to a run and resumes it when it has ended: to the bit, if it was stopped in order."""
+    for number in numbers or [t.rng.choice(STOPPING)]:
+        process.send(number, group)
+        time.sleep(t.rng.random() * 0.05 * (len(numbers) > 1))
     result = process.wait()
     orderly = "the same command resumes" in result.out
-    before_the_loop = result.code == 130 or result.code in [-number for number in STOPPING]
+    before_the_loop = result.code == 130 or -result.code in STOPPING
     done = result.code == 0 and rows(t.logdir)[-1]["step"] >= STEPS
-    require(orderly or before_the_loop or done, f"neither stopped nor done: {result}")
-    require(before_the_loop or (result.code == 0 and not result.err), f"stopped with an error: {result}")
+    assert orderly or before_the_loop or done, f"neither stopped nor done: {result}"
+    assert before_the_loop or (result.code == 0 and not result.err), f"stopped with an error: {result}"
     return resume(t, exact=orderly)
 
 
 @scenario("signals", 9)
 def one_signal(t: Trial) -> str:
     """SIGINT, SIGTERM or SIGHUP at a random moment"""
-    process = train(t)
-    random_moment(t, process)
-    process.send(t.rng.choice(STOPPING))
-    return stopped(t, process)
+    return stopped(t, disturbed(t))
 
 
 @scenario("signals", 6)
 def two_signals(t: Trial) -> str:
     """two of them, shortly after each other"""
-    process = train(t)
-    random_moment(t, process)
-    for _ in range(2):
-        process.send(t.rng.choice(STOPPING))
-        time.sleep(t.rng.random() * 0.05)
-    return stopped(t, process)
+    return stopped(t, disturbed(t), *t.rng.choices(STOPPING, k=2))
 
 
 @scenario("signals", 6)
 def in_an_evaluation(t: Trial) -> str:
     """a signal while an evaluation plays"""
-    process = train(t)
     before = [i for i, row in enumerate(rows(reference())) if "eval_return" in row]
-    wait_for_rows(process, t.logdir, t.rng.choice(before))
-    process.send(t.rng.choice(STOPPING))
-    return stopped(t, process)
+    return stopped(t, wait_for_rows(train(t), t.logdir, t.rng.choice(before)))
 
 
 @scenario("signals", 3)
 def startup_signal(t: Trial) -> str:
     """a signal while Python starts and imports"""
-    process = new_python("dreamer.py", *setup_runs(), "--logdir", t.logdir)
+    words = [sys.executable, "-u", str(ROOT / "dreamer.py"), *setup_runs(), "--logdir", str(t.logdir)]
+    process = Process(os.execv, sys.executable, words)
     time.sleep(t.rng.random() * 6)
     process.send(number := t.rng.choice(STOPPING))
     result = process.wait()
     ended = result.code in (130, -number) or "the same command resumes" in result.out
     ended |= result.code == 0 and rows(t.logdir)[-1]["step"] >= STEPS  # on a fast machine, before the signal
-    require(ended or (number == signal.SIGINT and "KeyboardInterrupt" in result.err), f"{result}")
+    assert ended or (number == signal.SIGINT and "KeyboardInterrupt" in result.err), f"{result}"
     return resume(t)
-
-
-WORKERS = ("--parallel", "True")
 
 
 @scenario("signals", 6)
 def terminal(t: Trial) -> str:
     """a signal to the run and all of its workers, as of a terminal"""
-    process = train(t, *WORKERS)
-    random_moment(t, process)
-    process.send(t.rng.choice(STOPPING), group=True)
-    return stopped(t, process)
+    return stopped(t, disturbed(t, *WORKERS), group=True)
 
 
 @scenario("signals", 4)
 def to_a_worker(t: Trial) -> str:
     """SIGINT, SIGTERM, SIGHUP to a worker alone, which ignores them"""
-    process = train(t, *WORKERS)
-    wait_for_rows(process, t.logdir, 2)
+    process = wait_for_rows(train(t, *WORKERS), t.logdir, 2)
     for _ in range(5):
-        pids = process.children()
-        with contextlib.suppress(ProcessLookupError, IndexError):
-            os.kill(t.rng.choice(pids), t.rng.choice(STOPPING))
+        process.send_worker(t.rng.choice(STOPPING), t.rng)
     return check_run(t, snapshot(t.logdir), process.wait(), exact=True)
 
 
 @scenario("signals", 4)
 def worker_killed(t: Trial) -> str:
     """a worker killed, in training or in an evaluation"""
-    process = train(t, *WORKERS)
-    random_moment(t, process)
-    pids = process.children()
-    with contextlib.suppress(ProcessLookupError, IndexError):
-        os.kill(t.rng.choice(pids), signal.SIGKILL)
+    process = disturbed(t, *WORKERS)
+    process.send_worker(signal.SIGKILL, t.rng)
     result = process.wait()
     if result.code:
         refused(result)
-        require("worker of env" in result.err, f"the line does not name the worker: {result}")
+        assert "worker of env" in result.err, f"the line does not name the worker: {result}"
     return resume(t, exact="saved a checkpoint" in result.out)
 
 
 @scenario("signals", 3)
 def worker_hung(t: Trial) -> str:
     """a worker that hangs (SIGSTOP), and then a signal to the run"""
-    process = train(t, *WORKERS)
-    wait_for_rows(process, t.logdir, t.rng.randint(2, 8))
-    with contextlib.suppress(ProcessLookupError, IndexError):
-        os.kill(t.rng.choice(process.children()), signal.SIGSTOP)
+    process = wait_for_rows(train(t, *WORKERS), t.logdir, t.rng.randint(2, 8))
+    process.send_worker(signal.SIGSTOP, t.rng)
     time.sleep(0.5)
-    process.send(t.rng.choice(STOPPING))
     return stopped(t, process)
 
 
 @scenario("signals", 3)
 def suspended(t: Trial) -> str:
     """SIGSTOP and SIGCONT to all processes of a run"""
-    process = train(t, *WORKERS)
-    random_moment(t, process)
-    for _ in range(3):
-        process.send(signal.SIGSTOP, group=True)
-        time.sleep(0.3)
-        process.send(signal.SIGCONT, group=True)
+    process = disturbed(t, *WORKERS)
+    for number in (signal.SIGSTOP, signal.SIGCONT) * 3:
+        process.send(number, group=True)
+        time.sleep(0.3 * (number == signal.SIGSTOP))
     return check_run(t, snapshot(t.logdir), process.wait(), exact=True)
 
 
 @scenario("signals", 3)
 def storm(t: Trial) -> str:
     """signals and kills at any moment, until the run is done"""
+    others = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGWINCH)
     for _ in range(6):
-        process = train(t)
-        random_moment(t, process)
+        process = disturbed(t)
         for _ in range(t.rng.randint(1, 4)):
-            process.send(t.rng.choice((*STOPPING, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGWINCH)))
+            process.send(t.rng.choice(STOPPING + others))
             time.sleep(t.rng.random() * 0.05)
         process.send(signal.SIGCONT)
         time.sleep(t.rng.random())
@@ -542,80 +452,72 @@ def disk(t: Trial, **options) -> Iterator[Callable]:
     place = t.logdir.parent
     place.mkdir()
     if os.geteuid():
-        raise Skipped("mounting a disk needs root")
+        raise Untried("mounting a disk needs root")
 
     def mount(*flags: str, **options) -> None:
         words = ",".join([*flags, *(f"{key}={value}" for key, value in options.items())])
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", words, "tmpfs", place], capture_output=True, text=True)
         if done.returncode:
-            raise Skipped(f"mounting a disk failed: {done.stderr.strip()}")
+            raise Untried(f"mounting a disk failed: {done.stderr.strip()}")
 
     mount(**options)
     try:
-        yield lambda *flags, **options: mount("remount", *flags, **options)
+        yield functools.partial(mount, "remount")
     finally:
         subprocess.run(["umount", "-l", place], check=False, capture_output=True)
 
 
-def size_of(folder: Path) -> int:
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+def outgrow(t: Trial, larger: dict, **options) -> str:
+    """A run on a disk that may be too small for it, and resumes on a larger one."""
+    with disk(t, **options) as change:
+        result = train(t).wait()
+        if result.code == 0:
+            return check_run(t, Snapshot({}, []), result, exact=True)
+        refused(result)
+        change(**larger)
+        resume(t)
+        return "refused"
 
 
 @scenario("disks", 10)
 def full_disk(t: Trial) -> str:
     """a disk that is full at a random moment, then larger"""
-    total = size_of(reference()) + 300_000  # a checkpoint is written beside the two that there are
-    with disk(t, size=t.rng.randint(4096, total)) as change:
-        result = train(t).wait()
-        end = survived_or_refused(result)
-        if end == "survived":
-            return check_run(t, Snapshot({}, []), result, exact=True)
-        change(size="1g")
-        resume(t)
-        return end
+    sizes = [-(-path.stat().st_size // 4096) * 4096 for path in reference().rglob("*") if path.is_file()]
+    most = sum(sizes) + 300_000  # a checkpoint is written beside the two that there are
+    return outgrow(t, {"size": "1g"}, size=t.rng.randint(4096, most))
 
 
 @scenario("disks", 6)
 def no_inodes(t: Trial) -> str:
     """a disk whose inodes are used up, then more of them"""
-    with disk(t, size="1g", nr_inodes=t.rng.randint(2, 18)) as change:
-        result = train(t).wait()
-        end = survived_or_refused(result)
-        if end == "survived":
-            return check_run(t, Snapshot({}, []), result, exact=True)
-        change(nr_inodes=1000)
-        resume(t)
-        return end
+    return outgrow(t, {"nr_inodes": 1000}, size="1g", nr_inodes=t.rng.randint(2, 18))
 
 
 @scenario("disks", 4)
 def filled_by_others(t: Trial) -> str:
     """another program fills the disk while the run trains, and leaves"""
     with disk(t, size="32m"):
-        process = train(t)
-        random_moment(t, process)
-        with contextlib.suppress(OSError), open(t.logdir.parent / "others", "wb", buffering=0) as file:
+        process, others = disturbed(t), t.logdir.parent / "others"
+        with contextlib.suppress(OSError), open(others, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(1 << 16))
         result = process.wait()
-        (t.logdir.parent / "others").unlink()
-        end = survived_or_refused(result)
+        others.unlink()
         resume(t)
-        return end
+        return survived_or_refused(result)
 
 
 @scenario("disks", 3)
 def read_only(t: Trial) -> str:
     """a run on a read-only disk: resumed, evaluated; then writable again"""
     with disk(t, size="32m") as change:
-        process = train(t)
-        random_moment(t, process)
+        process = disturbed(t)
         process.send(signal.SIGTERM)
         process.wait()
         change("ro")
         refused(train(t).wait())
         if (t.logdir / "latest.pt").exists() and (t.logdir / "config.yaml").exists():
-            refused(command("dreamer.py", "--eval_only", "--episodes", 1, "--logdir", t.logdir).wait())
+            refused(command("dreamer.py", *EVALUATE, t.logdir).wait())
         change("rw")
         resume(t)
         return "refused"
@@ -625,8 +527,7 @@ def read_only(t: Trial) -> str:
 def disk_gone(t: Trial) -> str:
     """the disk is unmounted, or the folder deleted, while the run trains"""
     with disk(t, size="32m"):
-        process = train(t)
-        wait_for_rows(process, t.logdir, t.rng.randint(1, 12))
+        process = wait_for_rows(train(t), t.logdir, t.rng.randint(1, 12))
         if t.rng.random() < 0.5:
             subprocess.run(["umount", "-l", t.logdir.parent], check=True)
         else:
@@ -637,22 +538,21 @@ def disk_gone(t: Trial) -> str:
 @scenario("disks", 12)
 def impossible_folder(t: Trial) -> str:
     """a --logdir, or a file in it, that is a file, a folder, a dangling link, too long or in /proc"""
-    target = t.logdir
     name = t.rng.choice(("", "train_eps", "metrics.jsonl", "config.yaml", "latest.pt", "previous.pt", ".pid"))
     if name:
-        target.mkdir()
-    path = target / name if name else target
-    kind = t.rng.choice(("file", "folder", "link", "loop", "long", "proc"))
-    if kind == "file":
-        path.touch()
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "link":
-        path.symlink_to(t.folder / "nowhere" / "deeper")
-    elif kind == "loop":
-        path.symlink_to(path)
-    else:
-        t.logdir = t.folder / ("x" * 256) if kind == "long" else Path("/proc/run")
+        t.logdir.mkdir()
+    path = t.logdir / name
+    match t.rng.choice(("file", "folder", "link", "loop", "long", "proc")):
+        case "file":
+            path.touch()
+        case "folder":
+            path.mkdir()
+        case "link":
+            path.symlink_to(t.folder / "nowhere" / "deeper")
+        case "loop":
+            path.symlink_to(path)
+        case kind:
+            t.logdir = t.folder / ("x" * 256) if kind == "long" else Path("/proc/run")
     return survived_or_refused(train(t, "--steps", "60").wait())
 
 
@@ -663,8 +563,8 @@ def mutate(data: bytes, rng: random.Random, most: int = 5) -> bytes:
     """Flips bits; loses, repeats, inserts or zeros bytes; cuts the end."""
     data = bytearray(data)
     for _ in range(rng.randint(1, most)):
-        at = rng.randrange(len(data) + 1)
-        count = rng.choice((1, 4, 100, 4096))
+        at, count = rng.randrange(len(data) + 1), rng.choice((1, 4, 100, 4096))
+        part = data[at : at + count]
         match rng.randrange(7):
             case 0:
                 del data[at:]
@@ -673,12 +573,32 @@ def mutate(data: bytes, rng: random.Random, most: int = 5) -> bytes:
             case 2:
                 data[at:at] = rng.randbytes(count)
             case 3:
-                data[at : at + count] = bytes(len(data[at : at + count]))
+                data[at : at + count] = bytes(len(part))
             case 4:
-                data[at:at] = data[at : at + count]
-            case _ if at < len(data):
+                data[at:at] = part
+            case _ if part:
                 data[at] ^= 1 << rng.randrange(8)
     return bytes(data)
+
+
+def damage(path: Path, rng: random.Random, most: int = 5) -> None:
+    path.write_bytes(mutate(path.read_bytes(), rng, most))
+
+
+def damage_file(path: Path, rng: random.Random, foreign: Path) -> None:
+    """As `mutate`; or the file is gone, empty, another one, a pipe, a device or a dangling link."""
+    kind = rng.randrange(8)
+    if kind < 3:
+        return damage(path, rng)
+    path.unlink()
+    if kind == 3:
+        os.mkfifo(path)
+    elif kind == 4:
+        path.symlink_to(rng.choice(("/dev/zero", "/dev/null", "nowhere", "/proc/self/mem")))
+    elif kind == 5:
+        path.touch()
+    elif kind == 6:
+        shutil.copy(foreign, path)
 
 
 def copy_run(t: Trial) -> Path:
@@ -695,40 +615,18 @@ def episode_bytes(t: Trial) -> str:
     from run.replay import Replay
 
     path = t.rng.choice(sorted((reference() / "train_eps").glob("*.npz")))
-    arrays, data = read_episode(path), mutate(path.read_bytes(), t.rng)
-    (t.folder / path.name).write_bytes(data)
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err):
+    arrays = read_episode(path)
+    (t.folder / path.name).write_bytes(mutate(path.read_bytes(), t.rng))
+    with contextlib.redirect_stderr(err := io.StringIO()):
         replay = Replay(t.folder, 1000, spec=spec_of_episode(arrays))
         steps = replay.load()
+    assert err.getvalue().count("\n") == (not steps), f"{steps} steps read: {err.getvalue()!r}"
     if not steps:
-        require(err.getvalue().count("\n") == 1, f"expected one line on stderr: {err.getvalue()}")
         return "refused"
-    require(not err.getvalue(), f"read, and yet: {err.getvalue()}")
-    _, env, index, rows = re.split("-", path.stem)
+    _, env, index, rows = path.stem.split("-")
     found = replay.gather([[(episode_key(int(env[3:]), int(index)), 0, int(rows))]])
-    require(all(np.array_equal(found[key][0], array) for key, array in arrays.items()), "damage was read as it is")
+    assert all(np.array_equal(found[key][0], array) for key, array in arrays.items()), "damage was read as it is"
     return "survived"
-
-
-def damage_episodes(t: Trial) -> list[str]:
-    files = sorted((t.logdir / "train_eps").glob("*.npz"))
-    chosen = t.rng.sample(files, t.rng.randint(1, 3))
-    for path in chosen:
-        match t.rng.randrange(6):
-            case 0:
-                path.unlink()
-                os.mkfifo(path)
-            case 1:
-                path.unlink()
-                path.symlink_to(t.rng.choice(("/dev/zero", "/dev/null", "nowhere", "/proc/self/mem")))
-            case 2:
-                path.write_bytes(b"")
-            case 3:
-                path.rename(path.with_name(path.name.replace("-21.", "-9999999999999.")))
-            case _:
-                path.write_bytes(mutate(path.read_bytes(), t.rng))
-    return [path.name for path in chosen]
 
 
 @scenario("damage", 12)
@@ -738,26 +636,30 @@ def episodes_of_a_run(t: Trial) -> str:
 
     from run.episodes import read_episode
 
-    copy_run(t)
-    chosen = damage_episodes(t)
-    whole = {name: content for name, content in snapshot(reference()).episodes.items() if name not in chosen}
+    files = sorted((copy_run(t) / "train_eps").glob("*.npz"))
+    chosen = t.rng.sample(files, t.rng.randint(1, 3))
+    for path in chosen:
+        if t.rng.random() < 0.2:
+            path.rename(path.with_name(path.name.replace("-21.", "-9999999999999.")))
+        else:
+            damage_file(path, t.rng, foreign=t.logdir / "latest.pt")
+    claims = list(t.logdir.rglob("*-9999999999999.npz"))
     result = train(t, "--steps", STEPS + 80).wait()
     if result.code:
         return refused(result)
     reported = result.err.strip().splitlines()
-    require(all(line.startswith("replay: ") for line in reported), f"not lines about episodes: {result}")
-    for name in chosen:
-        path = t.logdir / "train_eps" / name
-        if name not in result.err and (path.exists() or "9999999999999" not in result.err):
-            found, meant = (read_episode(p) for p in (path, reference() / "train_eps" / name))
-            same = all(np.array_equal(found[key], array) for key, array in meant.items())
-            require(same, f"damage in {name} was not reported: {result}")
-    for name, content in whole.items():
-        require((t.logdir / "train_eps" / name).read_bytes() == content, f"episode {name} was lost or changed")
+    assert all(line.startswith("replay: ") for line in reported), f"not lines about episodes: {result}"
+    assert not claims or "9999999999999" in result.err, f"a wrong length was not reported: {result}"
+    for path in files:
+        meant = reference() / "train_eps" / path.name
+        if path not in chosen:
+            assert path.read_bytes() == meant.read_bytes(), f"episode {path.name} was lost or changed"
+        elif path.name not in result.err and path.exists():
+            pairs = zip(*(sorted(read_episode(p).items()) for p in (path, meant)), strict=True)
+            same = all(a == b and np.array_equal(found, array) for (a, found), (b, array) in pairs)
+            assert same, f"damage in {path.name} was not reported: {result}"
     last = rows(t.logdir)[-1]
-    require(
-        last["step"] >= STEPS + 80 and all(math.isfinite(value) for value in last.values()), f"the last row: {last}"
-    )
+    assert last["step"] >= STEPS + 80 and finite(last), f"the last row: {last}"
     return "survived"
 
 
@@ -773,86 +675,65 @@ def equal(a, b) -> bool:
     return a == b
 
 
-def read_damaged(path: Path) -> int:
+def read_damaged(path: Path) -> str | None:
+    """None for what the reference's checkpoint holds; exits with a line otherwise."""
     from run import checkpoint
 
     try:
         found = checkpoint.load_checkpoint(path)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0 if equal(found, checkpoint.load_checkpoint(reference() / "latest.pt")) else 3
+        return str(error)
+    return None if equal(found, checkpoint.load_checkpoint(reference() / "latest.pt")) else "read\nas it is"
 
 
 @scenario("damage", 300)
 def checkpoint_bytes(t: Trial) -> str:
     """the bytes of a checkpoint, read alone"""
-    data = mutate((reference() / "latest.pt").read_bytes(), t.rng)
-    (t.folder / "latest.pt").write_bytes(data)
-    result = Process(read_damaged, t.folder / "latest.pt", memory=MEMORY).wait(300)
-    require(result.code != 3, "damage was read as it is")
-    return survived_or_refused(result)
+    shutil.copy(reference() / "latest.pt", t.folder)
+    damage(t.folder / "latest.pt", t.rng)
+    return survived_or_refused(Process(read_damaged, t.folder / "latest.pt", memory=LIMITS["memory"]).wait(300))
 
 
 @scenario("damage", 10)
 def checkpoints_of_a_run(t: Trial) -> str:
     """a damaged, missing or foreign latest.pt, sometimes previous.pt too, in a run that resumes"""
-    copy_run(t)
-    names = ["latest.pt", "previous.pt"] if t.rng.random() < 0.3 else ["latest.pt"]
-    for name in names:
-        path = t.logdir / name
-        match t.rng.randrange(6):
-            case 0:
-                path.unlink()
-            case 1:
-                path.unlink()
-                os.mkfifo(path)
-            case 2:
-                shutil.copy(t.rng.choice(sorted((t.logdir / "train_eps").glob("*.npz"))), path)
-            case _:
-                path.write_bytes(mutate(path.read_bytes(), t.rng))
+    foreign = t.rng.choice(sorted((copy_run(t) / "train_eps").glob("*.npz")))
+    for name in ["latest.pt", "previous.pt"][: 1 + (t.rng.random() < 0.3)]:
+        damage_file(t.logdir / name, t.rng, foreign)
     before = snapshot(t.logdir)
     result = train(t).wait()
     return check_run(t, before, result) if result.code == 0 else refused(result)
 
 
-def change_layout(state: dict, rng: random.Random) -> str:
+def change_layout(path: Path, rng: random.Random) -> str:
     """Takes a named part of a checkpoint away, or puts something else in its place; says what it did."""
-    place, where = state, ""
+    from run import checkpoint
+
+    place = state = checkpoint.load_checkpoint(path)
+    where = ""
     while True:
         key = rng.choice([key for key in place if isinstance(key, str)])
         where += f".{key}"
         inner = place[key][0] if isinstance(place[key], list) and place[key] else place[key]
-        if isinstance(inner, dict) and any(isinstance(k, str) for k in inner) and rng.random() < 0.7:
-            place = inner
-            continue
-        if rng.random() < 0.7:
-            del place[key]
-            return f"without {where}"
+        if not (isinstance(inner, dict) and any(isinstance(k, str) for k in inner) and rng.random() < 0.7):
+            break
+        place = inner
+    if rng.random() < 0.7:
+        del place[key]
+    else:
         place[key] = rng.choice((None, {}, [], "text", {"a": 1}))
-        return f"{where} replaced by {place[key]!r}"
-
-
-def write_changed(source: Path, path: Path, seed: float) -> None:
-    from run import checkpoint
-
-    state = checkpoint.load_checkpoint(source)
-    print(change_layout(state, random.Random(seed)))
     checkpoint.save_checkpoint(path, state)
+    return f"{where} now {place.get(key, 'missing')!r}"
 
 
 @scenario("damage", 30)
 def checkpoint_layout(t: Trial) -> str:
     """a whole checkpoint of another layout: parts missing, or something else in their place"""
-    copy_run(t)
-    (t.logdir / "previous.pt").unlink()
-    source, seed = reference() / "latest.pt", t.rng.random()
-    change = Process(write_changed, source, t.logdir / "latest.pt", seed).wait().out.strip()
-    result = train(t, "--steps", STEPS + 20).wait()
-    end = survived_or_refused(result, change)
-    if end == "survived":
-        last = rows(t.logdir)[-1]
-        require(last["step"] >= STEPS + 20 and all(map(math.isfinite, last.values())), f"{change}: {last}")
+    (copy_run(t) / "previous.pt").unlink()
+    change = change_layout(t.logdir / "latest.pt", t.rng)
+    end = survived_or_refused(train(t, "--steps", STEPS + 20).wait(), change)
+    last = rows(t.logdir)[-1]
+    assert end == "refused" or (last["step"] >= STEPS + 20 and finite(last)), f"{change}: {last}"
     return end
 
 
@@ -867,8 +748,7 @@ LINES = (
 @scenario("damage", 16)
 def metrics_lines(t: Trial) -> str:
     """damaged, foreign and lost lines in metrics.jsonl"""
-    copy_run(t)
-    path = t.logdir / "metrics.jsonl"
+    path = copy_run(t) / "metrics.jsonl"
     if t.rng.random() < 0.5:  # as after a kill: episodes are newer than the checkpoint
         shutil.copy(t.logdir / "previous.pt", t.logdir / "latest.pt")
     known = set(snapshot(t.logdir).lines)
@@ -880,62 +760,50 @@ def metrics_lines(t: Trial) -> str:
     if result.code:
         return refused(result)
     after = path.read_bytes().splitlines(keepends=True)
-    require(all(type(json.loads(line)["step"]) is int for line in after), "damage was kept")
+    assert all(type(json.loads(line)["step"]) is int for line in after), "damage was kept"
     lost = known - set(after)
-    require(
-        not lost or "lines: the others are lost" in result.out or len(after) >= len(known), f"rows lost unsaid: {lost}"
-    )
-    require(not result.err, f"stderr: {result}")
+    told = "lines: the others are lost" in result.out + result.err or len(after) >= len(known)
+    assert not lost or told, f"rows lost unsaid: {lost}"
     return "survived"
 
 
 @scenario("damage", 16)
 def config_yaml(t: Trial) -> str:
     """damage in config.yaml of a run that resumes"""
-    from run.config import ConfigError, read_config
+    from run.config import read_config
 
-    copy_run(t)
-    path = t.logdir / "config.yaml"
-    path.write_bytes(mutate(path.read_bytes(), t.rng, 2))
+    damage(copy_run(t) / "config.yaml", t.rng, 2)
     result = train(t).wait()
-    if result.code == 0:
-        with contextlib.suppress(ConfigError):
-            found, meant = ({**read_config(p / "config.yaml").flat(), "logdir": ""} for p in (t.logdir, reference()))
-            require(found == meant, "the settings of the run are not those of its command line")
-            return "survived"
-        raise Failed("config.yaml was left damaged")
-    return refused(result)
+    if result.code:
+        return refused(result)
+    found, meant = ({**read_config(p / "config.yaml").flat(), "logdir": ""} for p in (t.logdir, reference()))
+    assert found == meant, "the settings of the run are not those of its command line"
+    return "survived"
 
 
 @scenario("damage", 12)
 def files_missing(t: Trial) -> str:
     """some files of a run missing"""
-    copy_run(t)
-    files = sorted(path for path in t.logdir.rglob("*") if path.is_file())
+    files = sorted(path for path in copy_run(t).rglob("*") if path.is_file())
     for path in t.rng.sample(files, t.rng.randint(1, len(files))):
         path.unlink()
     result = train(t).wait()
-    if result.code:
-        return refused(result)
-    require("nothing is left" in result.out or rows(t.logdir)[-1]["step"] >= STEPS, f"not trained to the end: {result}")
-    return "survived"
+    done = result.code == 0 and ("nothing left to train" in result.out or rows(t.logdir)[-1]["step"] >= STEPS)
+    assert result.code or done, f"not trained to the end: {result}"
+    return survived_or_refused(result)
 
 
 @scenario("damage", 20)
 def evaluated(t: Trial) -> str:
     """--eval_only on a run with one damaged file"""
-    copy_run(t)
-    files = [t.logdir / name for name in ("latest.pt", "config.yaml", "metrics.jsonl")]
-    path = t.rng.choice(files)
-    path.write_bytes(mutate(path.read_bytes(), t.rng, 2))
+    damage(copy_run(t) / t.rng.choice(("latest.pt", "config.yaml", "metrics.jsonl")), t.rng, 2)
     before = {path: path.read_bytes() for path in t.logdir.rglob("*") if path.is_file()}
-    flags = ["--eval_only", "--episodes", 1, "--parallel", "False", "--compile", "False", "--logdir", t.logdir]
-    result = command("dreamer.py", *flags, memory=MEMORY, seconds=SECONDS).wait()
-    require(all(path.read_bytes() == content for path, content in before.items()), "an evaluation changed the run")
+    result = command("dreamer.py", *EVALUATE, t.logdir, **LIMITS).wait()
+    assert all(path.read_bytes() == content for path, content in before.items()), "an evaluation changed the run"
     if result.code:
         return refused(result)
     (line,) = (t.logdir / "eval.jsonl").read_text().splitlines()
-    require(math.isfinite(json.loads(line)["return"]), f"result: {line}")
+    assert math.isfinite(json.loads(line)["return"]), f"result: {line}"
     return "survived"
 
 
@@ -948,142 +816,132 @@ JUNK = (
 
 
 @functools.cache
-def setup_config():
-    """run/config.py, which reads configs.yaml once for all trials."""
+def settings() -> dict:
+    """All settings and flags with their defaults; makes run/config.py read configs.yaml once for all trials."""
     from run import config
 
     config.ConfigFile = functools.cache(config.ConfigFile)
-    return config
-
-
-def settings() -> dict:
-    config = setup_config()
-    return {
-        **config.ConfigFile(config.CONFIGS).defaults,
-        **{name: value for name, (value, _) in config.ACTIONS.items()},
-    }
+    defaults = config.ConfigFile(config.CONFIGS).defaults
+    return {**defaults, **{name: value for name, (value, _) in config.ACTIONS.items()}}
 
 
 def bounds(name: str) -> tuple[float, float] | None:
     """Those that --help shows."""
-    config = setup_config()
+    from run import config
+
     match = re.fullmatch(r" from (\S+) to (\S+)", config.LEGAL[name].text) if name in config.LEGAL else None
     return (float(match[1]), float(match[2])) if match else None
 
 
 def legal_value(name: str, default: object, rng: random.Random) -> str:
     """A legal value, often at a bound; numbers close to the default as often as far from it."""
-    config = setup_config()
+    from run import config
+
     if isinstance(default, list):
         count = 2 if name == "size" else rng.randint(0, 2)
-        item = default[0] if default else ""
-        values = [legal_value(name, item, rng) for _ in range(count)]
+        values = [legal_value(name, (default or [""])[0], rng) for _ in range(count)]
         return " ".join([values[0]] * 2 if name == "size" and rng.random() < 0.8 else values)
     if isinstance(default, bool):
         return rng.choice(("True", "False"))
     if name in config.LEGAL and config.LEGAL[name].choices:
         return str(rng.choice(config.LEGAL[name].choices))
-    limits = bounds(name)
-    if limits is None:
+    if bounds(name) is None:
         return str(default)
-    low, high = limits
-    match rng.randrange(4):
-        case 0:
-            value = low
-        case 1:
-            value = high
-        case 2:
-            value = min(high, max(low, (default or 1) * rng.choice((0.25, 0.5, 2, 3, 4))))
-        case _:
-            value = low + (high - low) * rng.random() ** 6
+    low, high = bounds(name)
+    near = min(high, max(low, (default or 1) * rng.choice((0.25, 0.5, 2, 3, 4))))
+    value = rng.choice((low, high, near, low + (high - low) * rng.random() ** 6))
     return str(int(value) if isinstance(default, int) else value)
 
 
-def load(words: list[str]):
-    """The config of a command line, None if it is refused; Failed if that is not in one line."""
-    config, out, err = setup_config(), io.StringIO(), io.StringIO()
+def load(words: list[str], check: bool = True, **options) -> tuple[dict | None, str]:
+    """Settings and flags of a command line, or None and the line by which it is refused; Failed if not in one line."""
+    from run import config
+
+    out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            found, _ = config.load_config(words, extra=config.ACTIONS)
-            config.check_config(found)
+            found, actions = config.load_config(words, extra=config.ACTIONS, **options)
+            if check:
+                config.check_config(found)
+        return {**found.flat(), **actions}, ""
     except config.ConfigError as error:  # printed by dreamer.py
-        require(str(error) and "\n" not in str(error), f"{words}: not one line: {error}")
-        return None
+        assert str(error) and "\n" not in str(error), f"{words}: not one line: {error}"
+        return None, str(error)
     except SystemExit as stop:
         shown = any(word in ("-h", "--help") for word in words) and stop.code == 0 and not err.getvalue()
         one = stop.code == 2 and not out.getvalue() and err.getvalue().count("\n") == 1
-        require(shown or one, f"{words}: status {stop.code}, stderr {err.getvalue()!r}")
-        return None
-    return found
+        assert shown or one, f"{words}: status {stop.code}, stderr {err.getvalue()!r}"
+        return None, err.getvalue()
+
+
+def check_values(found: dict, names: list[str]) -> None:
+    """That settings have legal values of their default's type."""
+    from run import config
+
+    for name in names:
+        default = settings()[name]
+        values = found[name] if isinstance(default, list) else [found[name]]
+        item = (default or [""])[0] if isinstance(default, list) else default
+        for value in values:
+            legal = name not in config.LEGAL or config.LEGAL[name].allows(value)
+            assert type(value) is type(item) and legal, f"{name} became {value!r}"
 
 
 @scenario("commands", 1500)
 def one_setting(t: Trial) -> str:
     """every setting at, inside and outside of its bounds, and with junk"""
-    config, names = setup_config(), sorted(settings())
-    name = names[t.rng.randrange(len(names))]
-    default = settings()[name]
-    item = (default or [""])[0] if isinstance(default, list) else default
-    limits, whole = bounds(name), isinstance(item, int) and not isinstance(item, bool)
+    name = t.rng.choice(sorted(settings()))
+    default, limits = settings()[name], bounds(name)
     if t.rng.random() < 0.2 or not limits:
         word = t.rng.choice((t.rng.choice(JUNK), legal_value(name, default, t.rng)))
-        found = load([f"--{name}", *(word.split(" ") if isinstance(default, list) else [word])])
+        found, _ = load([f"--{name}", *(word.split(" ") if isinstance(default, list) else [word])])
         if found is None:
             return "refused"
-        value = {**found.flat(), name: found.flat().get(name, item)}[name]
-        for one in value if isinstance(value, list) else [value]:
-            require(type(one) is type(item), f"--{name} {word!r} became {one!r}")
-            require(name not in config.LEGAL or config.LEGAL[name].allows(one), f"--{name} {word!r} became {one!r}")
+        check_values(found, [name])
         return "survived"
     low, high = limits
+    item = default[0] if isinstance(default, list) else default
+    whole, inside = isinstance(item, int), t.rng.random() < 0.6
     gap = 1 if whole else max(abs(low), abs(high)) * 1e-6
     good = [low, high, low + (high - low) * t.rng.random()]
-    bad = [low - gap, high + max(gap, high * 1e-6), -1e300, 1e300]
-    inside = t.rng.random() < 0.6
-    value = t.rng.choice(good if inside else bad)
+    value = t.rng.choice(good if inside else [low - gap, high + max(gap, high * 1e-6), -1e300, 1e300])
     text = str(int(value)) if whole and abs(value) < 1e20 else repr(value)
-    err, words = io.StringIO(), [f"--{name}", *[text] * (2 if name == "size" else 1)]
-    try:
-        with contextlib.redirect_stderr(err):
-            found, actions = config.load_config(words, extra=config.ACTIONS)
-    except SystemExit as stop:
-        require(stop.code == 2 and err.getvalue().count("\n") == 1, f"{words}: {err.getvalue()!r}")
-        require(not inside and f"--{name} is" in err.getvalue(), f"{words} is legal, and refused: {err.getvalue()}")
+    words = [f"--{name}", *[text] * (2 if name == "size" else 1)]
+    found, line = load(words, check=False)
+    assert (found is not None) == inside, f"{words} is {'refused' if inside else 'accepted'}: {line}"
+    if not inside:
+        assert f"--{name} is" in line, f"{words}: {line}"
         return "refused"
-    require(inside, f"{words} is beyond its bounds, and accepted")
-    held = {**found.flat(), **actions}[name]
-    meant = float(text) if not whole else int(text)
-    require((held[0] if isinstance(held, list) else held) == meant, f"{words} became {held}")
+    held = found[name][0] if isinstance(default, list) else found[name]
+    assert held == (int(text) if whole else float(text)), f"{words} became {held}"
     return "survived"
 
 
 @scenario("commands", 1000)
 def many_words(t: Trial) -> str:
     """random words: flags, values, groups, junk"""
-    config, known = setup_config(), settings()
-    groups, names = list(config.ConfigFile(config.CONFIGS).groups), list(known)
-    words = []
+    from run import config
+
+    groups, words = list(config.ConfigFile(config.CONFIGS).groups), []
     for _ in range(t.rng.randint(1, 8)):
-        name = t.rng.choice(names)
+        name = t.rng.choice(list(settings()))
         text = "".join(t.rng.choice(string.printable) for _ in range(t.rng.randint(1, 8)))
         flag = t.rng.choice((f"--{name}", f"--{name}", f"--{name[:-1]}", f"--{name}={text}", "--configs", text))
-        value = t.rng.choice((legal_value(name, known[name], t.rng), t.rng.choice(groups), t.rng.choice(JUNK), text))
+        legal = legal_value(name, settings()[name], t.rng)
+        value = t.rng.choice((legal, t.rng.choice(groups), t.rng.choice(JUNK), text))
         words += [flag, value] if t.rng.random() < 0.9 else [flag]
-    return "refused" if load(words) is None else "survived"
+    return "refused" if load(words)[0] is None else "survived"
 
 
 @scenario("commands", 20)
 def refused_command(t: Trial) -> str:
     """command lines that are refused: by the command, with status 2 and without a folder"""
     setup_runs()
-    known = settings()
-    while True:
-        name = t.rng.choice(list(known))
-        words = [f"--{name}", t.rng.choice(JUNK)]
-        if name not in ("logdir", "configs", "eval_only") and load(words) is None:
-            break
+    names = sorted(settings().keys() - {"logdir", "configs", "eval_only"})
+    while load(words := [f"--{t.rng.choice(names)}", t.rng.choice(JUNK)])[0] is not None:
+        pass
     result = command("dreamer.py", *words, "--logdir", t.logdir).wait()
-    require(not t.logdir.exists(), f"{words} made a folder")
+    assert not t.logdir.exists(), f"{words} made a folder"
     return refused(result)
 
 
@@ -1100,8 +958,14 @@ OF_A_RUN = set(
 )
 
 
-def update_once(words: list[str]) -> int:
-    """One update of an agent with these settings; status 1 and the loop's line if it diverges."""
+def legal_words(t: Trial, names: set[str]) -> list[str]:
+    """One to four of these settings with legal values."""
+    chosen = t.rng.sample(sorted(names), t.rng.randint(1, 4))
+    return [word for n in chosen for word in (f"--{n}", *legal_value(n, settings()[n], t.rng).split())]
+
+
+def update_once(words: list[str]) -> str | None:
+    """One update of an agent with these settings; the loop's line if it diverges."""
     import agents
     import torch
 
@@ -1109,21 +973,18 @@ def update_once(words: list[str]) -> int:
 
     config = dreamer.load_config(words)
     dreamer.check_config(config)
-    pixels = dreamer.sees_images(config)
-    shapes = {"image": (*config.size, 3)} if pixels else agents.VECTORS
+    shapes = {"image": (*config.size, 3)} if dreamer.sees_images(config) else agents.VECTORS
     torch.manual_seed(0)
     agent = dreamer.Dreamer(config, shapes=shapes, actions=3)
-    size, length = config.batch_size, config.batch_length
-    discrete = config.actor_dist == "onehot"
+    size, length, discrete = config.batch_size, config.batch_length, config.actor_dist == "onehot"
     batch = agents.batch(shapes, 3, max(size, 2), max(length, 4), discrete=discrete)
     metrics = agent.update({key: value[:size, :length] for key, value in batch.items()})
     values = {key: float(value) for key, value in metrics.items()}
     broken = sorted(key for key, value in values.items() if not math.isfinite(value))
-    if any(key.endswith(("_loss", "_grad_norm")) for key in broken):  # Trainer.check_losses
-        print(f"training has diverged: {broken[0]} is {values[broken[0]]}", file=sys.stderr)
-        return 1
-    require(not broken, f"not finite: {broken}")
-    return 0
+    if any(key.endswith(("_loss", "_grad_norm")) for key in broken):  # as the loop does
+        return f"training has diverged: {broken[0]} is {values[broken[0]]}"
+    assert not broken, f"not finite: {broken}"
+    return None
 
 
 @scenario("commands", 60)
@@ -1132,82 +993,31 @@ def legal_update(t: Trial) -> str:
     setup_runs()
     import agents
 
-    known, family = settings(), t.rng.choice(FAMILIES).split()
-    names = [name for name in known if name not in OF_A_RUN and name not in setup_config().ACTIONS]
-    words = ["--configs", *family, *agents.SMALL]
-    for name in t.rng.sample(names, t.rng.randint(1, 4)):
-        words += [f"--{name}", *legal_value(name, known[name], t.rng).split()]
-    if load(words) is None:
+    from run import config
+
+    names = settings().keys() - OF_A_RUN - config.ACTIONS.keys()
+    words = ["--configs", *t.rng.choice(FAMILIES).split(), *agents.SMALL, *legal_words(t, names)]
+    if load(words)[0] is None:
         return "refused"
-    result = Process(update_once, words, memory=MEMORY, seconds=SECONDS).wait()
-    return survived_or_refused(result, " ".join(words))
+    return survived_or_refused(Process(update_once, words, **LIMITS).wait(), words)
 
 
 @scenario("commands", 12)
 def legal_run(t: Trial) -> str:
     """legal settings of the run at random: a short run, to its end"""
-    known = settings()
-    words = []
-    names = sorted(
-        OF_A_RUN - {"logdir", "task", "device", "steps", "from_checkpoint", "eval_tasks", "compile", "img_source"}
-    )
-    for name in t.rng.sample(names, t.rng.randint(1, 4)):
-        words += [f"--{name}", *legal_value(name, known[name], t.rng).split()]
-    flags = [*setup_runs(), "--steps", "100", *words]
-    if load(flags) is None:
+    fixed = {"logdir", "task", "device", "steps", "from_checkpoint", "eval_tasks", "compile", "img_source"}
+    words = [*setup_runs(), "--steps", "100", *legal_words(t, (OF_A_RUN - fixed) & settings().keys())]
+    if load(words)[0] is None:
         return "refused"
-    result = command("dreamer.py", *flags, "--logdir", t.logdir, memory=MEMORY, seconds=SECONDS).wait()
-    end = survived_or_refused(result, " ".join(words))
-    if end == "survived":
-        last = rows(t.logdir)[-1]
-        require(all(value is None or math.isfinite(value) for value in last.values()), f"{words}: {last}")
+    end = survived_or_refused(command("dreamer.py", *words, "--logdir", t.logdir, **LIMITS).wait(), words)
+    assert end == "refused" or finite(rows(t.logdir)[-1]), f"{words}: {rows(t.logdir)[-1]}"
     return end
 
 
 # ------------------------------------------------------------------------------------------------------------- configs
 
 
-@scenario("configs", 120)
-def configs_file(t: Trial) -> str:
-    """configs.yaml, mutated"""
-    from run import config
-
-    path, err = t.folder / "configs.yaml", io.StringIO()
-    path.write_bytes(mutate_text((ROOT / "configs.yaml").read_bytes(), t.rng))
-    try:
-        with contextlib.redirect_stderr(err):
-            found = config.load_config([], path)
-    except SystemExit as stop:
-        require(stop.code == 2 and err.getvalue().count("\n") == 1, f"{path}: {err.getvalue()!r}")
-        require(str(path) in err.getvalue(), f"the line does not name the file: {err.getvalue()}")
-        return "refused"
-    for name, value in found.flat().items():
-        for one in value if isinstance(value, list) else [value]:
-            require(name not in config.LEGAL or config.LEGAL[name].allows(one), f"{name} became {one!r}")
-    return "survived"
-
-
-@scenario("configs", 200)
-def saved_config(t: Trial) -> str:
-    """config.yaml of a run, mutated, read by the code of --eval_only and of a resumed run"""
-    config = setup_config()
-    path = t.folder / "config.yaml"
-    config.save_config(config.load_config(["--configs", "dmc_vision"]), path)
-    path.write_bytes(mutate_text(path.read_bytes(), t.rng))
-    try:
-        found = config.read_config(path)
-        with contextlib.redirect_stderr(err := io.StringIO()):
-            config.load_config([], base=found)
-    except config.ConfigError as error:
-        require("\n" not in str(error) and str(path) in str(error), f"not one line that names the file: {error}")
-        return "refused"
-    except SystemExit as stop:
-        require(stop.code == 2 and err.getvalue().count("\n") == 1, f"{err.getvalue()!r}")
-        return "refused"
-    return "survived"
-
-
-def mutate_text(data: bytes, rng: random.Random) -> bytes:
+def edit(data: bytes, rng: random.Random) -> bytes:
     """As `mutate`, and as an editor would: lines moved, doubled, indented, characters of YAML inserted."""
     if rng.random() < 0.3:
         return mutate(data, rng, 2)
@@ -1223,12 +1033,41 @@ def mutate_text(data: bytes, rng: random.Random) -> bytes:
             case 2:
                 lines[i] = rng.choice(("  ", "\t", " ", "- ", "&a ", "*a ", "? ", "! ", "%")) + lines[i]
             case 3:
-                lines[i] = (
-                    lines[i].split(":")[0] + ": " + rng.choice((*JUNK, "[1, [2]]", "{a: {b: 1}}", "|", ">", "~")) + "\n"
-                )
+                value = rng.choice((*JUNK, "[1, [2]]", "{a: {b: 1}}", "|", ">", "~"))
+                lines[i] = f"{lines[i].split(':')[0]}: {value}\n"
             case _:
-                lines[i] = lines[i][:at] + rng.choice("{}[]&*!|>'\"%@`,:#-?\\\t\0\x07\ufeff\u2028é") + lines[i][at:]
+                character = rng.choice("{}[]&*!|>'\"%@`,:#-?\\\t\0\x07\ufeff\u2028é")
+                lines[i] = lines[i][:at] + character + lines[i][at:]
     return "".join(lines).encode()
+
+
+@scenario("configs", 120)
+def configs_file(t: Trial) -> str:
+    """configs.yaml, mutated"""
+    path = t.folder / "configs.yaml"
+    path.write_bytes(edit((ROOT / "configs.yaml").read_bytes(), t.rng))
+    found, line = load([], check=False, path=path)
+    if found is None:
+        assert str(path) in line, f"the line does not name the file: {line}"
+        return "refused"
+    check_values(found, [name for name in found if name in settings()])
+    return "survived"
+
+
+@scenario("configs", 200)
+def saved_config(t: Trial) -> str:
+    """config.yaml of a run, mutated, read by the code of --eval_only and of a resumed run"""
+    from run import config
+
+    path = t.folder / "config.yaml"
+    config.save_config(config.load_config(["--configs", "dmc_vision"]), path)
+    path.write_bytes(edit(path.read_bytes(), t.rng))
+    try:
+        found = config.read_config(path)
+    except config.ConfigError as error:
+        assert "\n" not in str(error) and str(path) in str(error), f"not one line that names the file: {error}"
+        return "refused"
+    return "refused" if load([], check=False, base=found)[0] is None else "survived"
 
 
 # --------------------------------------------------------------------------------------------------------------- tools
@@ -1236,7 +1075,8 @@ def mutate_text(data: bytes, rng: random.Random) -> bytes:
 
 def small_runs(t: Trial) -> Path:
     """Three runs of a sweep with a few rows each."""
-    config = setup_config()
+    from run import config
+
     for seed in range(3):
         folder = t.folder / "log" / "dmc_walker_walk" / "hrssm" / f"seed{seed}"
         flags = ["--configs", "dmc_vision", "--task", "dmc_walker_walk", "--seed", str(seed), "--steps", "400"]
@@ -1245,11 +1085,12 @@ def small_runs(t: Trial) -> Path:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "latest.pt").touch()
         (folder / ".sweep.json").write_text('{"gpu": null, "exit": 0}')
-        (folder / "eval.jsonl").write_text('{"step": 400}\n')
+        (folder / "eval.jsonl").write_text('{"step": 400, "task": "dmc_walker_walk", "return": 40.0}\n')
     return t.folder / "log"
 
 
-def damage_small_runs(t: Trial, log: Path) -> None:
+def damage_small_runs(t: Trial) -> Path:
+    log = small_runs(t)
     files = sorted(path for path in log.rglob("*") if path.is_file() and path.stat().st_size)
     for path in t.rng.sample(files, t.rng.randint(1, 3)):
         match t.rng.randrange(5):
@@ -1258,12 +1099,8 @@ def damage_small_runs(t: Trial, log: Path) -> None:
             case 1:
                 path.write_text("\n".join(t.rng.sample(LINES, 5)) + "\n")
             case _:
-                path.write_bytes(mutate(path.read_bytes(), t.rng))
-
-
-def check_tool(result: Result) -> str:
-    require("Traceback" not in result.err, f"{result}")
-    return survived_or_refused(result)
+                damage(path, t.rng)
+    return log
 
 
 @scenario("tools", 16)
@@ -1271,24 +1108,16 @@ def plot_arguments(t: Trial) -> str:
     """figures/plot.py with odd arguments"""
     from figures import plot  # noqa: F401
 
-    log, rng = small_runs(t), t.rng
-    runs = rng.choice(
-        ([log], [f"a={log}"], [f"={log}"], [f"$x${rng.choice(JUNK)}={log}"], [log, log], [t.folder], [rng.choice(JUNK)])
-    )
-    out = rng.choice(
-        (t.folder / "a.png", t.folder / "a.svg", t.folder / "a.gif", t.folder, "/nowhere/a.png", rng.choice(JUNK))
-    )
-    flags = rng.choice(
-        ([], ["--at", "200"], ["--at", rng.choice(JUNK)], ["--at", "1e99", "-1"], ["--window", rng.choice(JUNK)])
-    )
-    flags += rng.choice(
-        ([], ["--metric", rng.choice(("update_count", "nothing", "step", *JUNK))], ["--label", rng.choice(JUNK)])
-    )
-    flags += rng.choice(([], ["--published"], ["--unknown"]))
-    result = command("figures/plot.py", *runs, "--out", out, *flags).wait()
-    end = check_tool(result)
-    require(end == "refused" or Path(out).stat().st_size > 0, f"no figure: {result}")
-    return end
+    log, rng, folder = small_runs(t), t.rng, t.folder
+    junk = functools.partial(rng.choice, JUNK)
+    runs = rng.choice(([log], [f"a={log}"], [f"={log}"], [f"$x${junk()}={log}"], [log, log], [folder], [junk()]))
+    out = rng.choice((folder / "a.png", folder / "a.svg", folder / "a.gif", folder, "/nowhere/a.png", junk()))
+    metric = rng.choice(("update_count", "nothing", "step", junk()))
+    pool = ([], ["--at", "200"], ["--at", junk()], ["--at", "1e99", "-1"], ["--window", junk()], ["--metric", metric])
+    more = ([], ["--label", junk()], ["--published"], ["--suite"], ["--suite", "--others"], ["--unknown"])
+    result = command("figures/plot.py", *runs, "--out", out, *rng.choice(pool), *rng.choice(more)).wait()
+    assert result.code or Path(out).stat().st_size > 0, f"no figure: {result}"
+    return survived_or_refused(result)
 
 
 @scenario("tools", 16)
@@ -1296,9 +1125,8 @@ def plot_damaged(t: Trial) -> str:
     """figures/plot.py on damaged runs"""
     from figures import plot  # noqa: F401
 
-    log = small_runs(t)
-    damage_small_runs(t, log)
-    return check_tool(command("figures/plot.py", log, "--out", t.folder / "a.png").wait())
+    words = [*t.rng.choice(([], ["--suite"])), damage_small_runs(t), "--out", t.folder / "a.png"]
+    return survived_or_refused(command("figures/plot.py", *words).wait())
 
 
 @scenario("tools", 30)
@@ -1307,66 +1135,45 @@ def sweep_arguments(t: Trial) -> str:
     import envs  # noqa: F401
 
     log, rng = small_runs(t), t.rng
-    flags = rng.choice(
-        (["--status"], ["--export", t.folder / "out"], ["--export", log / "file" / "x"], ["--dry_run"], [])
-    )
     junk = functools.partial(rng.choice, JUNK)
+    action = rng.choice((["--status"], ["--export", t.folder / "out"], ["--export", log / "file" / "x"], ["--dry_run"]))
     pool = [
         ["--tasks", "dmc_walker_walk", "--dry_run"], ["--tasks", junk(), "--dry_run"], ["--methods", junk()],
         ["--methods", "hrssm", "M+small"], ["--seeds", "0-2"], ["--seeds", "3-1"], ["--seeds", junk()],
         ["--max_parallel", junk()], ["--executor", junk()], ["--slurm", junk()], ["--configs", junk()], ["--unknown"],
     ]  # fmt: skip
-    for words in rng.sample(pool, rng.randint(0, 3)):
-        flags = [*flags, *words]
-    if not {"--status", "--export", "--dry_run"} & set(map(str, flags)):
-        flags = [*flags, "--status"]
-    folder = rng.choice(
-        (log, log, log, t.folder / "nowhere", log / "dmc_walker_walk" / "hrssm" / "seed0" / "config.yaml")
-    )
+    flags = [*action, *(word for words in rng.sample(pool, rng.randint(0, 3)) for word in words)]
+    run = log / "dmc_walker_walk" / "hrssm" / "seed0"
+    folder = rng.choice((log, log, log, t.folder / "nowhere", run / "config.yaml"))
     tail = rng.choice(([], [], ["--", "--steps", "400"], ["--", "--seed", "3"], ["--", "--batch_size", junk()]))
-    return check_tool(command("setup/sweep.py", "--logdir", folder, *flags, *tail).wait())
+    return survived_or_refused(command("setup/sweep.py", "--logdir", folder, *flags, *tail).wait())
 
 
 @scenario("tools", 30)
 def sweep_damaged(t: Trial) -> str:
     """setup/sweep.py --status and --export on damaged runs"""
-    log = small_runs(t)
-    damage_small_runs(t, log)
     flags = t.rng.choice((["--status"], ["--export", t.folder / "out"]))
-    result = command("setup/sweep.py", "--logdir", log, *flags).wait()
-    end = check_tool(result)
-    if end == "survived" and flags == ["--status"]:
-        require(result.out.count("\ndmc_walker_walk") == 3, f"not a row for each run: {result}")
-    return end
+    result = command("setup/sweep.py", "--logdir", damage_small_runs(t), *flags).wait()
+    whole = result.code or flags != ["--status"] or result.out.count("\ndmc_walker_walk") == 3
+    assert whole, f"not a row for each run: {result}"
+    return survived_or_refused(result)
 
 
 @scenario("tools", 12)
 def export_agent(t: Trial) -> str:
     """setup/export_agent.py on damaged and foreign runs; what it exports can be evaluated"""
-    copy_run(t)
-    path = t.logdir / "latest.pt"
+    path = copy_run(t) / "latest.pt"
     match t.rng.randrange(4):
         case 0:
-            path.write_bytes(mutate(path.read_bytes(), t.rng))
+            damage(path, t.rng)
         case 1:
-            Process(write_changed, reference() / "latest.pt", path, t.rng.random()).wait()
+            change_layout(path, t.rng)
         case 2:
             (t.logdir / t.rng.choice(("config.yaml", "latest.pt"))).unlink()
     result = command("setup/export_agent.py", t.logdir, t.folder / "agent").wait()
-    if result.code:
-        return refused(result)
-    flags = [
-        "--eval_only",
-        "--episodes",
-        1,
-        "--parallel",
-        "False",
-        "--compile",
-        "False",
-        "--logdir",
-        t.folder / "agent",
-    ]
-    return survived_or_refused(command("dreamer.py", *flags).wait())
+    if result.code == 0:
+        result = command("dreamer.py", *EVALUATE, t.folder / "agent").wait()
+    return survived_or_refused(result)
 
 
 # ----------------------------------------------------------------------------------------------------------- downloads
@@ -1386,6 +1193,12 @@ def server(t: Trial) -> Iterator:
             thread.join()
 
 
+def fetch_all(dmcgb) -> None:
+    dmcgb.server.faults = {}
+    code, said = dmcgb.run()
+    assert code == 0 and dmcgb.on_disk() == dmcgb.files, f"not whole after a retry: {said}"
+
+
 FAULTS = (
     "short", "whole", "whole, short", "503", "500", "429", "page", "changed", "other range", "no length", "length many",
     "length -5", "odd range", "redirect http://[", "slow", "",
@@ -1399,13 +1212,10 @@ def bad_answers(t: Trial) -> str:
         dmcgb.server.faults = {name: t.rng.choices(FAULTS, k=t.rng.randint(1, 6)) for name in dmcgb.files}
         code, said = dmcgb.run()
         finals = {name: content for name, content in dmcgb.on_disk().items() if not name.endswith(".part")}
-        require(all(dmcgb.files[name] == content for name, content in finals.items()), "a wrong file has a final name")
-        if code:
-            last = said.strip().splitlines()[-1]
-            require(code == 1 and last.startswith("download_assets.py: "), f"status {code}: {last}")
-        dmcgb.server.faults = {}
-        again, said = dmcgb.run()
-        require(again == 0 and dmcgb.on_disk() == dmcgb.files, f"not whole after a retry: {said}")
+        assert all(dmcgb.files[name] == content for name, content in finals.items()), "a wrong file has a final name"
+        last = said.strip().splitlines()[-1]
+        assert not code or (code == 1 and last.startswith("download_assets.py: ")), f"status {code}: {last}"
+        fetch_all(dmcgb)
         return "refused" if code else "survived"
 
 
@@ -1413,89 +1223,77 @@ def bad_answers(t: Trial) -> str:
 def killed_download(t: Trial) -> str:
     """a download killed at random moments, a file damaged between them"""
     with server(t) as dmcgb:
+        root = dmcgb.assets / "dmcgb"
         for _ in range(3):
             dmcgb.server.faults = {name: ["slow"] * 9 for name in dmcgb.files}
-            process = dmcgb.start()
-            moment = dmcgb.server.sent + t.rng.randint(1, 400_000)
+            process, moment = dmcgb.start(), dmcgb.server.sent + t.rng.randint(1, 400_000)
             while process.poll() is None and dmcgb.server.sent < moment:
                 time.sleep(0.002)
             process.kill()
             process.communicate()
-            root = dmcgb.assets / "dmcgb"
             files = [path for path in root.rglob("*") if path.is_file() and path.stat().st_size]
             for path in files:
-                final = not path.name.endswith(".part")
-                require(
-                    not final or path.read_bytes() == dmcgb.files[str(path.relative_to(root))],
-                    f"{path.name} is not whole",
-                )
+                whole = path.suffix == ".part" or path.read_bytes() == dmcgb.files[str(path.relative_to(root))]
+                assert whole, f"{path.name} is not whole"
             if files and t.rng.random() < 0.5:
-                path = t.rng.choice(files)
-                path.write_bytes(mutate(path.read_bytes(), t.rng))
-        dmcgb.server.faults = {}
-        code, said = dmcgb.run()
-        require(code == 0 and dmcgb.on_disk() == dmcgb.files, f"not whole after restarts: {said}")
+                damage(t.rng.choice(files), t.rng)
+        fetch_all(dmcgb)
         return "survived"
 
 
 # ------------------------------------------------------------------------------------------------------------ campaign
 
-
-class Count(NamedTuple):
-    scenario: Scenario
-    ends: Counter  # survived, refused, untried, failed
-    failures: list[tuple[str, str]]  # name for --only, reason
-    notes: set[str]
+ENDS = ("survived", "refused", "untried", "failed")
 
 
-def run_scenario(count: Count, numbers: list[int], seed: int) -> None:
-    scenario = count.scenario
+def run_scenario(name: str, numbers: list[int], seed: int) -> tuple[Counter, list[tuple[str, str]], set[str]]:
+    """How often the trials of a scenario ended in each way; failures, each with its words for --only; notes."""
+    ends, failures, notes, begin = Counter(), [], set(), time.monotonic()
     for number in numbers:
-        t = Trial(scenario.name, seed, number)
+        t = Trial(name.split(".")[1], seed, number)
         try:
-            end = scenario.function(t)
-        except (TooLarge, Skipped) as reason:
+            end = SCENARIOS[name][0](t)
+        except Untried as reason:
             end = "untried"
-            count.notes.add(str(reason) or "too large for this machine")
+            notes.add(str(reason))
         except Exception as error:
-            end, reason = "failed", str(error) if isinstance(error, Failed) else traceback.format_exc()
-            count.failures.append((f"{scenario.group}.{scenario.name}:{number}", reason))
-            print(f"{count.failures[-1][0]}: {reason}", file=sys.stderr, flush=True)
-        count.ends[end] += 1
+            end = "failed"
+            reason = str(error) if isinstance(error, Failed) else traceback.format_exc()
+            failures.append((f"{name}:{number}", reason))
+            print(f"{name}:{number}: {reason}", file=sys.stderr, flush=True)
+        ends[end] += 1
         shutil.rmtree(t.folder, ignore_errors=True)
+    said = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+    print(f"{name}: {said} ({time.monotonic() - begin:.0f} s)", file=sys.stderr, flush=True)
+    return ends, failures, notes
 
 
-def choose(words: list[str], scale: float) -> list[tuple[Scenario, list[int]]]:
-    """Scenarios and trials that `--only` names: group, group.scenario or group.scenario:trial."""
-    chosen = []
-    for item in SCENARIOS:
-        numbers = list(range(max(1, round(item.trials * scale))))
-        full = f"{item.group}.{item.name}"
-        if not words or item.group in words or full in words:
-            chosen.append((item, numbers))
-        elif only := [int(word.partition(":")[2]) for word in words if word.startswith(f"{full}:")]:
-            chosen.append((item, only))
+def choose(words: list[str], scale: float) -> dict[str, list[int]]:
+    """Trials of the scenarios that `--only` names: group, group.scenario or group.scenario:trial."""
+    chosen = {}
+    for name, (_, trials) in SCENARIOS.items():
+        if not words or name in words or name.split(".")[0] in words:
+            chosen[name] = list(range(max(1, round(trials * scale))))
+        elif only := [int(word.split(":")[1]) for word in words if word.startswith(f"{name}:")]:
+            chosen[name] = only
     return chosen
 
 
-def table(counts: list[Count]) -> str:
-    lines = [
-        "| scenario | trials | survived | refused in one line | not tried | failed |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    ends = ("survived", "refused", "untried", "failed")
+def table(counts: dict[str, Counter]) -> str:
+    """Markdown: a bold row for each group, then its scenarios."""
+
+    def numbers(ends: Counter) -> list[int]:
+        return [ends.total(), *(ends[end] for end in ENDS)]
+
+    lines = ["| scenario | trials | survived | refused in one line | not tried | failed |", "|---" + "|---:" * 5 + "|"]
     for group in GROUPS:
-        members = [count for count in counts if count.scenario.group == group]
+        members = {name: ends for name, ends in counts.items() if name.startswith(f"{group}.")}
         if members:
-            total = sum((count.ends for count in members), Counter())
-            lines.append(
-                f"| **{group}** | {' | '.join(f'**{n}**' for n in [total.total(), *(total[e] for e in ends)])} |"
-            )
-        for count in members:
-            lines.append(
-                f"| {count.scenario.title} (`{count.scenario.name}`) | "
-                f"{' | '.join(map(str, [count.ends.total(), *(count.ends[e] for e in ends)]))} |"
-            )
+            total = sum(members.values(), Counter())
+            lines.append(f"| **{group}** | {' | '.join(f'**{n}**' for n in numbers(total))} |")
+        for name, ends in members.items():
+            title = f"{SCENARIOS[name][0].__doc__} (`{name.split('.')[1]}`)"
+            lines.append(f"| {title} | {' | '.join(map(str, numbers(ends)))} |")
     return "\n".join(lines)
 
 
@@ -1509,21 +1307,18 @@ def main(argv: list[str]) -> int:
     chosen = choose(args.only, args.scale)
     if not chosen:
         parser.error(f"--only {' '.join(args.only)}: no such scenario")
-    counts = []
+    counts, failures, notes = {}, [], set()
     stop = contextlib.suppress(KeyboardInterrupt)  # Ctrl-C: the table of what was tried so far
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in a shell's background ignores it
     with stop, tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as folder:
         SCRATCH = Path(folder)
-        for item, numbers in chosen:
-            begin = time.monotonic()
-            counts.append(Count(item, Counter(), [], set()))
-            run_scenario(counts[-1], numbers, args.seed)
-            ends = ", ".join(f"{n} {end}" for end, n in sorted(counts[-1].ends.items()))
-            print(f"{item.group}.{item.name}: {ends} ({time.monotonic() - begin:.0f} s)", file=sys.stderr, flush=True)
+        for name, numbers in chosen.items():
+            counts[name], failed, noted = run_scenario(name, numbers, args.seed)
+            failures += failed
+            notes |= noted
     print(table(counts))
-    for note in sorted(set().union(*(count.notes for count in counts))):
+    for note in sorted(notes):
         print(f"\nNot tried: {note}.")
-    failures = [failure for count in counts for failure in count.failures]
     for name, reason in failures:
         print(f"\nFAILED: {reason}\n    python tests/campaign.py --seed {args.seed} --only {name}")
     return int(bool(failures))
