@@ -1,22 +1,26 @@
 """HRSSM from the command line: `python dreamer.py --configs dmc_vision --task dmc_walker_stand --logdir ./log`.
 
-This file holds the agent (`Dreamer`: act, update), the training loop (`Trainer`), and the command line. `--help` lists
+This file holds the agent (`Dreamer`: act, update), the training loop (`train`), and the command line. `--help` lists
 every setting. A run is a folder: the same command with the same --logdir resumes it from its checkpoint; `--eval_only`
 evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (run/distributed.py).
 """
 
 import contextlib
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from run import logs, process
+from run import distributed
+from run.config import ACTIONS, Config, check_config, check_resume, load_config, save_config
 
-TUNED = [process.tune_allocator()] if __name__ == "__main__" else []  # must come before torch
+if __name__ == "__main__":
+    if not distributed.launched():
+        load_config(sys.argv[1:], extra=ACTIONS)  # --help and mistakes end here: importing torch takes seconds
+    from run.process import tune_allocator
 
-import numpy as np
+    tune_allocator()  # must come before torch, too
+
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +29,12 @@ import exploration
 import fast
 import models
 import networks
-import tools
 from envs.parallel import EnvGroup, WorkerDied
-from run import checkpoint, collect, distributed, evaluate
-from run.collect import STREAMS, Collector
-from run.config import ACTIONS, Config, check_config, check_resume, load_config, save_config, sees_images
-from run.evaluate import Scores
-from run.prefetch import Prefetcher
+from run import checkpoint, collect, evaluate, runtime
+from run.logs import check_loggers, log
+from run.process import Interrupt, lock_folder
 from run.public import import_checkpoint
+from run.trainer import Trainer, TrainingError
 
 
 class Dreamer(nn.Module):
@@ -51,7 +53,7 @@ class Dreamer(nn.Module):
         self.behavior = models.ImagBehavior(config, self.world_model, actions)
         self.explorer = exploration.make(config, self.world_model, actions)
         self.behaviors = (self.behavior, *self.explorer.behaviors)
-        self.to(process.pick_device(config.device))
+        self.to(runtime.pick_device(config.device))
         self.use_backend(fast.Backend())
 
     @property
@@ -162,343 +164,82 @@ def make_agent(config: Config, group: EnvGroup) -> Dreamer:
     return Dreamer(config, shapes, actions, reward_to_simsr)
 
 
-def updates_due(config: Config, step: int) -> int:
-    """Updates due after `step` agent steps: `pretrain` after prefill, then train_ratio / (B·T) per step."""
-    c = config
-    first = -(-max(c.prefill, c.envs) // c.envs) * c.envs  # agent steps at the first update
-    if step < first:
-        return 0
-    return c.pretrain + int((step - first) * c.train_ratio / (c.batch_size * c.batch_length))
+def build(config: Config, group: EnvGroup) -> Dreamer:
+    """The agent for these envs, on the fastest path that works."""
+    agent = make_agent(config, group)
+    backend = fast.choose_backend(config.compile, agent.device, distributed.size())
+    agent.use_backend(backend, log.info)
+    if backend.note:
+        log.info(backend.note)
+    return agent
 
 
-CONSOLE = ("model_loss", "actor_loss", "value_loss")  # the part of a log row that the console shows
-MAX_LOSS = 1e9  # a mean beyond it counts as divergence
+# The loop
 
 
-class TrainingError(Exception):
-    """Training cannot continue; the message is one line."""
+def train(trainer: Trainer) -> None:
+    """Trains up to `steps` environment steps.
 
+    A checkpoint is saved after every `checkpoint_every` steps, after an evaluation, after each part of updates that are
+    redone, at the end, and before an interrupt or an error of an env ends the loop (`Trainer.resumable`).
 
-class Trainer:
-    """A training run: the agent, its experience, the logs, and what a checkpoint holds of them.
-
-    With several ranks (run/distributed.py), each has its share of envs, replay and batch. They run the loop in
-    lockstep; the main one logs, evaluates, and saves what all need to resume. Counters are totals over all ranks.
+    Raises TrainingError or collect.EnvError if training cannot continue; OSError if a file cannot be written.
     """
+    t, collector = trainer, trainer.collector
+    redoing = False  # updates lost with a checkpoint are due
+    with t.resumable() as interrupt:
+        while True:
+            if not collector.step_pending:
+                if t.is_due("eval"):
+                    t.evaluate(interrupt)
+                collector.act(t.agent)
+            update_agent(t, interrupt)
+            redone, redoing = redoing, t.updates < t.updates_due()
+            finished = t.env_step >= t.config.steps and not redoing
+            if finished and t.is_due("eval"):
+                t.evaluate(interrupt)
+            if redone or redoing or t.is_due("log"):
+                t.log()
+            if redoing or finished or t.checkpoint_is_due():
+                t.save()
+            if finished:
+                return
+            if not redoing:
+                t.log_episodes(collector.receive(interrupt))
 
-    def __init__(self, config: Config, logdir: Path):
-        self.config, self.logdir = config, logdir
-        self.device = process.pick_device(config.device)
-        process.seed_everything(config.seed, config.deterministic_run)
-        group = collect.make_train_envs(config)
-        self.evaluator = evaluate.Evaluator(config)
-        self.agent = make_agent(config, group)
-        self.backend = fast.choose_backend(config.compile, self.device, distributed.size())
-        self.agent.use_backend(self.backend, logs.log_line)
-        for task in config.eval_tasks:
-            evaluate.check_eval_task(config, task, group, self.agent.keys)
-        self.collector = Collector(config, group, self.agent.keys, logdir / "train_eps")
-        if not distributed.is_main():  # other noise than the main rank, which continues its stream from initialization
-            self.seed_torch()
-        self.batches = Prefetcher(
-            self.collector.replay,
-            self.collector.random_stream("batches"),
-            config.batch_size // distributed.size(),
-            config.batch_length,
-            self.device,
-        )
-        self.metrics = tools.Metrics()
-        self.updates = 0
-        self.last_return: float | None = None
-        self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
-        self.lines: int | None = None  # of metrics.jsonl at the checkpoint
-        self.logger: logs.Logger | None = None  # on the main rank
-        self.progress: logs.Progress | None = None
 
-    @property
-    def env_step(self) -> int:
-        return self.collector.env_step
-
-    def seed_torch(self) -> None:
-        """Seeds torch's samples, noise and masks for this rank."""
-        torch.manual_seed(int(self.collector.random_stream("torch").integers(2**63)))
-
-    # The loop
-
-    def train(self) -> None:
-        """Trains up to `steps`, or until interrupted; either way the run can resume from where it stopped.
-
-        Raises TrainingError or collect.EnvError if it cannot; OSError if a file cannot be written.
-        """
-        behind = False  # updates lost with a checkpoint are due
-        with process.Interrupt() as interrupt, self.saving_before_errors():
-            while True:
-                if not self.collector.under_way:
-                    if self.is_due("eval") and not self.evaluate(interrupt):
-                        break
-                    self.collector.act(self.agent)
-                if not self.learn(interrupt):
-                    break
-                redone, behind = behind, self.updates < self.updates_due()
-                finished = self.env_step >= self.config.steps and not behind
-                if finished and self.is_due("eval") and not self.evaluate(interrupt):
-                    break
-                if self.is_due("log") or redone or behind:
-                    self.log()
-                evaluated = self.done_at["eval"] == self.env_step > self.done_at["checkpoint"]
-                if self.is_due("checkpoint") or behind or evaluated or finished:
-                    self.save()
-                if finished:
-                    return
-                if behind:
-                    continue
-                summaries = self.collector.receive(interrupt)
-                if summaries is None:
-                    break
-                self.log_episodes(summaries)
-            self.save()
-            logs.log_line(f"stopped at step {self.env_step}: the same command resumes from there")
-
-    @contextlib.contextmanager
-    def saving_before_errors(self) -> Iterator[None]:
-        """Saves a checkpoint before the error of an env ends the loop."""
-        try:
-            yield
-        except collect.EnvError:
-            self.save()
-            logs.log_line(f"an env failed: saved a checkpoint of step {self.env_step}")
-            raise
-
-    def is_due(self, what: str) -> bool:
-        """Whether the next `what` is due, by the environment steps since the last one or at the end of the run."""
-        every, done_at = self.config[f"{what}_every"], self.done_at[what]
-        at_end = self.env_step >= self.config.steps and done_at < self.env_step
-        return at_end or (bool(every) and self.env_step // every > done_at // every)
-
-    def updates_due(self) -> int:
-        return updates_due(self.config, self.collector.step) if self.collector.can_sample else 0
-
-    def learn(self, interrupt: process.Interrupt) -> bool:
-        """Does the updates that are due. If any rank is interrupted, it stops between two updates and returns False.
-
-        After a lost checkpoint many are due: it does at most as many as belong to the steps between two checkpoints.
-        """
-        c = self.config
-        steps = max(c.envs, c.checkpoint_every / c.action_repeat)
-        most = max(c.pretrain, math.ceil(steps * c.train_ratio / (c.batch_size * c.batch_length)))
-        due = min(self.updates_due(), self.updates + most)
-        while not distributed.any_rank(interrupt.requested):
-            if self.updates >= due:
-                return True
-            batch = self.batches.next()
-            self.batches.prefetch()
-            self.metrics.update(self.agent.update(batch))
-            self.updates += 1
-            self.show_progress()
-        return False
-
-    def evaluate(self, interrupt: process.Interrupt) -> bool:
-        """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
-
-        Likewise on each of `eval_tasks`. If any rank is interrupted, it drops the evaluation and all its effects, and
-        returns False. An error of an env drops it too, and raises EnvError in all ranks.
-        """
-        results, rng, episodes, failure = {}, process.rng_state(), self.evaluator.episodes, None
-        try:
-            with interrupt.immediate():
-                if self.config.eval_episode_num and distributed.is_main():
-                    results = self.evaluator.play(self.agent, self.env_step)
-        except process.Interrupted:
-            pass
-        except Exception as error:
-            failure = error
-        dropped, failed = distributed.any_rank(interrupt.requested), distributed.any_rank(failure is not None)
-        if dropped or failed:
-            process.set_rng_state(rng)
-            self.evaluator.episodes = episodes
-            if not dropped:
-                raise collect.EnvError("an evaluation failed") from failure
-            return False
-        self.done_at["eval"] = self.env_step
-        self.log_evaluation(results)
-        return True
-
-    def predict_video(self, sequences: int = 4) -> np.ndarray:
-        """Frames of `WorldModel.video_pred` for some of the replay; draws from its own generators."""
-        c, seed = self.config, (self.config.seed, STREAMS["video_pred"], self.env_step)
-        replay = self.collector.replay
-        segments = replay.draw(np.random.default_rng(seed), 8 * sequences, c.batch_length)
-        segments.sort(key=len)  # few seams between episodes
-        batch = {k: torch.from_numpy(v).to(self.device) for k, v in replay.gather(segments[:sequences]).items()}
-        with process.own_randomness(self.device, *seed):
-            return self.agent.world_model.video_pred(batch).cpu().numpy()
-
-    # Logs
-
-    def log_episodes(self, summaries: list[dict[str, float]]) -> None:
-        for summary in summaries:
-            self.last_return = float(summary["train_return"])
-            if self.logger is not None:
-                self.logger.scalars(summary)
-                self.logger.write(self.env_step)
-        self.show_progress()
-
-    def log_evaluation(self, results: dict[str, tuple[Scores, list[np.ndarray]]]) -> None:
-        if self.logger is None or not results:
-            return
-        for task, (scores, videos) in results.items():
-            suffix, means = f"/{task}" if task else "", evaluate.summary(scores)
-            self.logger.scalars({f"eval_{k}{suffix}": v for k, v in means.items()})
-            if videos:  # an env that cannot be rendered has none
-                self.logger.video(f"eval_policy{suffix}", videos[0])
-            logs.log_line(
-                f"step {self.env_step}: eval_return{suffix} {means['return']:.1f} ± {means['return_std']:.1f} "
-                f"({means['episodes']} episodes)"
-            )
-        c = self.config
-        if (c.probe_decoder or c.video_pred_log) and sees_images(c):
-            self.logger.video("video_pred", self.predict_video())
-        self.logger.write(self.env_step)
-
-    def log(self) -> None:
-        """Writes the means of the metrics since the last call. Raises TrainingError if they show divergence."""
-        self.done_at["log"] = self.env_step
-        values = self.average(self.metrics.result())
-        replay_steps = sum(distributed.all_gather(self.collector.replay.steps))
-        if self.logger is not None:
-            self.logger.scalars({**values, "update_count": self.updates, "replay_steps": replay_steps})
-            self.logger.write(self.env_step, fps=True, updates=self.updates)
-            self.progress.report({name: values[name] for name in CONSOLE if name in values})
-        self.check_losses(values)
-
-    def average(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over all ranks."""
-        results = distributed.all_gather(values)
-        return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
-
-    def check_losses(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            if name.endswith(("_loss", "_grad_norm")) and not math.isfinite(value):
-                problem = "not finite"
-            elif name.endswith("_loss") and abs(value) > MAX_LOSS:
-                problem = f"beyond {MAX_LOSS:g}"
-            else:
-                continue
-            raise TrainingError(
-                f"training has diverged: {name} is {value:.3g} at step {self.env_step}, {problem}; "
-                f"the last checkpoint in {self.logdir} is of step {self.done_at['checkpoint']}"
-            )
-
-    def show_progress(self) -> None:
-        if self.progress is not None:
-            self.progress.update(self.env_step, self.updates, self.last_return)
-
-    # Checkpoints
-
-    def resume(self) -> None:
-        """Starts a new run, or resumes the one in `logdir`: its checkpoint, and every episode finished since."""
-        path, state = checkpoint.read(self.logdir, self.agent)
-        with checkpoint.our_layout(path):
-            own = self.load_state_dict(state) if state is not None else None
-        step = self.env_step  # of the checkpoint
-        exact, newer = self.collector.restore(exact=own is not None)
-        episodes = sum(distributed.all_gather(self.collector.replay.episodes))
-        resumed = state is not None or self.env_step > 0
-        if distributed.is_main():
-            self.logger = logs.Logger(self.logdir, step if state is not None else None, self.lines)
-            self.logger.settings(self.config.flat(), self.env_step)
-            self.progress = logs.Progress(self.config.steps, self.env_step, self.updates)
-        self.log_again(newer, step)
-        if resumed:
-            lost = f", {self.env_step - step} of them newer than the checkpoint" if not exact else ""
-            logs.log_line(f"resumed at step {self.env_step} with {episodes} episodes{lost}")
-            owed = self.updates_due() - self.updates
-            if not exact and owed > 0:
-                logs.log_line(f"{owed} updates lost with the last checkpoint are due")
-            elif self.env_step >= self.config.steps:
-                logs.log_line(f"nothing left to train: --steps is {self.config.steps}; a larger number resumes")
-        if exact:
-            with checkpoint.our_layout(path):
-                self.batches.load_state_dict(own["batches"])
-            return
-        self.collector.act(self.agent)
-
-    def log_again(self, summaries: list[dict[str, float]], step: int) -> None:
-        """Logs the episodes that finished after the checkpoint of this step, at the steps of their original lines."""
-        if summaries:
-            self.last_return = float(summaries[-1]["train_return"])
-        if self.logger is None:
-            return
-        lines = {line.get("train_episodes"): line for line in self.logger.removed}
-        for summary in summaries:
-            line = lines.get(summary["train_episodes"], {})
-            step = min(max(line.pop("step", step), step), self.env_step)
-            self.logger.scalars({**summary, **line})
-            self.logger.write(step)
-
-    def load_state_dict(self, state: dict) -> dict | None:
-        """Restores a checkpoint; returns the state of this rank, None if it is from another number of ranks.
-
-        In that case envs are redistributed, and random numbers differ from there on.
-        """
-        self.agent.load(state["agent"])
-        self.collector.load_state_dict(state, self.device)
-        self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
-        self.last_return = state["last_return"]
-        self.lines = state.get("lines")
-        self.done_at = {name: int(state["done_at"][name]) for name in self.done_at}
-        ranks = state["ranks"]
-        if len(ranks) != distributed.size():
-            logs.log_line(f"resumed with another number of processes, {distributed.size()} instead of {len(ranks)}")
-            self.collector.rng = self.collector.random_stream("prefill")
-            self.batches.rng = self.collector.random_stream("batches")
-            self.seed_torch()
-            return None
-        own = ranks[distributed.rank()]
-        self.metrics.load_state_dict(own["metrics"])
-        self.batches.rng.bit_generator.state = own["batches"]["rng"]
-        process.set_rng_state(own["rng"], prefill=self.collector.rng)
-        return own
-
-    def save(self) -> None:
-        """Writes `latest.pt` atomically; the one before becomes `previous.pt`.
-
-        Raises TrainingError, and writes nothing, if training has diverged.
-        """
-        self.check_losses(self.average(self.metrics.means()))
-        agent = self.agent.state()
-        broken = checkpoint.find_nonfinite(agent)
-        if broken:
-            raise TrainingError(
-                f"training has diverged: {broken} is not finite at step {self.env_step}; "
-                f"the last checkpoint in {self.logdir} is of step {self.done_at['checkpoint']}"
-            )
-        done_at = {**self.done_at, "checkpoint": self.env_step}
-        own = {
-            "batches": self.batches.state_dict(),
-            "metrics": self.metrics.state_dict(),
-            "rng": process.rng_state(prefill=self.collector.rng),
-        }
-        state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own), "agent": agent}
-        if distributed.is_main():
-            state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes}
-            state |= {"last_return": self.last_return, "done_at": done_at, "lines": self.logger.lines}
-            checkpoint.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
-        self.done_at = done_at
-
-    def close(self) -> None:
-        for part in (self.collector.envs, self.evaluator, self.batches, self.logger, self.progress):
-            if part is not None:
-                part.close()
+def update_agent(trainer: Trainer, interrupt: Interrupt) -> None:
+    """Does the updates that are due, at most `max_updates`; raises Interrupted between two of them."""
+    t = trainer
+    due = min(t.updates_due(), t.updates + t.max_updates)
+    interrupt.check()
+    while t.updates < due:
+        batch = t.batches.next()
+        t.batches.prefetch()
+        t.metrics.update(t.agent.update(batch))
+        t.updates += 1
+        t.show_progress()
+        interrupt.check()
 
 
 # The command line
+
+USER_ERRORS = (ValueError, OSError, ImportError, WorkerDied)
+
+
+class CommandError(Exception):
+    """Ends the command with one line and an exit status."""
+
+    def __init__(self, message: object, status: int):
+        super().__init__(str(message))
+        self.status = status
 
 
 def check_settings(config: Config) -> None:
     """Raises ValueError, one line, for settings that cannot work together or on this machine."""
     check_config(config)
-    process.pick_device(config.device)
+    check_loggers(config.loggers)
+    runtime.pick_device(config.device)
     envs.parse(config.task)  # raises for an unknown task
 
 
@@ -509,7 +250,7 @@ def open_logdir(logdir: Path) -> Iterator[None]:
         if distributed.is_main():
             try:
                 logdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(process.lock_folder(logdir))
+                stack.enter_context(lock_folder(logdir))
             except OSError as error:
                 raise ValueError(
                     f"--logdir {logdir}: {error.strerror}; expected a folder that can be made and written"
@@ -520,71 +261,95 @@ def open_logdir(logdir: Path) -> Iterator[None]:
         yield
 
 
-def run_command(argv: list[str]) -> int:
-    """Trains or evaluates, as the command line asks; returns the exit status."""
+@contextlib.contextmanager
+def starting(logdir: Path) -> Iterator[None]:
+    """Within it, an error that a user can cause ends the command in all ranks, with one line and status 2."""
+    try:
+        with distributed.together(*USER_ERRORS):
+            yield
+    except USER_ERRORS as error:
+        nameless = isinstance(error, OSError) and error.errno and not error.filename  # of a write
+        raise CommandError(f"{error} (--logdir {logdir})" if nameless else error, 2) from error
+
+
+@contextlib.contextmanager
+def training(trainer: Trainer) -> Iterator[None]:
+    """Within it, an error that ends training ends the command with one line that tells where the run resumes."""
+    try:
+        yield
+    except TrainingError as error:
+        raise CommandError(error, 1) from error
+    except collect.EnvError as error:
+        if not isinstance(error.__cause__, WorkerDied):
+            raise  # with the traceback of the env
+        raise CommandError(f"{error.__cause__}; the same command resumes from step {trainer.env_step}", 1) from error
+    except OSError as error:  # a full disk, or a deleted folder
+        problem = f"{error.strerror or error} ({error.filename or trainer.logdir})"
+        step = trainer.done_at["checkpoint"]
+        message = f"{problem}; the same command resumes from the last checkpoint, of step {step}"
+        raise CommandError(message, 1) from error
+
+
+def train_run(config: Config, logdir: Path) -> None:
+    """Starts or resumes the run in `logdir`, and trains it. Raises CommandError."""
+    with contextlib.ExitStack() as stack:
+        with starting(logdir):
+            check_settings(config)
+            stack.enter_context(open_logdir(logdir))
+            if note := check_resume(config, logdir):
+                log.info(note)
+            runtime.set_up(config)
+            group = collect.make_train_envs(config)
+            trainer = stack.enter_context(contextlib.closing(Trainer(config, logdir, build(config, group), group)))
+        distributed.set_device(trainer.device)
+        distributed.broadcast(trainer.agent.state_dict().values())
+        with starting(logdir):
+            if config.from_checkpoint and not (logdir / checkpoint.LATEST).exists():
+                for line in import_checkpoint(trainer.agent, config.from_checkpoint):
+                    log.info(f"--from_checkpoint: {line}")
+            trainer.resume()
+            if distributed.is_main():
+                save_config(config, logdir / "config.yaml")
+        with training(trainer):
+            train(trainer)
+
+
+def evaluate_run(argv: list[str], logdir: Path, action: Config) -> None:
+    """`--eval_only`. Raises CommandError."""
+    with starting(logdir):
+        if distributed.size() > 1:
+            raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
+        config = evaluate.run_config(argv, logdir)
+        check_settings(config)
+        runtime.set_up(config)
+        with evaluate.make_run_envs(config, action) as group:
+            evaluate.evaluate_run(build(config, group), group, logdir, action)
+
+
+def run_command(argv: list[str]) -> None:
+    """Trains or evaluates, as the command line asks. Raises CommandError, or SystemExit for --help and wrong flags."""
     config, action = load_config(argv, extra=ACTIONS)
     logdir = Path(config.logdir).expanduser()
-    errors = (ValueError, OSError, ImportError, WorkerDied)
-    with contextlib.ExitStack() as stack:
-        try:
-            with distributed.together(*errors):
-                if action.eval_only:
-                    if distributed.size() > 1:
-                        raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
-                    config = evaluate.run_config(argv, logdir)
-                    check_settings(config)
-                    evaluate.evaluate_run(
-                        make_agent, config, logdir, action.episodes, action.video, action.probe_state
-                    )
-                    return 0
-                if action.episodes or action.video or action.probe_state:
-                    raise ValueError("--episodes, --video and --probe_state belong to --eval_only")
-                check_settings(config)
-                stack.enter_context(open_logdir(logdir))
-                check_resume(config, logdir)
-                trainer = stack.enter_context(contextlib.closing(Trainer(config, logdir)))
-            distributed.set_device(trainer.device)
-            distributed.broadcast(trainer.agent.state_dict().values())
-            with distributed.together(*errors):
-                if config.from_checkpoint and not (logdir / checkpoint.LATEST).exists():
-                    for line in import_checkpoint(trainer.agent, config.from_checkpoint):
-                        logs.log_line(f"--from_checkpoint: {line}")
-                trainer.resume()
-                if distributed.is_main():
-                    save_config(config, logdir / "config.yaml")
-        except errors as error:
-            nameless = isinstance(error, OSError) and error.errno and not error.filename  # of a write
-            return complain(f"{error} (--logdir {logdir})" if nameless else error, 2)
-        for line in filter(None, [*TUNED, process.tune_matmul(trainer.device), trainer.backend.note]):
-            logs.log_line(line)
-        try:
-            trainer.train()
-        except TrainingError as error:
-            return complain(error, 1)
-        except collect.EnvError as error:
-            if not isinstance(error.__cause__, WorkerDied):
-                raise  # with the traceback of the env
-            return complain(f"{error.__cause__}; the same command resumes from step {trainer.env_step}", 1)
-        except OSError as error:  # a full disk, or a deleted folder
-            step = trainer.done_at["checkpoint"]
-            problem = f"{error.strerror or error} ({error.filename or logdir})"
-            return complain(f"{problem}; the same command resumes from the last checkpoint, of step {step}", 1)
-    return 0
-
-
-def complain(error: Exception | str, status: int) -> int:
-    """Prints a line about an error, once, and returns the exit status."""
-    if distributed.is_main():
-        print(f"dreamer.py: {error}", file=sys.stderr)
-    return status
+    if action.eval_only:
+        evaluate_run(argv, logdir, action)
+    elif action.episodes or action.video or action.probe_state:
+        raise CommandError("--episodes, --video and --probe_state belong to --eval_only", 2)
+    else:
+        train_run(config, logdir)
 
 
 def main(argv: list[str]) -> int:
+    """Runs a command line; returns its exit status."""
     distributed.start()
+    status = 0
     try:
-        status = run_command(argv)
-    except SystemExit as end:  # --help, or unknown flags
+        run_command(argv)
+    except SystemExit as end:
         status = end.code
+    except CommandError as error:
+        if distributed.is_main():
+            print(f"dreamer.py: {error}", file=sys.stderr)
+        status = error.status
     distributed.stop()
     return status
 

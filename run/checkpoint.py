@@ -14,11 +14,11 @@ from torch import nn
 
 from run import distributed
 from run.files import replacing
-from run.logs import first_line, log_line
+from run.logs import first_line, log
 
 LATEST, PREVIOUS = "latest.pt", "previous.pt"
 KINDS = {
-    "step": int, "updates": int, "eval_episodes": int, "lines": int, "under_way": bool, "last_return": float | None,
+    "step": int, "updates": int, "eval_episodes": int, "lines": int | None, "step_pending": bool,
     "episode": list, "sent": list, "ranks": list, "policy": dict | None, "replay": dict, "done_at": dict, "agent": dict,
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def read(logdir: Path, agent: nn.Module) -> tuple[Path | None, dict | None]:
     """
     path, state, problem = find(logdir) if distributed.is_main() else (None, None, "")
     if problem:
-        log_line(f"{problem}: resumed from {path}")
+        log.info(f"{problem}: resumed from {path}")
         if (logdir / LATEST).exists():
             os.replace(logdir / LATEST, logdir / f"{LATEST}.damaged")
     distributed.all_gather(None)
@@ -84,7 +84,7 @@ def load_weights(logdir: Path, agent: nn.Module) -> int:
     if state is None:
         raise ValueError(f"--logdir {logdir} holds no checkpoint yet: {LATEST} is missing")
     if problem:
-        log_line(f"{problem}: evaluating {path}")
+        log.info(f"{problem}: evaluating {path}")
     return put(state, agent, path)
 
 

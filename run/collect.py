@@ -17,9 +17,10 @@ from torch import Tensor
 
 import envs
 from envs.parallel import EnvGroup, Transition
-from run import distributed, process
+from run import distributed
 from run.config import Config, sees_images
 from run.episodes import spec_of
+from run.process import Interrupt, Interrupted
 from run.replay import Replay
 
 # First entry of the seeds of envs, second of the seeds of random streams, next to the setting `seed`.
@@ -98,8 +99,8 @@ class Collector:
         self.step = 0  # agent steps, over all envs of all ranks
         self.rng = self.random_stream("prefill")
         self.can_sample = False  # the replay of every rank holds a step
-        self.under_way = False  # actions were sent, and their results not received yet
-        self.answers: list[Transition] | None = None  # results that a resumed run has received already
+        self.step_pending = False  # actions were sent, and their results not received yet
+        self.received: list[Transition] | None = None  # results that a resumed run has received already
         self.failure: Exception | None = None  # from sending an action to an env
         self.policy_state: dict[str, Tensor] | None = None
         # of each env
@@ -130,7 +131,7 @@ class Collector:
             action = action.cpu().numpy()
         for sent, one in zip(self.sent, action, strict=True):
             sent.append(one)
-        self.under_way = True
+        self.step_pending = True
         try:
             self.envs.send([self.to_env(one) for one in action])
         except Exception as error:  # raised by `receive`, which all ranks call
@@ -146,27 +147,26 @@ class Collector:
         """An action of the policy in the form that the env takes."""
         return {"action": action if self.discrete else np.clip(action, -1, 1)}
 
-    def receive(self, interrupt: process.Interrupt) -> list[dict[str, float]] | None:
+    def receive(self, interrupt: Interrupt) -> list[dict[str, float]]:
         """Waits for the results of the actions that were sent, and stores them.
 
-        Returns a summary of each episode that ended with them, over all ranks, in the order of their numbers; None if
-        any rank was interrupted before the results arrived. Raises EnvError, in all ranks, if an env failed. In both
-        cases the step is still pending.
+        Returns a summary of each episode that ended with them, over all ranks, in the order of their numbers. Raises,
+        in all ranks, Interrupted if any was interrupted before the results arrived, and EnvError if an env failed. In
+        both cases the step is still pending.
         """
-        transitions, failure = self.answers, self.failure
+        transitions, failure = self.received, self.failure
         if transitions is None and failure is None:
             try:
                 with interrupt.immediate():
                     transitions = self.envs.receive()
-            except process.Interrupted:
+            except Interrupted:
                 pass
             except Exception as error:
                 failure = error
         if distributed.any_rank(transitions is None):
-            if distributed.any_rank(interrupt.requested):  # a closed terminal ends the workers too
-                return None
+            interrupt.check()  # first, as a closed terminal ends the workers too
             raise EnvError("an env failed" if failure else "an env of another process failed") from failure
-        self.answers, self.under_way = None, False
+        self.received, self.step_pending = None, False
         self.step += self.config.envs
         self.can_sample = True
         ended = []
@@ -224,7 +224,7 @@ class Collector:
         episodes, sents, policies, finished_steps = zip(*found, strict=True)
         return {
             "step": self.step,
-            "under_way": self.under_way,
+            "step_pending": self.step_pending,
             "episode": [*itertools.chain(*episodes)],
             "sent": [*itertools.chain(*sents)],
             "policy": {k: torch.cat([one[k] for one in policies]) for k in policy} if policy else None,
@@ -234,7 +234,7 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Takes this rank's share of a state; `restore` must follow."""
         mine = slice(self.numbers.start, self.numbers.stop)
-        self.step, self.under_way = state["step"], state.get("under_way", True)
+        self.step, self.step_pending = state["step"], state.get("step_pending", state.get("under_way", True))
         self.episode = list(state["episode"][mine])
         self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
         if state["policy"]:
@@ -253,7 +253,7 @@ class Collector:
         all ranks. After such an episode its env begins the next one, and `step` counts all steps taken.
         Raises ValueError if the episodes of the checkpoint are gone.
         """
-        known, under_way = self.replay.total_episodes, self.under_way
+        known, step_pending = self.replay.total_episodes, self.step_pending
         self.replay.load()
         if known and not any(distributed.all_gather(len(self.replay.finished))):
             raise ValueError(
@@ -277,14 +277,14 @@ class Collector:
         self.replay.skip(max(distributed.all_gather(self.replay.total_episodes)) - self.replay.total_episodes)
         sent = list(self.sent)
         histories = self.envs.restore(self.episode, [[self.to_env(action) for action in actions] for actions in sent])
-        self.under_way = exact and under_way
-        if self.under_way:
-            self.answers = [history.pop() for history in histories]
+        self.step_pending = exact and step_pending
+        if self.step_pending:
+            self.received = [history.pop() for history in histories]
         with self.numbered(sum(transition.done for history in histories for transition in history)):
             for env, (first, *history) in enumerate(histories):
                 self.begin_episode(env, self.episode[env], first.obs)
                 self.sent[env] = sent[env]
-                for transition, action in zip(history, sent[env], strict=not self.under_way):
+                for transition, action in zip(history, sent[env], strict=not self.step_pending):
                     summary = self.record(env, transition, action)
                     if summary is not None:
                         newer.append(summary)

@@ -36,7 +36,7 @@ ACTIONS = {
 # Settings that determine how long, how often or where, not what is computed: they may change when a run resumes.
 FREE_SETTINGS = {
     "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
-    "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "parallel",
+    "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "loggers", "parallel",
     "replay_dir_limit", "scan_path", "steps", "video_pred_log",
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ PATTERN = Legal(_is_pattern, " that is a regular expression")
 _ROWS = (
     # Run
     ("logdir task", NONEMPTY),
-    ("device eval_tasks from_checkpoint", TEXT),
+    ("device eval_tasks from_checkpoint loggers", TEXT),  # checked where they are used
     ("seed", between(0, 1e18)),
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),
@@ -114,7 +114,6 @@ _ROWS = (
     ("train_ratio", between(1e-6, 1e5)),
     ("pretrain imag_starts", between(0, 1e6)),
     ("slow_target_update", between(1, 1e6)),
-    ("opt", one_of("adam")),
     ("model_lr value_lr actor_lr repo_lr", between(1e-10, 0.1)),
     ("opt_eps ac_opt_eps", between(1e-20, 1)),
     ("grad_clip value_grad_clip actor_grad_clip", between(0, 1e9)),
@@ -564,20 +563,31 @@ def check_config(config: Config) -> None:
     require(exists, f"--from_checkpoint {c.from_checkpoint}: there is no such file")
 
 
-def check_resume(config: Config, logdir: Path) -> None:
-    """Raises ConfigError if the run in `logdir` had other settings, apart from FREE_SETTINGS."""
+def check_resume(config: Config, logdir: Path) -> str:
+    """Compares the settings with those of the run in `logdir`, if there is one.
+
+    Raises ConfigError if they differ, apart from FREE_SETTINGS. Returns a line about settings of the run that are
+    ignored, as this version does not have them; empty if there are none.
+    """
     path = logdir / "config.yaml"
-    if not path.exists() or config.allow_config_change:
-        return
+    if not path.exists():
+        return ""
     # a setting that is newer than the run had its default
     old, new = {**load_config([]).flat(), **read_config(path).flat()}, config.flat()
     changed = [
-        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in FREE_SETTINGS
+        f"{name} {old[name]!r} -> {new[name]!r}"
+        for name in sorted(new)
+        if old[name] != new[name] and name not in FREE_SETTINGS
     ]
-    if changed:
+    if changed and not config.allow_config_change:
         raise ConfigError(
             f"--logdir {logdir} holds a run with other settings ({'; '.join(changed)}): "
             "use another --logdir, or --allow_config_change True to resume with the new ones"
         )
+    return ignored(path, old, new)
+
+
+def ignored(path: Path, found: Collection[str], known: Collection[str]) -> str:
+    """A line about the settings of a run that this version does not have, empty if there are none."""
+    names = [name for name in found if name not in known]
+    return f"{path}: ignored, as this version does not have it: {', '.join(names)}" if names else ""

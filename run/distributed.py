@@ -27,10 +27,15 @@ class RankError(ValueError):
     """An error of one rank that all of them raise."""
 
 
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1"
+
+
 def start() -> None:
     """Joins the ranks of torchrun, if it started this process. Only rank 0 keeps its standard output then."""
     global _rank, _size
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    if not launched():
         return
     import torch.distributed as dist
 

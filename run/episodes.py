@@ -16,7 +16,6 @@ import mmap
 import os
 import re
 import stat
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from run.logs import log
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of each key of a row
 Arrays = dict[str, np.ndarray]
@@ -180,7 +181,7 @@ class EpisodeFiles:
         for path in self.folder.glob("*.npz"):
             match = FILE_NAME.fullmatch(path.name)
             if not match:
-                print(f"replay: {path} is not named like an episode: ignored", file=sys.stderr)
+                log.warning(f"replay: {path} is not named like an episode: ignored")
                 continue
             file = File(*map(int, match.groups()), path)
             if self.envs is not None and file.env not in self.envs:
@@ -189,16 +190,16 @@ class EpisodeFiles:
             try:
                 status = path.stat()
             except OSError as error:
-                print(f"replay: {path} cannot be read ({error.strerror}): left out", file=sys.stderr)
+                log.warning(f"replay: {path} cannot be read ({error.strerror}): left out")
                 continue
             if not stat.S_ISREG(status.st_mode):  # reading a pipe would block, a device might never end
-                print(f"replay: {path} is not a regular file: left out", file=sys.stderr)
+                log.warning(f"replay: {path} is not a regular file: left out")
                 continue
             if not 2 <= file.rows <= status.st_size:
                 _set_aside(path, f"{file.rows} rows in {status.st_size} bytes")
                 continue
             if file.key in found:
-                print(f"replay: {path.name} and {found[file.key].path.name}: using the newer", file=sys.stderr)
+                log.warning(f"replay: {path.name} and {found[file.key].path.name}: using the newer")
                 file = max(file, found[file.key])
             found[file.key] = file
         return sorted(found.values()), next_order
@@ -246,7 +247,7 @@ class EpisodeFiles:
                 "use the settings that they were collected with, or another --logdir"
             )
         for path, difference in misfits.items():
-            print(f"replay: {path} does not have the rows of this run ({difference}): left out", file=sys.stderr)
+            log.warning(f"replay: {path} does not have the rows of this run ({difference}): left out")
         return read, spec
 
 
@@ -257,7 +258,7 @@ def _take(path: Path, future: Future) -> Arrays | None:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise
-        print(f"replay: {path} cannot be read ({error.strerror or error}): left out", file=sys.stderr)
+        log.warning(f"replay: {path} cannot be read ({error.strerror or error}): left out")
     except ValueError as error:
         _set_aside(path, str(error))
     return None
@@ -270,7 +271,7 @@ def _set_aside(path: Path, reason: str) -> None:
         done = f"renamed to {aside.name}"
     except OSError as error:
         done = f"left out, as renaming it failed ({error.strerror})"
-    print(f"replay: {path} is damaged ({reason}): {done}", file=sys.stderr)
+    log.warning(f"replay: {path} is damaged ({reason}): {done}")
 
 
 def read_episode(path: Path, rows: int | None = None) -> Arrays:

@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from envs.parallel import EnvGroup
-from run import checkpoint, logs, probe, process, video
+from run import checkpoint, probe, runtime, video
 from run.collect import STREAMS, make_envs, stack_obs
-from run.config import ACTIONS, Config, load_config, read_config, sees_images
+from run.config import ACTIONS, FREE_SETTINGS, Config, ignored, load_config, read_config, sees_images
+from run.logs import log
 
 Scores = dict[str, list[float]]  # return, length and, if there is one, success of each episode
 
@@ -126,7 +127,7 @@ class Evaluator:
         results = {"": play(agent, self.envs, c.eval_episode_num, self.episodes)}
         for task in c.eval_tasks:
             with (
-                process.own_randomness(agent.device, c.seed, STREAMS["eval_tasks"], env_step),
+                runtime.own_randomness(agent.device, c.seed, STREAMS["eval_tasks"], env_step),
                 make_envs(c.replace(task=task), "eval", count, image) as group,
             ):
                 results[task] = play(agent, group, c.eval_episode_num, self.episodes)
@@ -145,40 +146,38 @@ def run_config(argv: list[str], logdir: Path) -> Config:
     stored = read_config(logdir / "config.yaml")
     config, _ = load_config(argv, extra=ACTIONS, base=stored)
     given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
-    missing = [f"{k} {v}" for k, v in config.flat().items() if k not in stored.flat() and k not in given]
+    known = {*stored.flat(), *given, *FREE_SETTINGS}
+    missing = [f"{k} {v}" for k, v in config.flat().items() if k not in known]
     if missing:
-        logs.log_line(f"{logdir / 'config.yaml'} lacks settings; assuming {', '.join(missing)}")
+        log.info(f"{logdir / 'config.yaml'} lacks settings; assuming {', '.join(missing)}")
+    if note := ignored(logdir / "config.yaml", stored.flat(), config.flat()):
+        log.info(note)
     return config
 
 
-def evaluate_run(
-    make_agent: Callable[[Config, EnvGroup], Any],
-    config: Config,
-    logdir: Path,
-    episodes: int,
-    record: bool,
-    probe_state: bool = False,
-) -> None:
-    """Evaluates a run's checkpoint on `config.task` and adds a line to its eval.jsonl; the run itself is only read.
+def make_run_envs(config: Config, action: Config) -> EnvGroup:
+    """The envs of `--eval_only`.
 
-    The episodes come from seeds that training and its evaluations do not use, the same ones in every call with the
-    same `seed`, on every task.
+    Their seeds are none that training and its evaluations use, and the same ones in every call with the same `seed`, on
+    every task.
     """
-    episodes = episodes or config.eval_episode_num
+    episodes = action.episodes or config.eval_episode_num
     if episodes < 1:
         raise ValueError(f"--episodes is {episodes}: expected 1 or more")
-    process.seed_everything(config.seed, config.deterministic_run)
-    count = count_eval_envs(config, episodes)
-    with make_envs(config, "eval_only", count, sees_images(config) or record) as group:
-        agent = make_agent(config, group)
-        step = checkpoint.load_weights(logdir, agent)
-        step *= read_config(logdir / "config.yaml").action_repeat
-        recorder = probe.Recorder(agent.world_model.dynamics) if probe_state else None
-        scores, videos = play(agent, group, episodes, 0, record_all=record, observe=recorder)
+    return make_envs(config, "eval_only", count_eval_envs(config, episodes), sees_images(config) or action.video)
+
+
+def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config) -> None:
+    """Evaluates a run's checkpoint in these envs and adds a line to its eval.jsonl; the run itself is only read."""
+    config, episodes = agent.config, action.episodes or agent.config.eval_episode_num
+    step = checkpoint.load_weights(logdir, agent)
+    step *= read_config(logdir / "config.yaml").action_repeat
+    recorder = probe.Recorder(agent.world_model.dynamics) if action.probe_state else None
+    scores, videos = play(agent, group, episodes, 0, record_all=action.video, observe=recorder)
     r2 = probe.probe(recorder.rows) if recorder else {}
     means = summary(scores)
     success = f", success {means['success']:.2f}" if "success" in means else ""
-    logs.log_line(
+    log.info(
         f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} "
         f"({episodes} episodes, seed {config.seed}, checkpoint of step {step})"
     )
@@ -186,21 +185,21 @@ def evaluate_run(
     if r2:
         line["probe_r2"] = r2
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())
-        logs.log_line(f"linear probes, held-out R²: {shown}")
+        log.info(f"linear probes, held-out R²: {shown}")
         if config.hybrid and config.mbr_scale:
             dynamics = recorder.dynamics
             weight = dynamics.projection.weight.detach().cpu().numpy()
             share = probe.latent_share(np.array(recorder.rows["feat"]), weight, dynamics.stoch_size)
             line["mbr_latent_share"] = share
-            logs.log_line(f"share of the latent in the variance that mbr compares: {share:.2g}")
+            log.info(f"share of the latent in the variance that mbr compares: {share:.2g}")
     with open(logdir / "eval.jsonl", "ab+") as file:
         if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # from a killed writer
             file.write(b"\n")
         file.write((json.dumps(line) + "\n").encode())
-    if record:
+    if action.video:
         folder = logdir / "videos"
         folder.mkdir(exist_ok=True)
         for i, frames in enumerate(videos):
             path = folder / f"{config.task.replace('/', '_')}-step{step}-seed{config.seed}-{i}.mp4"
             video.write(path, (video.enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
-        logs.log_line(f"videos of {len(videos)} episodes: {folder}")
+        log.info(f"videos of {len(videos)} episodes: {folder}")

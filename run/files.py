@@ -1,5 +1,6 @@
-"""Files that appear whole."""
+"""Files of which every part is whole: written under their name at once, or record by record."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,3 +27,19 @@ def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO]:
             os.close(folder)
     finally:
         aside.unlink(missing_ok=True)
+
+
+class RecordFile:
+    """A file to which records are appended, each as a whole or, if the disk is full, not at all."""
+
+    def __init__(self, path: Path):
+        self.path, self._file = path, path.open("ab", buffering=0)
+
+    def write(self, record: bytes) -> None:
+        end = os.fstat(self._file.fileno()).st_size
+        if self._file.write(record) != len(record):
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,87 +1,136 @@
-"""Logs of a run: scalars, videos and text in `metrics.jsonl` and TensorBoard; progress and messages on the terminal."""
+"""Logs of a run: messages, and numbers and videos by environment step.
+
+`log` prints messages. `Logger` hands numbers and videos to writers: one class each, named in `WRITERS` and chosen by
+the setting `loggers`.
+"""
 
 from __future__ import annotations
 
-import errno
+import io
 import json
+import logging
 import math
 import os
+import re
+import socket
+import struct
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from run import video
-from run.files import replacing
+from run.files import RecordFile, replacing
+
+# Messages
 
 
-class Logger:
-    """Scalars, videos and text of a run, to TensorBoard and `metrics.jsonl`.
+class Terminal(logging.Handler):
+    """Prints messages on stdout and warnings on stderr, around a progress bar.
+
+    A closed or full stdout does not end a run.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        try:
+            with tqdm.external_write_mode(file=stream):
+                print(self.format(record), file=stream, flush=True)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())  # discards the buffered output and all that follows
+            os.close(null)
+            if stream is sys.stdout:
+                log.warning(f"stdout cannot be written ({error.strerror}): the run continues without it")
+
+
+log = logging.getLogger("hrssm")
+log.setLevel(logging.INFO)
+log.propagate = False
+log.addHandler(Terminal())
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+# Numbers
+
+TIMED = ("fps", "updates_per_second")  # measured; every other number is reproducible with the seed
+
+# Group of a scalar on pages that sort by group: the first one whose pattern matches the whole name
+GROUPS = (
+    ("episode", r"(train|eval)_(return|success).*"),
+    ("grad", r".*_grad_norm"),
+    ("loss", r".*_loss"),
+    ("latent", r"kl|(prior|post)_ent|repo_.*"),
+    ("imagination", r"(.*_)?imag_.*|.*_mean|(.*_)?EMA_\d+|.*_entropy"),
+    ("progress", r"fps|.*_per_second|.*_count|.*_steps|(train|eval)_.*"),
+    ("other", r".*"),
+)
+
+
+def grouped(name: str) -> str:
+    """The name of a scalar of metrics.jsonl under its group: `model_loss` → `loss/model_loss`."""
+    return next(f"{group}/{name}" for group, pattern in GROUPS if re.fullmatch(pattern, name))
+
+
+class Writer:
+    """One place for the numbers of a run; subclasses override what they can show.
 
     Args:
         logdir: folder of the run.
-        resume_step: environment step of the checkpoint that the run resumes from, None for a new run. Lines of
-            `metrics.jsonl` beyond it (all, in a new run), and an incomplete last line, are removed; TensorBoard
-            hides the data beyond it.
-        resume_lines: number of lines at that checkpoint, if known: those after them are removed too.
-
-    Attributes:
-        lines: number of lines of `metrics.jsonl`.
-        removed: the lines that were removed, as dicts of their numbers.
-
-    A line of `metrics.jsonl` is one strict JSON object, `step` in environment steps first; a number that is not
-    finite is null. `fps` and `updates_per_second` are measured; everything else is reproducible with the seed.
+        resume_step: environment step of the checkpoint that the run resumes from, -1 for a new run. What was written
+            beyond it must not count any more.
+        resume_lines: number of rows of metrics.jsonl at that checkpoint, None if unknown.
     """
 
-    TIMED = ("fps", "updates_per_second")
-    # Group, chart, regular expression of its scalars, for TensorBoard's CUSTOM SCALARS page; the names stay plain.
-    CHARTS: ClassVar[dict[str, dict[str, str]]] = {
-        "Episodes": {
-            "return": "(train|eval)_return(/.*)?",
-            "length": "(train|eval)_length(/.*)?",
-            "success": "(train|eval)_success(/.*)?",
-        },
-        "Learning": {
-            "losses": ".*_loss",
-            "gradient norms": ".*_grad_norm",
-            "divergence": "(.*_)?kl(_.*)?|.*_beta",
-            "entropy": ".*_ent(ropy)?",
-            "values": r"(?!.*imag_).*_mean|(.*_)?EMA_\d+",
-            "imagination": "(.*_)?imag_.*",
-        },
-        "Progress": {
-            "speed": "fps|.*_per_second",
-            "counts": ".*_count|.*_steps|train_episodes",
-        },
-    }
+    def __init__(self, logdir: Path, resume_step: int, resume_lines: int | None):
+        pass
 
-    def __init__(self, logdir: Path | str, resume_step: int | None = None, resume_lines: int | None = None):
-        from torch.utils.tensorboard import SummaryWriter
+    def begin(self, settings: Mapping[str, Any], step: int, updates: int) -> None:
+        """Takes the run's settings, by dotted names, and where it starts; before the first `write`."""
 
-        self.logdir = Path(logdir)
-        self.logdir.mkdir(parents=True, exist_ok=True)
-        self.path = self.logdir / "metrics.jsonl"
-        last_step = -1 if resume_step is None else resume_step
-        self.lines, self.removed = self._cut(last_step, resume_lines) if self.path.exists() else (0, [])
-        if resume_step is not None and self.lines < (resume_lines or 0):
-            log_line(f"{self.path} holds {self.lines} of the checkpoint's {resume_lines} lines: the others are lost")
-        self._file = self.path.open("ab", buffering=0)
-        self._writer = SummaryWriter(str(self.logdir), purge_step=last_step + 1)
-        threading.excepthook = _without_disk_errors
-        self._scalars: dict[str, float] = {}
-        self._videos: dict[str, np.ndarray] = {}
-        self._texts: dict[str, str] = {}
-        self._fps_from: tuple[float, int, int] | None = None
+    def write(self, step: int, scalars: dict[str, float], videos: dict[str, np.ndarray]) -> None:
+        """Writes a row of numbers, finite or not, and videos, (T, H, W, 3) uint8, of an environment step."""
 
-    def _cut(self, last_step: int, limit: int | None) -> tuple[int, list[dict]]:
+    def progress(self, step: int, updates: int) -> None:
+        """Takes the counters after each of them changed."""
+
+    def close(self) -> None:
+        """Writes what is left."""
+
+
+class JsonLines(Writer):
+    """`metrics.jsonl`: a strict JSON object for each row, `step` first; a number that is not finite is null.
+
+    In a resumed run, rows beyond the checkpoint (all, in a new run) and damaged ones are removed.
+
+    Attributes:
+        lines: number of rows.
+        removed: the rows that were removed, as dicts of their numbers.
+    """
+
+    def __init__(self, logdir: Path, resume_step: int, resume_lines: int | None):
+        path = logdir / "metrics.jsonl"
+        self.lines, self.removed = self._cut(path, resume_step, resume_lines) if path.exists() else (0, [])
+        if resume_step >= 0 and self.lines < (resume_lines or 0):
+            log.info(f"{path} holds {self.lines} of the checkpoint's {resume_lines} lines: the others are lost")
+        self._file = RecordFile(path)
+
+    @staticmethod
+    def _cut(path: Path, last_step: int, limit: int | None) -> tuple[int, list[dict]]:
         kept, removed = [], []
-        with open(self.path, "rb") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file):
                 try:
                     entry = json.loads(line)
@@ -93,133 +142,113 @@ class Logger:
                     kept.append(line)
                 else:
                     removed.append({k: v for k, v in entry.items() if type(v) in (int, float)})
-        with replacing(self.path) as file:
+        with replacing(path) as file:
             file.writelines(kept)
         return len(kept), removed
 
-    def _append(self, line: bytes) -> None:
-        """Adds a line atomically."""
-        end = self.path.stat().st_size
-        if self._file.write(line) != len(line):  # the disk is full
-            self._file.truncate(end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        self.lines += 1
-
-    def settings(self, settings: Mapping[str, Any], step: int) -> None:
-        """Writes the run's settings to TensorBoard, as text and as hparams with metric `eval_return`, and chart groups.
-
-        All of it belongs to the run itself, whereas `SummaryWriter.add_hparams` would create a second one.
-        """
-        from torch.utils.tensorboard.summary import custom_scalars, hparams
-
-        rows = [f"| {name} | {_cell(value)} |" for name, value in settings.items()]
-        self._writer.add_text("config", "\n".join(["| setting | value |", "|---|---|", *rows]), step)
-        known = {name: value if type(value) in (int, float) else _cell(value) for name, value in settings.items()}
-        layout = {
-            group: {title: ["Multiline", [f"^({tags})$"]] for title, tags in charts.items()}
-            for group, charts in self.CHARTS.items()
-        }
-        writer = self._writer._get_file_writer()
-        for summary in (*hparams(known, {"eval_return": 0}), custom_scalars(layout)):
-            writer.add_summary(summary, step)
-        self._writer.flush()
-
-    def scalar(self, name: str, value: Any) -> None:
-        """A number, or a tensor or array of one, for the next `write`."""
-        self._scalars[name] = float(value)
-
-    def scalars(self, values: Mapping[str, Any]) -> None:
-        """Several at once."""
-        for name, value in values.items():
-            self.scalar(name, value)
-
-    def video(self, name: str, frames: np.ndarray) -> None:
-        """uint8 frames (T, H, W, 3), or several side by side (B, T, H, W, 3), for the next `write`."""
-        frames = np.asarray(frames)
-        if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
-            raise ValueError(f"video {name}: {frames.dtype} {frames.shape}, expected uint8 ([B,] T, H, W, 3)")
-        self._videos[name] = frames if frames.ndim == 4 else np.concatenate(list(frames), axis=2)
-
-    def text(self, name: str, text: str) -> None:
-        """Markdown, for the next `write`."""
-        self._texts[name] = text
-
-    def write(self, step: int, fps: bool = False, updates: int | None = None) -> None:
-        """Writes the collected values at an environment step.
-
-        With `fps`, adds the environment steps per second since the last such call, and with `updates`, the number
-        of updates so far, the updates per second too.
-        """
-        if fps:
-            now = time.perf_counter()
-            if self._fps_from is not None and now > self._fps_from[0]:
-                then, from_step, from_updates = self._fps_from
-                self._scalars["fps"] = (step - from_step) / (now - then)
-                if updates is not None:
-                    self._scalars["updates_per_second"] = (updates - from_updates) / (now - then)
-            self._fps_from = (now, step, updates or 0)
-        if self._scalars:
-            values = {name: value if math.isfinite(value) else None for name, value in self._scalars.items()}
-            self._append((json.dumps({"step": step, **values}, allow_nan=False) + "\n").encode())
-        for name, value in self._scalars.items():
-            self._writer.add_scalar(name, value, step)
-        for name, frames in self._videos.items():
-            self._write_video(name, frames, step)
-        for name, text in self._texts.items():
-            self._writer.add_text(name, text, step)
-        self._writer.flush()
-        self._scalars, self._videos, self._texts = {}, {}, {}
-
-    def _write_video(self, name: str, frames: np.ndarray, step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        image = Summary.Image(
-            height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=video.encode_gif(frames)
-        )
-        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+    def write(self, step: int, scalars: dict[str, float], videos: dict[str, np.ndarray]) -> None:
+        if scalars:
+            values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+            self._file.write((json.dumps({"step": step, **values}, allow_nan=False) + "\n").encode())
+            self.lines += 1
 
     def close(self) -> None:
-        with suppress(OSError):  # from a full disk, which `write` has raised
-            self._writer.close()
         self._file.close()
 
 
-def _without_disk_errors(args: threading.ExceptHookArgs) -> None:
-    """A threading.excepthook: what TensorBoard's thread could not write, `Logger.write` raises in the main thread."""
-    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
-        threading.__excepthook__(args)
+class TensorBoard(Writer):
+    """An event file: scalars under their groups, videos as GIFs, and the settings as text and as hparams.
+
+    The settings belong to the run itself, whereas `SummaryWriter.add_hparams` would create a second one. In a resumed
+    run, the events of older files beyond the checkpoint are removed: the page would show them.
+    """
+
+    def __init__(self, logdir: Path, resume_step: int, resume_lines: int | None):
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        for path in logdir.glob("events.out.tfevents.*"):
+            if path.is_file():
+                self._cut(path, resume_step)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(RecordFile(logdir / name))
+        self._add(0, file_version="brain.Event:2")
+
+    @staticmethod
+    def _cut(path: Path, last_step: int) -> None:
+        """Removes the events beyond a step, and half an event at the end."""
+        from google.protobuf.message import DecodeError
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        data, kept, start = path.read_bytes(), [], 0
+        while start + 12 <= len(data):  # length and its checksum, event and its checksum
+            end = start + 16 + struct.unpack_from("<Q", data, start)[0]
+            try:
+                event = Event.FromString(data[start + 12 : end - 4])
+            except DecodeError:
+                break
+            if end <= len(data) and (event.step <= last_step or event.file_version):
+                kept.append(data[start:end])
+            start = end
+        if len(kept) <= 1:  # the version alone
+            path.unlink()
+        elif sum(map(len, kept)) < len(data):
+            with replacing(path) as file:
+                file.writelines(kept)
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+    def begin(self, settings: Mapping[str, Any], step: int, updates: int) -> None:
+        from torch.utils.tensorboard.summary import hparams, text
+
+        rows = [f"| {name} | {_cell(value)} |" for name, value in settings.items()]
+        known = {name: value if type(value) in (int, float) else _cell(value) for name, value in settings.items()}
+        table = "\n".join(["| setting | value |", "|---|---|", *rows])
+        for summary in (text("config", table), *hparams(known, {grouped("eval_return"): 0})):
+            self._add(step, summary=summary)
+
+    def write(self, step: int, scalars: dict[str, float], videos: dict[str, np.ndarray]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=grouped(name), simple_value=value) for name, value in scalars.items()]
+        for name, frames in videos.items():
+            gif = Summary.Image(
+                height=frames.shape[1], width=frames.shape[2], colorspace=3,
+                encoded_image_string=video.encode_gif(frames),
+            )  # fmt: skip
+            values.append(Summary.Value(tag=name, image=gif))
+        self._add(step, summary=Summary(value=values))
+
+    def close(self) -> None:
+        self._records.close()
 
 
 def _cell(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-class Progress:
-    """Progress of the run: a bar on stderr if that is a terminal, and a line on stdout at each call of `report`.
+class Console(Writer):
+    """The terminal: a line for each evaluation and each row of the losses, and a progress bar on stderr."""
 
-    Args:
-        total_steps: environment steps of the run.
-        initial, updates: environment step and number of updates that it starts from.
-    """
+    SHOWN = ("model_loss", "actor_loss", "value_loss")
 
-    def __init__(self, total_steps: int, initial: int = 0, updates: int = 0):
-        from tqdm import tqdm
+    def __init__(self, logdir: Path, resume_step: int, resume_lines: int | None):
+        self._return: float | None = None
+        self._bar: tqdm | None = None
 
-        self.total, self.step, self.updates = total_steps, initial, updates
-        # time, step and updates of the start and of the latest reports: speeds are since the first of them
-        self._marks = deque([(time.perf_counter(), initial, updates)], maxlen=5)
-        self._episode_return: float | None = None
-        self._bar = None
+    def begin(self, settings: Mapping[str, Any], step: int, updates: int) -> None:
+        self.total, self.step, self.updates = settings["steps"], step, updates
+        # time, step and updates of the start and of the latest rows: speeds are since the first of them
+        self._marks = deque([(time.perf_counter(), step, updates)], maxlen=5)
         if sys.stderr.isatty():
             known = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # terminals of some containers have no size
             width = {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 20}
-            self._bar = tqdm(total=total_steps, initial=initial, unit="step", smoothing=0.05, **width)
+            self._bar = tqdm(total=self.total, initial=step, unit="step", smoothing=0.05, **width)
 
-    def update(self, step: int, updates: int, episode_return: float | None = None) -> None:
-        """Environment step and updates so far, and the latest return if there is a new one. Cheap: call it often."""
+    def progress(self, step: int, updates: int) -> None:
         self.step, self.updates = step, updates
-        if episode_return is not None:
-            self._episode_return = episode_return
         if self._bar is not None:
             try:
                 self._bar.set_postfix_str(self._state(), refresh=False)
@@ -227,21 +256,31 @@ class Progress:
             except OSError:  # the terminal is gone
                 self._bar = None
 
-    def report(self, values: Mapping[str, float]) -> None:
-        """Prints one short line: step, these values, latest return, and speed and time left by the last few rows."""
+    def write(self, step: int, scalars: dict[str, float], videos: dict[str, np.ndarray]) -> None:
+        self._return = scalars.get("train_return", self._return)
+        for name, value in scalars.items():
+            kind, _, task = name.partition("/")
+            if kind == "eval_return":
+                std, count = (scalars[f"{other}/{task}".rstrip("/")] for other in ("eval_return_std", "eval_episodes"))
+                log.info(f"step {step}: {name} {value:.1f} ± {std:.1f} ({count:.0f} episodes)")
+        if "update_count" in scalars:
+            self._report({name: scalars[name] for name in self.SHOWN if name in scalars})
+
+    def _report(self, losses: dict[str, float]) -> None:
+        """Step, losses, latest return, and speed and time left by the last few rows."""
         share = 100 * self.step / max(self.total, 1)
-        parts = [f"step {self.step}/{self.total} ({share:.1f}%)", self._state()]
-        parts[1:1] = [f"{name} {value:.4g}" for name, value in values.items()]
+        parts = [f"step {self.step}/{self.total} ({share:.1f}%)"]
+        parts += [*(f"{name} {value:.4g}" for name, value in losses.items()), self._state()]
         now, (then, before, _) = time.perf_counter(), self._marks[0]
         if self.step > before:
             parts.append(f"{_clock((now - then) / (self.step - before) * (self.total - self.step))} left")
         self._marks.append((now, self.step, self.updates))
-        log_line(", ".join(parts))
+        log.info(", ".join(parts))
 
     def _state(self) -> str:
         then, _, before = self._marks[0]
         rate = (self.updates - before) / max(time.perf_counter() - then, 1e-9)
-        known = "" if self._episode_return is None else f"train_return {self._episode_return:.1f}, "
+        known = "" if self._return is None else f"train_return {self._return:.1f}, "
         return f"{known}{rate:.2f} updates/s"
 
     def close(self) -> None:
@@ -255,22 +294,126 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+class WeightsAndBiases(Writer):
+    """A run of wandb, under one id whenever the run of this folder resumes; WANDB_PROJECT names its project."""
+
+    def __init__(self, logdir: Path, resume_step: int, resume_lines: int | None):
+        self._logdir, self._id, self._run = logdir, logdir / "wandb_id", None
+
+    def begin(self, settings: Mapping[str, Any], step: int, updates: int) -> None:
+        import wandb
+
+        if not self._id.exists():
+            with replacing(self._id, "w") as file:
+                file.write(wandb.util.generate_id())
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "hrssm"),
+            id=self._id.read_text().strip(),
+            resume="allow",
+            dir=self._logdir,
+            config=dict(settings),
+            settings=wandb.Settings(console="off"),
+        )
+        # a row may repeat a step that wandb knows already, after a kill: its own counter only grows
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, scalars: dict[str, float], videos: dict[str, np.ndarray]) -> None:
+        import wandb
+
+        row = {grouped(name): value for name, value in scalars.items()}
+        for name, frames in videos.items():
+            row[name] = wandb.Video(io.BytesIO(video.encode_gif(frames)), format="gif")
+        self._run.log({"step": step, **row})
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
 
 
-def log_line(line: str) -> None:
-    """Prints a line on stdout, around a progress bar. A closed or full stdout does not end a run."""
-    from tqdm import tqdm
+WRITERS = {"jsonl": JsonLines, "tensorboard": TensorBoard, "console": Console, "wandb": WeightsAndBiases}
 
-    try:
-        with tqdm.external_write_mode(file=sys.stdout):
-            print(line, flush=True)
-    except OSError as error:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())  # discards the buffered output and all that follows
-        os.close(null)
-        with suppress(OSError):
-            print(f"stdout cannot be written ({error.strerror}): the run continues without it", file=sys.stderr)
+
+def check_loggers(names: Collection[str]) -> None:
+    """Raises ValueError, one line, for a writer that there is not, or whose package is missing."""
+    for name in names:
+        if name not in WRITERS:
+            raise ValueError(f"--loggers {name}: choose from {', '.join(WRITERS)}")
+    if "wandb" in names and find_spec("wandb") is None:
+        raise ValueError("--loggers wandb: the package is missing; `.venv/bin/python -m pip install wandb` installs it")
+
+
+class Logger:
+    """The writers of a run.
+
+    Args:
+        logdir: folder of the run.
+        names: writers, of `WRITERS`.
+        resume_step, resume_lines: see `Writer`.
+    """
+
+    def __init__(
+        self,
+        logdir: Path | str,
+        names: Collection[str] = ("jsonl", "tensorboard"),
+        resume_step: int = -1,
+        resume_lines: int | None = None,
+    ):
+        logdir = Path(logdir)
+        logdir.mkdir(parents=True, exist_ok=True)
+        self.writers = {name: WRITERS[name](logdir, resume_step, resume_lines) for name in names}
+        self._mark: tuple[float, int, int] | None = None
+
+    @property
+    def lines(self) -> int | None:
+        """Rows of metrics.jsonl, None without that file."""
+        return self.writers["jsonl"].lines if "jsonl" in self.writers else None
+
+    @property
+    def removed(self) -> list[dict[str, float]]:
+        """Rows of metrics.jsonl that were beyond the checkpoint."""
+        return self.writers["jsonl"].removed if "jsonl" in self.writers else []
+
+    def begin(self, settings: Mapping[str, Any], step: int, updates: int) -> None:
+        """Hands the settings, by dotted names, and the first environment step and update to the writers."""
+        for writer in self.writers.values():
+            writer.begin(settings, step, updates)
+
+    def write(self, step: int, scalars: Mapping[str, Any], videos: Mapping[str, np.ndarray] | None = None) -> None:
+        """Writes a row of an environment step.
+
+        Args:
+            scalars: numbers, or tensors or arrays of one.
+            videos: uint8 frames (T, H, W, 3), or several to show side by side (B, T, H, W, 3).
+        """
+        scalars = {name: float(value) for name, value in scalars.items()}
+        videos = {name: _side_by_side(name, frames) for name, frames in (videos or {}).items()}
+        if scalars or videos:
+            for writer in self.writers.values():
+                writer.write(step, scalars, videos)
+
+    def speed(self, step: int, updates: int) -> dict[str, float]:
+        """Environment steps and updates per second since the last call; nothing at the first one."""
+        now, before = time.perf_counter(), self._mark
+        self._mark = (now, step, updates)
+        if before is None or now <= before[0]:
+            return {}
+        then, from_step, from_updates = before
+        rates = (step - from_step) / (now - then), (updates - from_updates) / (now - then)
+        return dict(zip(TIMED, rates, strict=True))
+
+    def progress(self, step: int, updates: int) -> None:
+        """Hands the counters to the writers. Cheap: call it often."""
+        for writer in self.writers.values():
+            writer.progress(step, updates)
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+
+def _side_by_side(name: str, frames: np.ndarray) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
+        raise ValueError(f"video {name}: {frames.dtype} {frames.shape}, expected uint8 ([B,] T, H, W, 3)")
+    return frames if frames.ndim == 4 else np.concatenate(list(frames), axis=2)

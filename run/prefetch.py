@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
 
+from run.logs import log
 from run.replay import Replay, Segment, View, batch_arrays, collate
 
 
@@ -87,7 +87,7 @@ class Prefetcher:
             try:
                 self._start([[tuple(segment) for segment in sequence] for sequence in segments])
             except (KeyError, OSError, ValueError) as error:
-                print(f"replay: a prefetched batch is drawn again ({error})", file=sys.stderr)
+                log.warning(f"replay: a prefetched batch is drawn again ({error})")
                 self._start(self.replay.draw(self.rng, self.batch, self.length))
 
     def _start(self, segments: list[list[Segment]]) -> None:

@@ -255,9 +255,10 @@ def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False) -
     """
     import numpy as np
 
-    import dreamer
     from run import checkpoint
+    from run.config import load_config
     from run.episodes import read_episode
+    from run.trainer import updates_due
 
     assert result.code == 0, f"the run did not resume: {result}"
     lines, logdir = rows(t.logdir), t.logdir
@@ -287,7 +288,7 @@ def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False) -
     evaluated = [line["step"] for line in lines if "eval_return" in line]
     assert lines[-1]["step"] == evaluated[-1], "no evaluation at the end"
     state = checkpoint.load_checkpoint(logdir / "latest.pt")
-    due = dreamer.updates_due(dreamer.load_config(setup_runs()), state["step"])
+    due = updates_due(load_config(setup_runs()), state["step"])
     counted = [line["update_count"] for line in lines if "update_count" in line][-1]
     assert state["updates"] == due == counted, f"{state['updates']} updates, {counted} logged, {due} due"
     assert not list(logdir.rglob("*.tmp")), "a temporary file was left behind"

@@ -534,7 +534,10 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     with pytest.raises(ConfigError) as problem:
         check_resume(other, tmp_path)
     assert "(encoder.cnn_depth 32 -> 8; kl_free 1.0 -> 2.0; units 16 -> 24)" in str(problem.value)
-    check_resume(other.replace(allow_config_change=True), tmp_path)
+    assert check_resume(other.replace(allow_config_change=True), tmp_path) == ""
+    older = {**saved, "opt": "adam", "encoder": {**saved["encoder"], "act": "SiLU"}}  # with settings that are gone
+    save_config(Config(older), tmp_path / "config.yaml")
+    assert check_resume(config, tmp_path).endswith("ignored, as this version does not have it: encoder.act, opt")
 
 
 FLAGS = st.sampled_from(["configs", "help", "encoder", *ACTIONS, *ConfigFile(CONFIGS).defaults]).map("--{}".format)

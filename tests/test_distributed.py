@@ -16,7 +16,7 @@ from test_dreamer import ROOT, VECTORS, entries, run, start, wait_for
 
 import dreamer
 import models
-from run import checkpoint, distributed, episodes, process
+from run import checkpoint, distributed, episodes, runtime
 from run.config import check_config
 
 pytestmark = pytest.mark.slow
@@ -193,13 +193,13 @@ def test_bad_settings_of_ranks_are_one_line(tmp_path, monkeypatch, capfd):
     with pytest.raises(ValueError, match="--batch_size is 3"):
         check_config(agents.config("--envs", "2"))
     with pytest.raises(ValueError, match="auto, cuda or cpu"):
-        process.pick_device("cuda:0")
+        runtime.pick_device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="this machine has 1"):
-        process.pick_device("cuda")
+        runtime.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert process.pick_device("cuda") == torch.device("cuda", 1)
+    assert runtime.pick_device("cuda") == torch.device("cuda", 1)
     monkeypatch.setattr(distributed, "all_gather", lambda value: [value, value])
     monkeypatch.setattr(distributed, "stop", lambda: None)
     for flags in (["--eval_only", "--logdir", str(tmp_path)], ["--batch_sise", "3"]):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import dreamer
-from run import checkpoint, logs
+from run import checkpoint, logs, trainer
 from run.config import read_config
 from run.episodes import read_episode
 from run.public import public_name
@@ -51,7 +51,7 @@ def run(*flags, launcher=PYTHON) -> tuple[int, str, str]:
 def entries(logdir: Path) -> list[dict]:
     """Lines of metrics.jsonl without the measured times."""
     lines = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in logs.Logger.TIMED} for line in lines]
+    return [{k: v for k, v in line.items() if k not in logs.TIMED} for line in lines]
 
 
 def wait_for(logdir: Path, lines: int, process: subprocess.Popen) -> None:
@@ -106,7 +106,7 @@ def test_tensorboard_holds_the_same_scalars_and_the_videos(whole_run):
     events = EventAccumulator(str(logdir), size_guidance={"scalars": 0, "images": 0}).Reload()
     for name in ("train_return", "eval_return", "model_loss", "simsr_loss"):
         ours = [(line["step"], line[name]) for line in entries(logdir) if name in line]
-        theirs = [(e.step, e.value) for e in events.Scalars(name)]
+        theirs = [(e.step, e.value) for e in events.Scalars(logs.grouped(name))]
         assert [s for s, _ in ours] == [s for s, _ in theirs]
         np.testing.assert_allclose([v for _, v in ours], [v for _, v in theirs], rtol=1e-6)
     videos = events.Images("eval_policy")
@@ -294,7 +294,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
 
 def test_schedule_of_updates():
     config = agents.config("--prefill", "98", "--pretrain", "10", "--envs", "4", "--train_ratio", "12")
-    due = [dreamer.updates_due(config, step) for step in range(0, 200, 4)]
+    due = [trainer.updates_due(config, step) for step in range(0, 200, 4)]
     assert due[:25] == [0] * 25 and due[25] == 10
     # batch 3x8: half an update for each agent step
     assert due[25:] == [10 + 2 * i for i in range(25)]

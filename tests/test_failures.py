@@ -19,8 +19,9 @@ import torch
 from test_dreamer import PYTHON, ROOT, VECTORS, entries, run, start, wait_for
 
 import dreamer
-from run import checkpoint, logs
+from run import checkpoint, collect, logs
 from run.config import Config, read_config, save_config
+from run.trainer import Trainer, TrainingError
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +161,7 @@ def other_moments(state):
         (without("replay", "order"), "KeyError: 'order'"),
         (without("episode"), "KeyError: 'episode'"),
         (lambda state: state.update(step={"a": 1}), "TypeError: its step is a dict"),
-        (lambda state: state.update(lines=None), "TypeError: its lines is a NoneType"),
+        (lambda state: state.update(lines="3"), "TypeError: its lines is a str"),
         (lambda state: state["replay"].update(order=[]), "TypeError: int()"),
         (other_moments, "optimizer actor has moments of other shapes"),
     ],
@@ -230,12 +231,13 @@ def test_a_checkpoint_that_is_not_finite_is_neither_written_nor_resumed(logdir, 
     before = (logdir / "latest.pt").read_bytes()
     state = checkpoint.load_checkpoint(logdir / "latest.pt")
     config = dreamer.load_config([*SHORT, "--logdir", str(logdir)])
-    trainer = dreamer.Trainer(config, logdir)
+    group = collect.make_train_envs(config)
+    trainer = Trainer(config, logdir, dreamer.build(config, group), group)
     try:
         trainer.resume()
         with torch.no_grad():
             trainer.agent.behavior.actor.out.bias[0] = float("nan")
-        with pytest.raises(dreamer.TrainingError, match=r"behavior\.actor\.out\.bias is not finite at step 480"):
+        with pytest.raises(TrainingError, match=r"behavior\.actor\.out\.bias is not finite at step 480"):
             trainer.save()
     finally:
         trainer.close()
@@ -428,19 +430,18 @@ def test_episodes_after_the_checkpoint_keep_their_lines(logdir):
 
 def test_a_line_of_the_log_is_complete_or_absent(tmp_path):
     logger = logs.Logger(tmp_path)
-    logger.scalar("a", 1)
-    logger.write(1)
-    size = logger.path.stat().st_size
+    logger.write(1, {"a": 1})
+    path = tmp_path / "metrics.jsonl"
+    size = path.stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
     try:
-        logger.scalar("a", 2)
         with pytest.raises(OSError, match=r"metrics\.jsonl"):
-            logger.write(2)
+            logger.write(2, {"a": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert logger.path.read_text() == '{"step": 1, "a": 1.0}\n'
-    logger.write(2)
+    assert path.read_text() == '{"step": 1, "a": 1.0}\n'
+    logger.write(2, {"a": 2})
     logger.close()
     assert [line["step"] for line in entries(tmp_path)] == [1, 2]
 
@@ -460,11 +461,11 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(logdir):
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_line(tmp_path):
-    """TensorBoard's file, which a thread of its own writes, is the first that does not fit."""
+    """TensorBoard's file is the first that does not fit."""
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
     process = start(*SHORT, "--logdir", tmp_path / "run", preexec_fn=limit)
     _, err = process.communicate(timeout=600)
-    assert process.returncode == 2 and f"File too large (--logdir {tmp_path}" in one_line(err)
+    assert process.returncode == 2 and f"{tmp_path / 'run' / 'events.out'}" in one_line(err)
 
 
 @pytest.mark.parametrize("how", ["closed", "full"])

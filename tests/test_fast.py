@@ -14,7 +14,7 @@ import dreamer
 import fast
 import models
 import networks
-from run import process
+from run import runtime
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -336,7 +336,7 @@ def test_losses_of_many_captured_updates_are_those_of_plain_ones(precision):
 
 def test_draws_of_acting_follow_their_probabilities():
     """With the fastest backend of this machine."""
-    device, copies, calls = process.pick_device("auto"), 256, 20
+    device, copies, calls = runtime.pick_device("auto"), 256, 20
     agent = agents.agent("--device", str(device))
     agent.use_backend(fast.choose_backend(True, device))
     torch.manual_seed(1)

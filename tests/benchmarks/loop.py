@@ -3,16 +3,16 @@
     python tests/benchmarks/loop.py [--rows configured balanced] [--seconds 60] [--SETTING VALUE ...]
     python tests/benchmarks/loop.py --long [AGENT_STEPS]
 
-It drives the real `dreamer.Trainer`. The first row is plain dmc_vision (other flags are settings of dreamer.py).
+It drives the real `Trainer`. The first row is plain dmc_vision (other flags are settings of dreamer.py).
 In the second row the two sides are about equally busy, through the number of updates per step, and on a CPU also
 through a small model: only there does an overlap show, or its absence. On a CPU, learner and envs then each get their
 own cores, the same ones alone and together, as "the larger of the two" means nothing if the two compete for cores.
 
 learner   the updates of an iteration, the envs idle
 envs      an iteration without its updates: the policy acts, all envs step, the results go into the replay
-both      a whole iteration, as in `Trainer.train`
+both      a whole iteration, as in `dreamer.train`
 
---long trains a tiny model on vectors through `Trainer.train`, with its logs, checkpoints and evaluations, and prints
+--long trains a tiny model on vectors through `dreamer.train`, with its logs, checkpoints and evaluations, and prints
 speed, memory and files after each tenth. On a machine with other load, CPU time per step (of the learner's process) is
 more informative than speed. The replay is full after three tenths: from then on, only the logs may grow.
 """
@@ -31,14 +31,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from run import process
-from run.config import load_config
+from run.config import Config, load_config
 
 process.tune_allocator()
 
 import torch
 
 import dreamer
-from run import collect
+from run import collect, runtime, trainer
+from run.trainer import Trainer, updates_due
 
 PREFILL = 256  # agent steps: batches need a few rows of each env
 ROUNDS = 5
@@ -75,12 +76,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def workers(run: dreamer.Trainer) -> list[int]:
+def workers(run: Trainer) -> list[int]:
     """Process ids of the env workers."""
     return [host.process.pid for host in run.collector.envs.hosts if hasattr(host, "process")]
 
 
-def split_cores(run: dreamer.Trainer) -> str:
+def split_cores(run: Trainer) -> str:
     """Gives one half of the cores to the learner and the other to the env workers; returns a description."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2 or not workers(run):
@@ -94,13 +95,19 @@ def split_cores(run: dreamer.Trainer) -> str:
     return f"the learner on {len(learner)} core(s), the {len(workers(run))} env workers on {len(others)} other(s)"
 
 
+def make_trainer(config: Config, folder: Path) -> Trainer:
+    runtime.seed_everything(config.seed, config.deterministic_run)
+    group = collect.make_train_envs(config)
+    return Trainer(config, folder, dreamer.build(config, group), group)
+
+
 # Pieces of the loop
 
 
 class Pieces:
     """A run past its prefill, and the parts of its iterations."""
 
-    def __init__(self, run: dreamer.Trainer):
+    def __init__(self, run: Trainer):
         self.run, self.interrupt = run, process.Interrupt()
         run.resume()
         run.collector.act(run.agent)
@@ -108,11 +115,11 @@ class Pieces:
             self.step()
 
     def step(self) -> None:
-        self.run.collector.receive()
+        self.run.collector.receive(self.interrupt)
         self.run.collector.act(self.run.agent)
 
     def updates_due(self) -> int:
-        return dreamer.updates_due(self.run.config, self.run.collector.step)
+        return updates_due(self.run.config, self.run.collector.step)
 
     @property
     def updates(self) -> float:
@@ -127,7 +134,7 @@ class Pieces:
 
     def learner(self, iterations: int) -> None:
         self.run.updates = self.updates_due() - max(1, round(iterations * self.updates))
-        self.run.learn(self.interrupt)
+        dreamer.update_agent(self.run, self.interrupt)
 
     def envs(self, iterations: int) -> None:
         for _ in range(iterations):
@@ -135,7 +142,7 @@ class Pieces:
 
     def both(self, iterations: int) -> None:
         for _ in range(iterations):
-            self.run.learn(self.interrupt)
+            dreamer.update_agent(self.run, self.interrupt)
             self.step()
 
     def act(self, iterations: int) -> None:
@@ -174,7 +181,7 @@ def measure(name: str, flags: list[str], balanced: bool, budget: float) -> str:
     remarks = []
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
-            run = dreamer.Trainer(config, Path(folder))
+            run = make_trainer(config, Path(folder))
         with contextlib.closing(run), quiet():
             if balanced and run.device.type == "cpu":
                 remarks.append(split_cores(run))
@@ -219,11 +226,11 @@ def table(settings: list[str], rows: list[str], budget: float) -> None:
     flags = ["--configs", "dmc_vision", "--task", "dmc_walker_walk", *settings]
     flags += ["--prefill", str(PREFILL), "--pretrain", "0"]
     config = load_config(flags)
-    device = process.pick_device(config.device)
+    device = runtime.pick_device(config.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {device} ({where}), {len(os.sched_getaffinity(0))} cores, {config.envs} envs")
     with quiet():
-        process.tune_matmul(device)
+        runtime.tune_matmul(device)
     print("| settings | updates | learner ms | envs ms | act ms | both ms | over the larger | steps/s | h per 1M |")
     print("|---|---|---|---|---|---|---|---|---|")
     small = SMALL if device.type == "cpu" else []
@@ -238,7 +245,7 @@ def table(settings: list[str], rows: list[str], budget: float) -> None:
 # A long run
 
 
-def held(run: dreamer.Trainer, folder: Path) -> tuple[float, float, int, int, float, float]:
+def held(run: Trainer, folder: Path) -> tuple[float, float, int, int, float, float]:
     """MiB of this process and of the env workers, open files, files in the folder, their MiB, MiB of the logs."""
     page = resource.getpagesize() / 2**20
     memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for pid in (os.getpid(), *workers(run))]
@@ -255,14 +262,14 @@ def long(agent_steps: int, settings: list[str]) -> None:
     config = config.replace(eval_every=tenth, checkpoint_every=max(1, tenth // 2), log_every=max(1, tenth // 20))
     head = "agent steps | steps/s | CPU ms a step | updates/s | episodes | MiB | MiB of envs | open files | files"
     head += " | MiB of folder | of which logs"
-    print(f"{config.task}, {config.envs} envs, {process.pick_device(config.device)}, {torch.get_num_threads()} threads")
+    print(f"{config.task}, {config.envs} envs, {runtime.pick_device(config.device)}, {torch.get_num_threads()} threads")
     print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}", flush=True)
     costs = []
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
-            run = dreamer.Trainer(config, Path(folder))
+            run = make_trainer(config, Path(folder))
         stop = process.Interrupt()
-        process.Interrupt = lambda: contextlib.nullcontext(stop)  # one for all tenths: a signal ends all of them
+        trainer.Interrupt = lambda: contextlib.nullcontext(stop)  # one for all tenths: a signal ends all of them
         with contextlib.closing(run), stop:
             with quiet():
                 run.resume()
@@ -271,7 +278,7 @@ def long(agent_steps: int, settings: list[str]) -> None:
                 run.config = config.replace(steps=part * tenth)
                 start, cpu, steps, updates = time.perf_counter(), time.process_time(), run.collector.step, run.updates
                 with quiet():
-                    run.train()
+                    dreamer.train(run)
                 if stop.requested:
                     sys.exit("stopped")
                 took = time.perf_counter() - start

@@ -42,6 +42,7 @@ import envs
 import fast
 import models
 import networks
+from run import runtime
 from run.replay import Replay
 
 TASK = "dmc_walker_walk"
@@ -145,9 +146,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--profile", action="store_true", help="time by part and by operation")
     args, settings = parser.parse_known_args()
-    device = process.pick_device(args.device)
+    device = runtime.pick_device(args.device)
     gpu = device.type == "cuda"
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {process.tune_matmul(device)}")
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {runtime.tune_matmul(device)}")
     columns = "| mode | median ms | updates/s | TFLOP | TFLOP/s | of a matrix product | ready s |"
     print(columns + " kernels | MiB |" * gpu)
     print("|---|---|---|---|---|---|---|" + "---|---|" * gpu)
@@ -155,7 +156,7 @@ def main() -> None:
         name = "bfloat16" if precision == 16 else "float32"
         flags = ["--configs", "dmc_vision", "--task", TASK, "--device", str(device), "--precision", str(precision)]
         config = load_config([*flags, *settings])
-        process.seed_everything(0, config.deterministic_run)
+        runtime.seed_everything(0, config.deterministic_run)
         batch = walker_batch(config, device)
         make_agent = functools.partial(
             dreamer.Dreamer, config, {"image": tuple(batch["image"].shape[2:])}, batch["action"].shape[-1]

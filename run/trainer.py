@@ -1,0 +1,300 @@
+"""A training run: what its loop in dreamer.py needs besides the agent, and how it is resumed, saved and logged."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.parallel import EnvGroup
+from run import checkpoint, distributed, evaluate, runtime
+from run.collect import STREAMS, Collector, EnvError
+from run.config import Config, sees_images
+from run.evaluate import Scores
+from run.logs import Logger, log
+from run.prefetch import Prefetcher
+from run.process import Interrupt, Interrupted
+from tools import Metrics
+
+MAX_LOSS = 1e9  # a mean beyond it counts as divergence
+
+
+class TrainingError(Exception):
+    """Training cannot continue; the message is one line."""
+
+
+def updates_due(config: Config, step: int) -> int:
+    """Updates due after `step` agent steps: `pretrain` after prefill, then train_ratio / (B·T) per step."""
+    c = config
+    first = -(-max(c.prefill, c.envs) // c.envs) * c.envs  # agent steps at the first update
+    if step < first:
+        return 0
+    return c.pretrain + int((step - first) * c.train_ratio / (c.batch_size * c.batch_length))
+
+
+class Trainer:
+    """A training run: the agent, its experience, evaluations and logs, and what a checkpoint holds of them.
+
+    With several ranks (run/distributed.py), each has its share of envs, replay and batch. They run the loop in
+    lockstep; the main one logs, evaluates, and saves what all need to resume. Counters are totals over all ranks.
+
+    Args:
+        agent: acts and is updated, see `dreamer.Dreamer`.
+        envs: this rank's training envs.
+    """
+
+    def __init__(self, config: Config, logdir: Path, agent: Any, envs: EnvGroup):
+        self.config, self.logdir, self.agent, self.device = config, logdir, agent, agent.device
+        self.evaluator = evaluate.Evaluator(config)
+        for task in config.eval_tasks:
+            evaluate.check_eval_task(config, task, envs, agent.keys)
+        self.collector = Collector(config, envs, agent.keys, logdir / "train_eps")
+        if not distributed.is_main():  # other noise than the main rank, which continues its stream from initialization
+            self.seed_torch()
+        self.batches = Prefetcher(
+            self.collector.replay,
+            self.collector.random_stream("batches"),
+            config.batch_size // distributed.size(),
+            config.batch_length,
+            self.device,
+        )
+        self.metrics = Metrics()
+        self.updates = 0
+        self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
+        self.lines: int | None = None  # of metrics.jsonl at the checkpoint
+        self.logger: Logger | None = None  # on the main rank
+
+    @property
+    def env_step(self) -> int:
+        return self.collector.env_step
+
+    def seed_torch(self) -> None:
+        """Seeds torch's samples, noise and masks for this rank."""
+        torch.manual_seed(int(self.collector.random_stream("torch").integers(2**63)))
+
+    def close(self) -> None:
+        for part in (self.collector.envs, self.evaluator, self.batches, self.logger):
+            if part is not None:
+                part.close()
+
+    # Schedule
+
+    def is_due(self, what: str) -> bool:
+        """Whether the next `what` is due, by the environment steps since the last one or at the end of the run."""
+        every, done_at = self.config[f"{what}_every"], self.done_at[what]
+        at_end = self.env_step >= self.config.steps and done_at < self.env_step
+        return at_end or (bool(every) and self.env_step // every > done_at // every)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether `checkpoint_every` steps have passed since the last checkpoint, or an evaluation is not in it."""
+        return self.is_due("checkpoint") or self.done_at["eval"] == self.env_step > self.done_at["checkpoint"]
+
+    def updates_due(self) -> int:
+        return updates_due(self.config, self.collector.step) if self.collector.can_sample else 0
+
+    @property
+    def max_updates(self) -> int:
+        """Updates that may follow each other, as many as belong to the steps between two checkpoints.
+
+        More are due after a lost checkpoint only.
+        """
+        c = self.config
+        steps = max(c.envs, c.checkpoint_every / c.action_repeat)
+        return max(c.pretrain, math.ceil(steps * c.train_ratio / (c.batch_size * c.batch_length)))
+
+    @contextlib.contextmanager
+    def resumable(self) -> Iterator[Interrupt]:
+        """Within it, an interrupt ends the block, and an env's error is passed on, each after a checkpoint."""
+        with Interrupt() as interrupt:
+            try:
+                yield interrupt
+            except Interrupted:
+                self.save()
+                log.info(f"stopped at step {self.env_step}: the same command resumes from there")
+            except EnvError:
+                self.save()
+                log.info(f"an env failed: saved a checkpoint of step {self.env_step}")
+                raise
+
+    # Evaluation
+
+    def evaluate(self, interrupt: Interrupt) -> None:
+        """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
+
+        Likewise on each of `eval_tasks`. If any rank is interrupted or an env fails, it drops the evaluation and all
+        its effects, and raises Interrupted or EnvError in all ranks.
+        """
+        results, rng, episodes, failure = {}, runtime.rng_state(), self.evaluator.episodes, None
+        try:
+            with interrupt.immediate():
+                if self.config.eval_episode_num and distributed.is_main():
+                    results = self.evaluator.play(self.agent, self.env_step)
+        except Interrupted:
+            pass
+        except Exception as error:
+            failure = error
+        stopped, failed = distributed.any_rank(interrupt.requested), distributed.any_rank(failure is not None)
+        if stopped or failed:
+            runtime.set_rng_state(rng)
+            self.evaluator.episodes = episodes
+            raise Interrupted if stopped else EnvError("an evaluation failed") from failure
+        self.done_at["eval"] = self.env_step
+        self.log_evaluation(results)
+
+    def predict_video(self, sequences: int = 4) -> np.ndarray:
+        """Frames of `WorldModel.video_pred` for some of the replay; draws from its own generators."""
+        c, seed = self.config, (self.config.seed, STREAMS["video_pred"], self.env_step)
+        replay = self.collector.replay
+        segments = replay.draw(np.random.default_rng(seed), 8 * sequences, c.batch_length)
+        segments.sort(key=len)  # few seams between episodes
+        batch = {k: torch.from_numpy(v).to(self.device) for k, v in replay.gather(segments[:sequences]).items()}
+        with runtime.own_randomness(self.device, *seed):
+            return self.agent.world_model.video_pred(batch).cpu().numpy()
+
+    # Logs
+
+    def log_episodes(self, summaries: list[dict[str, float]]) -> None:
+        if self.logger is not None:
+            for summary in summaries:
+                self.logger.write(self.env_step, summary)
+        self.show_progress()
+
+    def log_evaluation(self, results: dict[str, tuple[Scores, list[np.ndarray]]]) -> None:
+        if self.logger is None or not results:
+            return
+        scalars, shown = {}, {}
+        for task, (scores, videos) in results.items():
+            suffix = f"/{task}" if task else ""
+            scalars |= {f"eval_{k}{suffix}": v for k, v in evaluate.summary(scores).items()}
+            shown |= {f"eval_policy{suffix}": video for video in videos[:1]}  # an env that cannot be rendered has none
+        c = self.config
+        if (c.probe_decoder or c.video_pred_log) and sees_images(c):
+            shown["video_pred"] = self.predict_video()
+        self.logger.write(self.env_step, scalars, shown)
+
+    def log(self) -> None:
+        """Writes the means of the metrics since the last call. Raises TrainingError if they show divergence."""
+        self.done_at["log"] = self.env_step
+        values = self.average(self.metrics.result())
+        replay_steps = sum(distributed.all_gather(self.collector.replay.steps))
+        counts = {"update_count": self.updates, "replay_steps": replay_steps}
+        if self.logger is not None:
+            speed = self.logger.speed(self.env_step, self.updates)
+            self.logger.write(self.env_step, {**values, **counts, **speed})
+        self.check_losses(values)
+
+    def average(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over all ranks."""
+        results = distributed.all_gather(values)
+        return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+
+    def check_losses(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if name.endswith(("_loss", "_grad_norm")) and not math.isfinite(value):
+                problem = "not finite"
+            elif name.endswith("_loss") and abs(value) > MAX_LOSS:
+                problem = f"beyond {MAX_LOSS:g}"
+            else:
+                continue
+            raise self.divergence(f"{name} is {value:.3g} at step {self.env_step}, {problem}")
+
+    def divergence(self, problem: str) -> TrainingError:
+        last = f"the last checkpoint in {self.logdir} is of step {self.done_at['checkpoint']}"
+        return TrainingError(f"training has diverged: {problem}; {last}")
+
+    def show_progress(self) -> None:
+        if self.logger is not None:
+            self.logger.progress(self.env_step, self.updates)
+
+    # Checkpoints
+
+    def resume(self) -> None:
+        """Starts a new run, or resumes the one in `logdir`: its checkpoint, and every episode finished since."""
+        path, state = checkpoint.read(self.logdir, self.agent)
+        with checkpoint.our_layout(path):
+            own = self.load_state_dict(state) if state is not None else None
+        step = self.env_step  # of the checkpoint
+        exact, newer = self.collector.restore(exact=own is not None)
+        if distributed.is_main():
+            resume_step = -1 if state is None else step
+            self.logger = Logger(self.logdir, self.config.loggers, resume_step, self.lines)
+            self.logger.begin(self.config.flat(), self.env_step, self.updates)
+        self.log_again(newer, step)
+        if state is not None or self.env_step > 0:
+            self.log_resumed(0 if exact else self.env_step - step, exact)
+        if exact:
+            with checkpoint.our_layout(path):
+                self.batches.load_state_dict(own["batches"])
+        else:  # lost updates come before the next evaluation
+            self.collector.act(self.agent)
+
+    def log_resumed(self, newer_steps: int, exact: bool) -> None:
+        episodes = sum(distributed.all_gather(self.collector.replay.episodes))
+        lost = "" if exact else f", {newer_steps} of them newer than the checkpoint"
+        log.info(f"resumed at step {self.env_step} with {episodes} episodes{lost}")
+        owed = self.updates_due() - self.updates
+        if not exact and owed > 0:
+            log.info(f"{owed} updates lost with the last checkpoint are due")
+        elif self.env_step >= self.config.steps:
+            log.info(f"nothing left to train: --steps is {self.config.steps}; a larger number resumes")
+
+    def log_again(self, summaries: list[dict[str, float]], step: int) -> None:
+        """Logs the episodes that finished after the checkpoint of this step, at the steps of their original lines."""
+        if self.logger is None:
+            return
+        lines = {line.get("train_episodes"): line for line in self.logger.removed}
+        for summary in summaries:
+            line = lines.get(summary["train_episodes"], {})
+            step = min(max(line.pop("step", step), step), self.env_step)
+            self.logger.write(step, {**summary, **line})
+
+    def load_state_dict(self, state: dict) -> dict | None:
+        """Restores a checkpoint; returns the state of this rank, None if it is from another number of ranks.
+
+        In that case envs are redistributed, and random numbers differ from there on.
+        """
+        self.agent.load(state["agent"])
+        self.collector.load_state_dict(state, self.device)
+        self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
+        self.lines = state.get("lines")
+        self.done_at = {name: int(state["done_at"][name]) for name in self.done_at}
+        ranks = state["ranks"]
+        if len(ranks) != distributed.size():
+            log.info(f"resumed with another number of processes, {distributed.size()} instead of {len(ranks)}")
+            self.collector.rng = self.collector.random_stream("prefill")
+            self.batches.rng = self.collector.random_stream("batches")
+            self.seed_torch()
+            return None
+        own = ranks[distributed.rank()]
+        self.metrics.load_state_dict(own["metrics"])
+        self.batches.rng.bit_generator.state = own["batches"]["rng"]
+        runtime.set_rng_state(own["rng"], prefill=self.collector.rng)
+        return own
+
+    def save(self) -> None:
+        """Writes `latest.pt` atomically; the one before becomes `previous.pt`.
+
+        Raises TrainingError, and writes nothing, if training has diverged.
+        """
+        self.check_losses(self.average(self.metrics.means()))
+        agent = self.agent.state()
+        broken = checkpoint.find_nonfinite(agent)
+        if broken:
+            raise self.divergence(f"{broken} is not finite at step {self.env_step}")
+        done_at = {**self.done_at, "checkpoint": self.env_step}
+        own = {
+            "batches": self.batches.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "rng": runtime.rng_state(prefill=self.collector.rng),
+        }
+        state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own), "agent": agent}
+        if distributed.is_main():
+            state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes}
+            state |= {"done_at": done_at, "lines": self.logger.lines}
+            checkpoint.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
+        self.done_at = done_at

@@ -1,0 +1,65 @@
+"""Signals, the device, random states."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from run import checkpoint, runtime
+from run.process import Interrupt
+
+
+def test_missing_device():
+    assert runtime.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "meta", "cuda:x"):
+        with pytest.raises(ValueError, match=f"--device {name}: expected auto, cpu, cuda or cuda:N"):
+            runtime.pick_device(name)
+    with pytest.raises(ValueError, match=r"--device cuda:99: this machine has \d+ GPUs"):
+        runtime.pick_device("cuda:99")
+
+
+def test_random_state_repeats_every_generator(tmp_path):
+    runtime.seed_everything(3, deterministic=True)
+    generator = np.random.default_rng(5)
+    generator.integers(10)  # leaves half a word in the generator
+
+    def draw():
+        drawn = generator.integers(9, size=5).tolist()
+        return torch.randn(3).tolist(), random.random(), np.random.randn(3).tolist(), drawn
+
+    state = runtime.rng_state(draws=generator)
+    checkpoint.save_checkpoint(tmp_path / "a.pt", state)
+    first = draw()
+    assert draw() != first
+    runtime.set_rng_state(checkpoint.load_checkpoint(tmp_path / "a.pt"), draws=generator)
+    assert draw() == first
+    runtime.seed_everything(3, deterministic=True)
+    seeded = draw()[:3]
+    runtime.seed_everything(3, deterministic=False)
+    assert draw()[:3] == seeded
+    runtime.seed_everything(4, deterministic=False)
+    assert draw()[:3] != seeded
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_interrupt_sets_a_flag_and_a_second_ctrl_c_interrupts():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+        assert interrupt.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        assert interrupt.requested
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
