@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .notes import note
+
 
 class Wrapper:
     """Passes everything through to the env inside."""
@@ -69,15 +71,22 @@ class CheckAction(Wrapper):
 
 
 class CheckFinite(Wrapper):
-    """Refuses rewards and observations with NaN or infinity in them (ValueError), before they reach the replay."""
+    """Refuses rewards and observations with NaN or infinity in them (ValueError), before they reach the replay.
+
+    It also says when an image has one color through an episode, as it does where a renderer does not draw.
+    """
 
     def __init__(self, env, task: str):
         super().__init__(env)
         self.task = task
         self._episode, self._step = -1, 0  # of the last observation
+        self._blank: list[str] = []  # images that have had one color since the reset
 
     def reset(self, episode: int | None = None) -> dict:
+        if self._blank and self._step:
+            note(f"--task {self.task}: {', '.join(self._blank)} had one color through an episode: is it drawn?")
         obs = self.env.reset(episode)
+        self._blank = [key for key, space in self.env.observation_space.items() if len(space.shape) == 3]
         self._episode, self._step = self._episode + 1 if episode is None else int(episode), 0
         self._check(obs)
         return obs
@@ -89,6 +98,8 @@ class CheckFinite(Wrapper):
         return obs, reward, done, info
 
     def _check(self, values: dict) -> None:
+        if self._blank:
+            self._blank = [key for key in self._blank if (values[key] == values[key][0, 0]).all()]
         for key, value in values.items():
             if not np.isfinite(value).all():
                 bad = np.asarray(value)[~np.isfinite(value)].flat[0]

@@ -1,7 +1,11 @@
 """Gymnasium's envs: spaces, episodes from (seed, episode, actions), errors, and whole runs."""
 
+import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -12,6 +16,12 @@ from test_dreamer import TINY, entries, run, start, wait_for
 import dreamer
 import envs
 import models
+from envs import notes
+from run import collect
+from run.config import load_config, sees_images
+
+ROOT = Path(__file__).resolve().parent.parent
+BOX = spaces.Box(-1, 1, (2,))
 
 
 class Spaces(gymnasium.Env):
@@ -54,7 +64,9 @@ def register():
         return "gym_Test-v0"
 
     yield register
-    gymnasium.registry.pop("Test-v0", None)
+    for name in ("Test-v0", "Drawn-v0"):
+        gymnasium.registry.pop(name, None)
+    notes._noted.clear()
 
 
 def one_hot(n, index):
@@ -138,7 +150,196 @@ def test_action_repeat_sums_rewards_up_to_the_end(end, register):
 def test_success(info, found, register):
     env = envs.make(register(observation=spaces.Box(-1, 1, (2,)), info=info), image=False)
     env.reset()
-    assert env.step(one_hot(2, 1))[3] == found
+    info = env.step(one_hot(2, 1))[3]
+    assert info == (found and {**found, "success_once": found["success"]})
+
+
+class Momentary(Spaces):
+    """Solved in its third step alone."""
+
+    def step(self, action):
+        *result, _ = super().step(action)
+        return *result, {"success": float(len(self.actions) == 3)}
+
+
+def test_a_momentary_success_is_kept(register):
+    env = envs.make(register(cls=Momentary, observation=BOX), image=False)
+    for _ in range(2):  # an episode starts without
+        env.reset()
+        infos = [env.step(one_hot(2, 1))[3] for _ in range(3)]
+        assert [info["success_once"] for info in infos] == [False, True, True]
+        assert [info["success"] for info in infos] == [False, False, False]
+
+
+def test_an_action_with_one_infinite_bound_stays_within_the_other(register):
+    space = spaces.Box(np.array([0, -np.inf, -2], np.float32), np.array([np.inf, 0.5, np.inf], np.float32))
+    _, got = actions_of(register, space, [[-1, -1, -1], [0.25, 0.25, 0.25], [1, 1, 1]])
+    np.testing.assert_array_equal(got, np.array([[0, -1, -1], [0.25, 0.25, 0.25], [1, 0.5, 1]], np.float32))
+
+
+class Camera(Spaces):
+    """Images and vectors with names of their own; nothing to render."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+
+def test_images_with_other_names_are_observed(register):
+    """With and without rendering: the encoder's expressions choose among all observations."""
+    pixels = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    task = register(cls=Camera, observation=spaces.Dict({"front": pixels, "back": pixels, "joints": BOX}))
+    for image in (False, None):
+        env = envs.make(task, image=image)
+        assert {key: space.shape for key, space in env.observation_space.items()} == {
+            "front": (64, 64, 3), "back": (64, 64, 3), "joints": (2,)
+        }  # fmt: skip
+        assert env.reset()["front"].shape == (64, 64, 3)
+    with pytest.raises(ValueError, match=r"renders no images .*--encoder\.cnn_keys 'back\|front'"):
+        envs.make(task)
+    config = load_config(
+        f"--configs dmc_vision debug --task {task} --encoder.cnn_keys front|back --encoder.mlp_keys joints "
+        "--actor_dist onehot --parallel False --device cpu".split()
+    )
+    with collect.make_envs(config, "train", 1, sees_images(config)) as group:
+        agent = dreamer.make_agent(config, group)
+    assert sorted(agent.keys) == ["back", "front", "joints"]
+
+
+class Sentence(spaces.Space):
+    """Like MiniGrid's missions: it says nothing of its size."""
+
+    def sample(self, mask=None, probability=None):
+        return "go to the door"
+
+    def contains(self, x):
+        return isinstance(x, str)
+
+    @property
+    def is_np_flattenable(self):
+        raise NotImplementedError
+
+
+def test_entries_of_no_fixed_size_are_left_out_with_a_line(register, capsys):
+    space = spaces.Dict({"mission": Sentence(), "list": spaces.Sequence(BOX), "arm": BOX})
+    env = envs.make(register(observation=space), image=False)
+    assert list(env.observation_space.spaces) == ["arm"] and "arm" in env.reset()
+    err = capsys.readouterr().err
+    assert "gym_Test-v0: mission (Sentence) has no fixed size" in err and "list (Sequence)" in err
+    assert err.count("\n") == 2
+    with pytest.raises(ValueError, match=r"observes .*nothing of it has a fixed size.*--encoder\.cnn_keys image"):
+        envs.make(register(observation=spaces.Dict({"mission": Sentence()})), image=False)
+    assert list(envs.make("gym_Test-v0").observation_space.spaces) == ["image"]  # rendered
+
+
+def test_grids_of_symbols_are_no_images(register):
+    grid = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    for space, name in (
+        (grid, "observation"),
+        (spaces.Dict({"image": grid, "direction": spaces.Discrete(4)}), "symbols"),
+    ):
+        task = register(observation=space)
+        env = envs.make(task)
+        obs = env.reset()
+        assert env.observation_space[name].shape == obs[name].shape == (147,) and obs["image"].shape == (64, 64, 3)
+        assert name in envs.make(task, image=False).reset()
+
+
+def test_an_image_of_one_color_through_an_episode_is_said(register, capsys):
+    task = register(observation=BOX)  # which renders black
+    env = envs.make(task, time_limit=8, action_repeat=2)
+    env.reset()
+    for _ in range(3):
+        env.step(one_hot(2, 1))
+    assert capsys.readouterr().err == ""
+    env.reset()
+    err = capsys.readouterr().err
+    assert "--task gym_Test-v0: image had one color through an episode" in err and err.count("\n") == 1
+    gymnasium.register(
+        "Drawn-v0", Spaces, kwargs={"observation": BOX, "frame": np.eye(90, dtype=np.uint8)[..., None].repeat(3, 2)}
+    )
+    drawn = envs.make("gym_Drawn-v0")
+    for _ in range(2):
+        drawn.reset()
+        drawn.step(one_hot(2, 1))
+    assert capsys.readouterr().err == ""
+
+
+class World(Spaces):
+    """Keeps a world from episode to episode, as simulators do."""
+
+    def reset(self, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.wear = getattr(self, "wear", 0) + 1
+        return obs + np.float32(self.wear), info
+
+
+class Clock(Spaces):
+    """Looks at a clock."""
+
+    def reset(self, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs + np.float32(time.monotonic_ns() % 1000003), info
+
+
+def test_an_env_that_keeps_its_world_is_made_again_for_each_episode(register, capsys):
+    task = register(cls=World, observation=BOX)
+    env, other = envs.make(task, image=False, seed=3), envs.make(task, seed=3)
+    played = [env.reset(episode)["observation"] for episode in range(3)]
+    np.testing.assert_array_equal(other.reset(2)["observation"], played[2])
+    np.testing.assert_array_equal(other.reset(0)["observation"], played[0])
+    assert capsys.readouterr().err == ""
+
+
+def test_an_env_that_no_seed_determines_says_so(register, capsys):
+    env = envs.make(register(cls=Clock, observation=BOX), image=False)
+    assert "reset(seed) does not determine an episode" in capsys.readouterr().err
+    assert (env.reset(1)["observation"] != env.reset(1)["observation"]).any()
+
+
+def test_arguments_for_an_env():
+    env = envs.make("gym_FrozenLake-v1", image=False, env_kwargs=["map_name=8x8", "is_slippery=False"])
+    assert env.observation_space["observation"].shape == (64,)
+    env.reset()
+    before = [env.step(one_hot(4, 2))[0]["observation"].argmax() for _ in range(2)]
+    assert before == [2, 4]  # to the right, two squares an agent step: no slipping
+    with pytest.raises(ValueError, match=r"--env_kwargs is \['8x8'\]: expected .*difficulty=2"):
+        envs.make("gym_FrozenLake-v1", env_kwargs=["8x8"])
+    with pytest.raises(ValueError, match=r"does not start: TypeError: .*map_nam"):
+        envs.make("gym_FrozenLake-v1", image=False, env_kwargs=["map_nam=8x8"])
+
+
+def test_an_error_without_words_names_its_place(register):
+    class Broken(Spaces):
+        def __init__(self, observation, render_mode=None):
+            raise AssertionError
+
+    with pytest.raises(
+        ValueError, match=r"does not start: AssertionError: at .*test_gym_env\.py:\d+, raise AssertionError"
+    ):
+        envs.make(register(cls=Broken, observation=BOX))
+
+
+def test_time_limits():
+    """An env's own, unless the flag is given: the program's 1000 is for the suite."""
+    assert load_config(["--task", "gym_Pendulum-v1"]).time_limit == 0
+    assert load_config(["--task", "gym_Pendulum-v1", "--time_limit", "50"]).time_limit == 50
+    assert load_config(["--task", "dmc_walker_walk"]).time_limit == 1000
+    assert load_config(["--task", "rms_push_cube"]).time_limit == 100
+    for flags, length in (({}, 500), ({"time_limit": 40}, 10)):  # Acrobot's own limit is 500
+        env = envs.make("gym_Acrobot-v1", image=False, action_repeat=4 if flags else 1, **flags)
+        env.reset(0)
+        steps = next(n for n in range(1, 1000) if env.step(one_hot(3, 1))[2])
+        assert steps == length
+
+
+def test_pygame_draws():
+    """Through a driver that reads back what is drawn, which `dummy` does not for all envs."""
+    code = (
+        "import os, envs; env = envs.make('gym_MountainCar-v0'); "
+        "print(os.environ['SDL_VIDEODRIVER'], env.reset()['image'].std() > 5)"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("SDL_VIDEODRIVER", "DISPLAY")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("offscreen True\n", "")
 
 
 def actions_of(register, space, actions):
@@ -195,19 +396,17 @@ def test_observations(register):
     np.testing.assert_array_equal(obs["gear"], np.eye(4)[sample["gear"] - 1])
     np.testing.assert_allclose(obs["image"], sample["image"].reshape(20, 2, 30, 2, 3).mean((1, 3)), atol=1)
     assert (obs["gray"] == obs["gray"][..., :1]).all()
-    vectors = envs.make(task, image=False)
-    assert vectors.reset().keys() >= {"arm", "gear", "lamps"} and not {"gray", "image"} & vectors.reset().keys()
+    unrendered = envs.make(task, image=False)  # what the env observes stays
+    assert unrendered.reset().keys() == obs.keys()
 
 
 def test_an_observation_that_is_an_image_is_not_rendered(register):
-    task = register(observation=spaces.Box(0, 255, (8, 8, 1), np.uint8))
-    env = envs.make(task, size=(8, 8))
-    assert list(env.observation_space.spaces) == ["image"] and env.reset()["image"].std() > 50  # the rendering is black
-    with pytest.raises(ValueError, match=r"--task gym_Test-v0 has only image observations: --encoder\.cnn_keys"):
-        envs.make(task, image=False)
-
-
-BOX = spaces.Box(-1, 1, (2,))
+    task = register(observation=spaces.Box(0, 255, (16, 16, 1), np.uint8))
+    for image in (True, False):
+        env = envs.make(task, size=(16, 16), image=image)
+        assert (
+            list(env.observation_space.spaces) == ["image"] and env.reset()["image"].std() > 50
+        )  # the rendering is black
 
 
 @pytest.mark.parametrize(
@@ -216,8 +415,7 @@ BOX = spaces.Box(-1, 1, (2,))
         ({"action": spaces.MultiDiscrete([2, 3])}, ["MultiDiscrete([2 3])", "expected a Box of floats or Discrete"]),
         ({"action": spaces.Tuple([BOX, BOX])}, ["Tuple", "expected a Box"]),
         ({"action": spaces.Box(0, 9, (2,), np.int32)}, ["int32", "expected a Box of floats"]),
-        ({"observation": spaces.Sequence(BOX)}, ["observation", "Sequence", "no fixed size"]),
-        ({"observation": spaces.Dict({"graph": spaces.Graph(BOX, None)})}, ["graph", "Graph"]),
+        ({"action": spaces.Box(2, np.inf, (2,))}, ["expected both bounds"]),
         ({"observation": spaces.Box(0, 255, (4, 84, 84), np.uint8)}, ["(4, 84, 84)", "(H, W, 3)"]),
         ({"observation": spaces.Dict({"reward": BOX})}, ["called reward"]),
         ({"observation": spaces.Dict({"image": BOX})}, ["called image"]),
@@ -244,6 +442,8 @@ def test_what_does_not_fit_is_one_line(settings, words, register):
         ("gym_", ValueError, "gym_{id}"),
         ("gym_nowhere:Env-v0", ImportError, "No module named 'nowhere'"),
         ("gym_phys2d/CartPole-v1", ImportError, "jax"),
+        ("gym_ALE/Pong-v5", ValueError, "a module comes first: gym_ale_py:ALE/Pong-v5"),
+        ("gym_mine/Env-v0", ValueError, "the module that registers it comes first: gym_MODULE:mine/Env-v0"),
     ],
 )
 def test_unknown_ids_and_missing_packages_are_one_line(task, kind, words):
