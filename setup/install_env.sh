@@ -2,9 +2,10 @@
 # Makes .venv with the pinned requirements.txt, and installs missing system libraries or prints the command that does.
 #
 #   bash setup/install_env.sh          fast if nothing is missing; repairs an interrupted installation
-#   PYTHON=/path/to/python3.12 bash setup/install_env.sh      with that Python (3.11 or 3.12) when .venv is made
+#   PYTHON=/path/to/python3.12 bash setup/install_env.sh      with that Python (3.11 to 3.14) when .venv is made
 #
-# System packages are installed if apt-get exists and may be used (as root, or with sudo without a password).
+# System packages are installed if apt-get exists and may be used (as root, or with sudo without a password). Python
+# packages are installed by uv where it exists, otherwise by pip; uv also brings a Python where the system's does not serve.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,23 +22,33 @@ flock 9
 
 # --------------------------------------------------------------------------------------------------------------- system
 
-usable() {  # usable PYTHON: is 3.11 or 3.12, and can make a virtual environment
-    [ "$("$1" -c 'import sys, ensurepip, venv; print(sys.version_info[:2] in ((3, 11), (3, 12)))' 2>/dev/null)" = True ]
+usable() {  # usable PYTHON: is 3.11 to 3.14, and can make a virtual environment
+    local modules="sys, ensurepip, venv"
+    if [ -n "$uv" ]; then modules=sys; fi
+    [ "$("$1" -P -c "import $modules; print((3, 11) <= sys.version_info < (3, 15))" 2>/dev/null)" = True ]
 }
 
 find_python() {
-    local candidate candidates=(python3.11 /usr/bin/python3.11 python3.12 /usr/bin/python3.12 python3)
-    if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+    local candidate candidates=("${PYTHON:-}")
+    if [ -z "${PYTHON:-}" ]; then
+        mapfile -t candidates < <(type -aP python3.11 python3.12 python3.13 python3.14 python3)
+    fi
     for candidate in "${candidates[@]}"; do
         if usable "$candidate"; then command -v "$candidate"; return 0; fi
     done
     return 1
 }
 
+uv_python() {  # a Python of uv's own, which needs no system package
+    [ -n "$uv" ] && [ -z "${PYTHON:-}" ] || return 1
+    say "this system has no Python 3.11 to 3.14: uv installs one"
+    "$uv" python install --quiet 3.11 >&2 && "$uv" python find --managed-python 3.11
+}
+
 loads() {  # loads LIBRARY...: the dynamic linker finds each of them
     local name
     if [ -n "$base" ]; then
-        "$base" -c 'import ctypes, sys; [ctypes.CDLL(name) for name in sys.argv[1:]]' "$@" 2>/dev/null
+        "$base" -P -c 'import ctypes, sys; [ctypes.CDLL(name) for name in sys.argv[1:]]' "$@" 2>/dev/null
     else
         for name; do ldconfig -p | grep -F "$name " >/dev/null || return 1; done
     fi
@@ -58,20 +69,21 @@ apt_install() {  # apt_install WHAT PACKAGE...: what is missing, and the package
 }
 
 PATH=$PATH:/usr/sbin:/sbin  # ldconfig
-if usable "$python"; then base=$python; else base=$(find_python) || base=; fi
+uv=$(command -v uv) || uv=
+if usable "$python"; then base=$python; else base=$(find_python) || base=$(uv_python) || base=; fi
 missing=() packages=()
 needs() { missing+=("$1"); shift; packages+=("$@"); }
 if [ -z "$base" ] && [ -n "${PYTHON:-}" ]; then
-    die "PYTHON=$PYTHON: expected a Python 3.11 or 3.12 that can make virtual environments"
+    die "PYTHON=$PYTHON: expected a Python 3.11 to 3.14 that can make virtual environments"
 fi
-[ -n "$base" ] || needs "Python 3.11 or 3.12 with venv" python3 python3-venv
+[ -n "$base" ] || needs "Python 3.11 to 3.14 with venv" python3 python3-venv
 loads libGL.so.1 libgthread-2.0.so.0 || needs "libGL and GLib (for OpenCV)" libgl1 libglib2.0-0
 command -v ffmpeg >/dev/null || needs "ffmpeg (decodes videos)" ffmpeg
 loads libEGL.so.1 || loads libOSMesa.so.8 || needs "EGL or OSMesa (renders without a screen)" libegl1 libgl1-mesa-dri
 if [ ${#missing[@]} -gt 0 ]; then
     apt_install "$(printf '%s, ' "${missing[@]}" | sed 's/, $//')" "${packages[@]}"
-    [ -n "$base" ] || base=$(find_python) || die "this system's python3 is neither 3.11 nor 3.12; install one of them" \
-        "(with venv) and name it: PYTHON=/path/to/python3.12 bash setup/install_env.sh"
+    [ -n "$base" ] || base=$(find_python) || die "this system's python3 is not 3.11 to 3.14; install uv, which brings one," \
+        "or one of them with venv, and name it: PYTHON=/path/to/python3.12 bash setup/install_env.sh"
 fi
 
 # ---------------------------------------------------------------------------------------------------------------- .venv
@@ -85,32 +97,45 @@ wanted=$(cat "$root/requirements.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -d '
 if [ ! -e "$unfinished" ] && [ "$base" = "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 if [ "$base" = "$python" ] && [ -e "$unfinished" ]; then
-    base=$(find_python) || die "the Python 3.11 or 3.12 that .venv was made with is gone"
+    base=$(find_python) || base=$(uv_python) || die "the Python that .venv was made with is gone"
 fi
 if [ "$base" != "$python" ]; then
     if [ -e "$unfinished" ] || [ -e "$stamp" ]; then
         say ".venv is left from an interrupted installation or has lost its Python; recreating it"
         find "$venv" -mindepth 1 -maxdepth 1 ! -name .unfinished -exec rm -rf {} +
     elif [ -e "$python" ]; then
-        die "$venv holds $("$python" --version 2>&1), but Python 3.11 or 3.12 is needed: move that folder away"
+        die "$venv holds $("$python" --version 2>&1), but Python 3.11 to 3.14 is needed: move that folder away"
     fi
     mkdir -p "$venv"
     touch "$unfinished"
     say "making .venv with $("$base" --version) ($base)"
-    "$base" -m venv "$venv"
+    if [ -n "$uv" ]; then
+        "$uv" venv --quiet --allow-existing --python "$base" "$venv" >&2
+    else
+        "$base" -P -m venv "$venv"
+    fi
 fi
 rm -f "$stamp"
 touch "$unfinished"
 say "installing requirements.txt (a few minutes, the first time)"
-"$python" -m pip install --quiet --no-input -r "$root/requirements.txt" >&2 ||
-    die "pip could not install requirements.txt (see above); the same command tries again"
-"$python" -m pip check >&2 || die "the installed packages are incompatible (see above)"
-
+install() {
+    if [ -n "$uv" ]; then
+        "$uv" --directory "$root" pip install --quiet --python "$python" "$@" >&2
+    else
+        "$python" -P -m pip install --quiet --no-input "$@" >&2
+    fi
+}
+[ -n "$uv" ] || "$python" -P -m pip --version >/dev/null 2>&1 || "$python" -P -m ensurepip >&2  # uv had made .venv
+# The lock holds all that is needed, and dm_control would ask for labmaze, which is not and has no recent wheels. Only what
+# torch pins itself, its libraries for GPUs, is left to torch.
+torch=$(grep -o '^torch==[^ ]*' "$root/requirements.txt") || torch=
+{ install --no-deps -r "$root/requirements.txt" && { [ -z "$torch" ] || install "$torch"; }; } ||
+    die "could not install requirements.txt (see above); the same command tries again"
 
 # ------------------------------------------------------------------------------------------------------------ rendering
 
 renders() {  # renders BACKEND: MuJoCo can render with it
-    MUJOCO_GL=$1 PYOPENGL_PLATFORM=$1 "$python" - 2>&1 <<'END'
+    MUJOCO_GL=$1 PYOPENGL_PLATFORM=$1 "$python" -P - 2>&1 <<'END'
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>")
 data = mujoco.MjData(model)
@@ -132,7 +157,7 @@ command -v "${CXX:-c++}" >/dev/null || (apt_install "a C++ compiler (makes updat
     say "no C++ compiler (see above): updates run without compiled layers"
 
 # Realistic ManiSkill renders with Vulkan; everything else works without it.
-if "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("sapien"))'; then
+if "$python" -P -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("sapien"))'; then
     PYTHON="$python" bash "$root/setup/install_vulkan.sh" >&2 ||
         say "no Vulkan (see above): the rms_* tasks do not run here, everything else does"
 fi

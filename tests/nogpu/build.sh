@@ -15,8 +15,8 @@ pip="$folder/venv/bin/python -m pip -q --disable-pip-version-check"
 $pip install --no-deps "$folder"/wheels/{torch,triton}-*.whl
 # only the headers of the runtime itself
 python3 -m zipfile -e "$folder"/wheels/nvidia_cuda_runtime-*.whl "$folder/headers"
-grep -vE '^(torch|mani_skill2|sapien)==' "$here/../../requirements.txt" >"$folder/requirements.txt"
-$pip install -r "$folder/requirements.txt" jinja2 sympy
+grep -vE '^(torch|mani-skill2|sapien)==' "$here/../../requirements.txt" >"$folder/requirements.txt"
+$pip install --no-deps -r "$folder/requirements.txt"
 
 site=$("$folder/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 includes=(-I"$folder/headers/nvidia/cu13/include" -I"$site/triton/backends/nvidia/include")
