@@ -42,7 +42,7 @@ find_python() {
 uv_python() {  # a Python of uv's own, which needs no system package
     [ -n "$uv" ] && [ -z "${PYTHON:-}" ] || return 1
     say "this system has no Python 3.11 to 3.14: uv installs one"
-    "$uv" python install --quiet 3.11 >&2 && "$uv" python find --managed-python 3.11
+    "$uv" python install --quiet --no-bin 3.11 >&2 && "$uv" python find --managed-python 3.11
 }
 
 loads() {  # loads LIBRARY...: the dynamic linker finds each of them

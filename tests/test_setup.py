@@ -120,7 +120,7 @@ def test_without_flags_that_choose_it_trains_the_quickstart(installed, flags, ad
 
 
 def test_the_quickstart_has_a_task_and_a_folder_of_its_own():
-    config, _ = load_config(QUICKSTART)
+    config = load_config(QUICKSTART)
     assert config.task == "dmc_walker_stand_video" and config.logdir == "./log/quickstart"
     check_config(config)
 
@@ -154,12 +154,12 @@ def tested(installed):
 @pytest.mark.parametrize("command", ["setup/test.sh", ".ci/run"])
 def test_all_tests_are_run(tested, command):
     code, out, error = tested.run(command, cwd="/")
-    assert code == 1 and out.splitlines()[-1].startswith("1 failed, 1 passed"), out + error
+    assert code == 1 and "1 failed, 1 passed" in out.splitlines()[-1], out + error
 
 
 def test_flags_choose_tests(tested):
     code, out, error = tested.run("setup/test.sh", "-k", "good")
-    assert code == 0 and out.splitlines()[-1].startswith("1 passed"), out + error
+    assert code == 0 and " 1 passed in" in out.splitlines()[-1], out + error
 
 
 @pytest.mark.parametrize("command", ["setup/test.sh", ".ci/run"])
@@ -293,12 +293,12 @@ def test_modules_of_the_callers_folder_are_not_imported(tmp_path):
 
 @pytest.fixture
 def with_uv(without, tmp_path):
-    """A PATH with uv and the system's commands but its Pythons."""
+    """A PATH with uv and the system's commands but its Pythons, and without a way to install them."""
     link = tmp_path / "uv" / "uv"
     link.parent.mkdir()
     link.symlink_to(Path(sysconfig.get_path("scripts")) / "uv")
-    pythons = [path.name for path in Path("/usr/bin").glob("python3*")]
-    return f"{link.parent}:{without(*pythons)}"
+    path = without("apt-get", "sudo", *(path.name for path in Path("/usr/bin").glob("python3*")))
+    return f"{link.parent}:{path}"
 
 
 def test_uv_installs_where_it_exists(tmp_path, with_uv):
@@ -320,12 +320,15 @@ def test_uv_brings_a_python_where_the_system_has_none(tmp_path, with_uv):
         pytest.skip("uv is asked for Python 3.11, and this is another one")
     project = Project(tmp_path)
     name = f"cpython-{sys.version.split()[0]}-linux-{os.uname().machine}-gnu"
-    (tmp_path / "pythons").mkdir()
-    (tmp_path / "pythons" / name).symlink_to(sys.base_prefix)
+    (tmp_path / "pythons" / name).mkdir(parents=True)
+    for folder in ("bin", "lib", "include"):
+        (tmp_path / "pythons" / name / folder).symlink_to(Path(sys.base_prefix) / folder)
     places = {"PATH": with_uv, "PYTHON": "", "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons")}
     code, out, error = project.run("setup/run.sh", **places)
     assert code == 0 and "version 1.0" in out, error
     assert f"making .venv with Python {sys.version.split()[0]} ({tmp_path / 'pythons'}" in error
+    code, out, error = project.run("setup/run.sh", **places)
+    assert code == 0 and error == ""
 
 
 # ----------------------------------------------------------------------------------------------------------------- lock
@@ -388,7 +391,7 @@ def test_the_lock_holds_what_is_required_and_nothing_else(python):
 def test_every_package_that_is_imported_is_required():
     files = [path.relative_to(ROOT) for path in ROOT.rglob("*.py")]
     files = [path for path in files if not path.parts[0].startswith(".")]
-    ours = {path.stem for path in files} | {path.parent.name for path in files}
+    ours = {path.stem for path in files} | {path.parent.name for path in files} | {"slowly"}  # which a test writes
     imported = set()
     for path in files:
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
