@@ -58,6 +58,12 @@ def reward_range(task: str) -> tuple[float, float] | None:
     return found.rewards(parsed)
 
 
+def incomplete(task: str, **family_settings: Any) -> str:
+    """What the installed files of a task lack of the benchmark's, such as `2 of 10 videos`; empty if they are whole."""
+    found, parsed = parse(task)
+    return found.incomplete(parsed, **family_settings)
+
+
 def time_limit(task: str) -> int:
     """Environment steps of an episode of a task, unless a setting says otherwise; 0 leaves the end to the env."""
     prefix = task.partition("_")[0]

@@ -284,6 +284,8 @@ def find_videos(mode: str, assets: str) -> list[Path]:
     files = sorted(folder.glob("*.mp4"), key=lambda path: (len(path.name), path.name))
     if not files:
         raise FileNotFoundError(f"{mode} needs its {VIDEOS[mode]} videos, none in {folder.absolute()}; {_download()}")
+    if len(files) < VIDEOS[mode]:
+        note(f"{folder}: {len(files)} of {VIDEOS[mode]} videos: returns are not the benchmark's; {_download()}")
     return [path.absolute() for path in files]
 
 

@@ -17,6 +17,7 @@ class Family(NamedTuple):
         parse: a name without the prefix -> the task that `make` and `rewards` get; ValueError for an unknown name.
         rewards: a task -> minimum and maximum of the reward of an environment step, or None if they are not known.
         settings: its settings and their legal values. Defaults and comments are in configs.yaml.
+        incomplete: (task, its `settings`) -> what the installed files lack of the benchmark's, or nothing.
         time_limit: environment steps of an episode if the setting of this name is 0; 0 leaves the end to the env.
     """
 
@@ -25,6 +26,7 @@ class Family(NamedTuple):
     parse: Callable[[str], Any] = lambda name: name
     rewards: Callable[[Any], tuple[float, float] | None] = lambda task: (0.0, 1.0)
     settings: Mapping[str, Legal] = {}
+    incomplete: Callable[..., str] = lambda task, **settings: ""
     time_limit: int = 1000
 
 

@@ -77,6 +77,16 @@ def rewards(task: Task) -> tuple[float, float]:
     return LQR_REWARDS if task.domain == "lqr" else (0.0, 1.0)
 
 
+def incomplete(task: Task, *, assets: str = "assets", **_: Any) -> str:
+    if not task.mode.endswith(("video_easy", "video_hard")):
+        return ""
+    from .distracted import VIDEOS, find_videos
+
+    mode = task.mode.removeprefix("color_")
+    held = len(find_videos(mode, assets))
+    return f"{held} of {VIDEOS[mode]} videos" if held < VIDEOS[mode] else ""
+
+
 def make(task: Task, *, image: bool | None, **settings: Any):
     from .dmc import DMC, RENDERS
 
@@ -110,5 +120,11 @@ def make(task: Task, *, image: bool | None, **settings: Any):
 
 
 FAMILY = Family(
-    form="dmc_{domain}_{task}[_{mode}]", parse=parse, make=make, rewards=rewards, settings=SETTINGS, time_limit=1000
+    form="dmc_{domain}_{task}[_{mode}]",
+    parse=parse,
+    make=make,
+    rewards=rewards,
+    settings=SETTINGS,
+    incomplete=incomplete,
+    time_limit=1000,
 )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+import envs
 from envs.parallel import EnvGroup
 from run import checkpoint, probe, runtime, video
 from run.collect import STREAMS, make_envs, stack_obs
@@ -177,11 +178,14 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config) -> N
     r2 = probe.probe(recorder.rows) if recorder else {}
     means = summary(scores)
     success = f", success {means['success']:.2f}" if "success" in means else ""
+    incomplete = envs.incomplete(config.task, assets=config.assets) if sees_images(config) else ""
     log.info(
-        f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} "
-        f"({episodes} episodes, seed {config.seed}, checkpoint of step {step})"
+        f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} ({episodes} episodes, "
+        f"seed {config.seed}, checkpoint of step {step}{incomplete and ', ' + incomplete})"
     )
     line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
+    if incomplete:
+        line["incomplete"] = incomplete
     if r2:
         line["probe_r2"] = r2
         shown = ", ".join(f"{name} {value:.2f}" for name, value in probe.summarize(r2).items())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_backgrounds import flat_frames, write_video
+from test_dmcgs import make_videos
 from test_dreamer import PIXELS, VECTORS, entries
 
 import dreamer
@@ -131,6 +132,22 @@ def test_another_task_starts_from_the_same_poses(run):
     ours, other = lines(run)
     assert other["task"] == "dmc_cartpole_balance_sparse"
     assert all(a != b for a, b in zip(ours["returns"], other["returns"], strict=True))
+
+
+def test_a_benchmark_of_which_files_are_missing_is_said(tmp_path, capfd):
+    """In the log of training and evaluation, and beside the numbers."""
+    make_videos(tmp_path, "video_easy", [3, 3])
+    logdir, task = tmp_path / "run", "dmc_cartpole_balance_video_easy"
+    flags = ["--assets", tmp_path, "--task", task]
+    assert main(*PIXELS, *HERE, "--steps", "40", "--logdir", logdir, *flags) == 0
+    out, err = capfd.readouterr()
+    assert (out + err).count("video_easy: 2 of 10 videos: returns are not the benchmark's") == 1
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *flags) == 0
+    assert lines(logdir)[-1]["incomplete"] == "2 of 10 videos" and ", 2 of 10 videos)" in capfd.readouterr().out
+    make_videos(tmp_path, "video_hard", [3] * 100)
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *flags[:2], "--task", task[:-4] + "hard") == 0
+    assert lines(logdir)[-1]["task"].endswith("hard") and "incomplete" not in lines(logdir)[-1]
+    assert " of 100 videos" not in "".join(capfd.readouterr())
 
 
 def test_videos_of_all_episodes(run):
