@@ -78,7 +78,6 @@ if [ -z "$base" ] && [ -n "${PYTHON:-}" ]; then
 fi
 [ -n "$base" ] || needs "Python 3.11 to 3.14 with venv" python3 python3-venv
 loads libGL.so.1 libgthread-2.0.so.0 || needs "libGL and GLib (for OpenCV)" libgl1 libglib2.0-0
-command -v ffmpeg >/dev/null || needs "ffmpeg (decodes videos)" ffmpeg
 loads libEGL.so.1 || loads libOSMesa.so.8 || needs "EGL or OSMesa (renders without a screen)" libegl1 libgl1-mesa-dri
 if [ ${#missing[@]} -gt 0 ]; then
     apt_install "$(printf '%s, ' "${missing[@]}" | sed 's/, $//')" "${packages[@]}"
@@ -147,7 +146,9 @@ END
 }
 
 if ! renders egl >/dev/null && ! renders osmesa >/dev/null; then
-    apt_install "rendering without a screen (EGL and OSMesa exist but do not work)" libegl1 libgl1-mesa-dri libosmesa6
+    osmesa=()
+    if apt-cache show libosmesa6 >/dev/null 2>&1; then osmesa=(libosmesa6); fi  # Debian 14 has none
+    apt_install "rendering without a screen (EGL and OSMesa exist but do not work)" libegl1 libgl1-mesa-dri "${osmesa[@]}"
     renders egl >/dev/null || renders osmesa >/dev/null ||
         die "MuJoCo renders neither with EGL nor with OSMesa: $(renders egl | tail -1)"
 fi
