@@ -58,7 +58,7 @@ METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
 SETS = (
     *(f"{kind}_{level}" for kind in ("color", "video", "color_video", "rotate", "shift", "rotate_shift")
       for level in ("easy", "hard")),
-    "distracting_cs", "sensor_cs", "subtle", "subtle_video", "video",
+    "distracting_cs", "sensor_cs", "video",
 )  # fmt: skip
 LARGEST = 1e30  # magnitude of a step or value that can be drawn
 
