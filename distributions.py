@@ -1,8 +1,8 @@
 """Distributions of the agent: straight-through one-hot, two-hot over symlog, Bernoulli, Normal and variants.
 
-Every class is built from a network's raw output, computes in float32 for any type of that output, and has
-`mode()`, `log_prob(x)` and, where the agent needs them, `sample()`, `entropy()` and `kl(other)`. Log-probabilities and
-entropies are sums over the event dimensions that each class names.
+Every class is built from a network's raw output and has `mode()`, `log_prob(x)` and, where the agent needs them,
+`sample()`, `entropy()` and `kl(other)`. Log-probabilities and entropies are sums over the event dimensions that each
+class names.
 """
 
 import functools
@@ -11,9 +11,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-import native
-from fast import fusable
 
 BUCKETS = 255  # of the two-hot heads
 BUCKET_RANGE = 20.0  # in symlog space
@@ -29,10 +26,9 @@ def symexp(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
-@fusable(native.mix)
 def mix(logits: Tensor, unimix: float) -> Tensor:
-    """Softmax over the last dimension, with a share `unimix` of the uniform distribution, in float32."""
-    probs = torch.softmax(logits.float(), -1)
+    """Softmax over the last dimension, with a share `unimix` of the uniform distribution."""
+    probs = torch.softmax(logits, -1)
     return probs * (1 - unimix) + unimix / probs.shape[-1] if unimix else probs
 
 
@@ -43,29 +39,25 @@ def draw_one_hot(probs: Tensor) -> Tensor:
         probs: (..., K) probabilities that sum to 1.
 
     Returns:
-        (..., K) float32. One uniform number is drawn for each distribution, from the global generator.
+        (..., K). One uniform number is drawn for each distribution, from the global generator.
     """
-    u = torch.rand(probs.shape[:-1], device=probs.device, dtype=probs.dtype)
-    # on a GPU, cumsum is not deterministic unless compiled
-    plain = probs.is_cuda and not torch.compiler.is_compiling()
-    cumulated = probs @ _upper(probs.shape[-1], probs.device, probs.dtype) if plain else None
-    return _pick(probs, cumulated, u)
+    return pick(probs, torch.rand(probs.shape[:-1], device=probs.device, dtype=probs.dtype))
 
 
-@functools.cache
-def _upper(classes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.ones(classes, classes, device=device, dtype=dtype).triu()
-
-
-@fusable(native.pick)
-def _pick(probs: Tensor, cumulated: Tensor | None, u: Tensor) -> Tensor:
-    cumulated = probs.cumsum(-1) if cumulated is None else cumulated
-    below = (cumulated <= u.unsqueeze(-1)).sum(-1)
+def pick(probs: Tensor, u: Tensor) -> Tensor:
+    """The one-hot class whose share of (0, 1) holds u: (..., K), (...) → (..., K)."""
+    below = (cumulate(probs) <= u.unsqueeze(-1)).sum(-1)
     return one_hot(below.clamp(max=probs.shape[-1] - 1), probs.shape[-1])
 
 
+def cumulate(probs: Tensor) -> Tensor:
+    """Cumulative sum over the last dimension; on a GPU as a product, since `cumsum` is not deterministic there."""
+    classes = probs.shape[-1]
+    return probs @ probs.new_ones(classes, classes).triu() if probs.is_cuda else probs.cumsum(-1)
+
+
 def one_hot(index: Tensor, classes: int) -> Tensor:
-    """(...) class indices → (..., K) float32."""
+    """(...) class indices → (..., K)."""
     return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).float()
 
 
@@ -141,7 +133,7 @@ class Normal:
     """
 
     def __init__(self, mean: Tensor, std: Tensor):
-        self.mean, self.std = mean.float(), std.float()
+        self.mean, self.std = mean, std
 
     def sample(self) -> Tensor:
         """(..., A), reparameterized: gradients reach mean and std."""
@@ -245,7 +237,7 @@ class TwoHotSymlog:
     """
 
     def __init__(self, logits: Tensor):
-        self.logits = logits.float()
+        self.logits = logits
         self.buckets = torch.linspace(-BUCKET_RANGE, BUCKET_RANGE, BUCKETS, device=logits.device)
 
     def __getitem__(self, index) -> "TwoHotSymlog":
@@ -257,12 +249,12 @@ class TwoHotSymlog:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-likelihood of x (..., 1) → (...). Its mass is shared by the two buckets next to symlog(x)."""
-        return _two_hot_log_prob(self.logits, x, self.buckets)
+        return two_hot_log_prob(self.logits, x, self.buckets)
 
 
-@fusable()
-def _two_hot_log_prob(logits: Tensor, x: Tensor, buckets: Tensor) -> Tensor:
-    x = symlog(x.float()).clamp(-BUCKET_RANGE, BUCKET_RANGE)
+def two_hot_log_prob(logits: Tensor, x: Tensor, buckets: Tensor) -> Tensor:
+    """Log-likelihood of x (..., 1) under logits (..., 255) of these buckets (255) → (...)."""
+    x = symlog(x).clamp(-BUCKET_RANGE, BUCKET_RANGE)
     # (..., 1) index of the bucket at or below x, except the last bucket
     below = (torch.bucketize(x.detach(), buckets, right=True) - 1).clamp(0, BUCKETS - 2)
     left, right = buckets.take(below), buckets.take(below + 1)
@@ -277,7 +269,7 @@ class Bernoulli:
     """A binary variable of (..., 1); the last dimension is the event."""
 
     def __init__(self, logits: Tensor):
-        self.logits = logits.float()
+        self.logits = logits
 
     @property
     def mean(self) -> Tensor:
@@ -287,4 +279,4 @@ class Bernoulli:
         return (self.logits > 0).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(self.logits, x.float(), reduction="none").sum(-1)
+        return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none").sum(-1)

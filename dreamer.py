@@ -6,9 +6,8 @@ evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (run
 """
 
 import contextlib
-import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from run import distributed
@@ -24,9 +23,9 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
+import accel
 import envs
 import exploration
-import fast
 import models
 import networks
 from envs.parallel import EnvGroup, WorkerDied
@@ -54,17 +53,10 @@ class Dreamer(nn.Module):
         self.explorer = exploration.make(config, self.world_model, actions)
         self.behaviors = (self.behavior, *self.explorer.behaviors)
         self.to(runtime.pick_device(config.device))
-        self.use_backend(fast.Backend())
 
     @property
     def device(self) -> torch.device:
         return self.behavior.return_ema.device
-
-    def use_backend(self, backend: fast.Backend, log: Callable[[str], None] | None = None) -> None:
-        """Sets how updates and acting run from here on; `log` takes a line when they are ready."""
-        self.graphed = functools.partial(fast.GraphedFunction, backend=backend, log=log)
-        self.learn = self.graphed(self._learn, name="update")
-        self.actors: dict[tuple, fast.GraphedFunction] = {}  # by everything that determines the computation
 
     @torch.no_grad()
     def act(
@@ -81,25 +73,25 @@ class Dreamer(nn.Module):
         Returns:
             Actions (N, A), not clipped, and the state for the next call: that of the dynamics and the action.
         """
-        n = len(obs["is_first"])
         if state is None:
-            initial = self.world_model.dynamics.initial(self.device)
-            state = {k: v.expand(n, *v.shape[1:]) for k, v in initial.items()}
-            state["action"] = torch.zeros(n, self.actions, device=self.device)
-        key = (n, training, explore)
-        if key not in self.actors:
-            function = functools.partial(self._act, training=training, explore=explore)
-            self.actors[key] = self.graphed(function, name="acting")
-        new = self.actors[key]({**obs, **{f"before_{k}": state[k] for k in ("stoch", "deter", "action")}})
-        return new["action"], new
+            state = self.initial_state(len(obs["is_first"]))
+        state = self.act_step(obs, state, training, explore)
+        return state["action"], state
 
-    def _act(self, inputs: dict[str, Tensor], training: bool, explore: bool) -> dict[str, Tensor]:
+    def initial_state(self, n: int) -> dict[str, Tensor]:
+        """The state of `act` before the first step of N envs, (N, ...)."""
+        initial = self.world_model.dynamics.initial(self.device)
+        state = {k: initial[k].expand(n, *initial[k].shape[1:]) for k in self.world_model.dynamics.carried}
+        return {**state, "action": torch.zeros(n, self.actions, device=self.device)}
+
+    def act_step(
+        self, obs: dict[str, Tensor], state: dict[str, Tensor], training: bool, explore: bool
+    ) -> dict[str, Tensor]:
+        """The state after one observation, and the `action` that it asks for; see `act`."""
         model, c = self.world_model, self.config
-        data = models.preprocess({k: v.unsqueeze(1) for k, v in inputs.items() if not k.startswith("before_")})
-        state = {"stoch": inputs["before_stoch"], "deter": inputs["before_deter"]}
+        data = models.preprocess({k: v.unsqueeze(1) for k, v in obs.items()})
         sample = training or not c.eval_state_mean
-        previous = inputs["before_action"][:, None]
-        post, _ = model.dynamics.observe(model.encoder(data), previous, data["is_first"], state, sample)
+        post, _ = model.dynamics.observe(model.encoder(data), state["action"][:, None], data["is_first"], state, sample)
         post = {k: v[:, 0] for k, v in post.items()}
         feat = model.dynamics.feat(post)
         policy = self.explorer.policy(feat) if explore else self.behavior.actor(feat)
@@ -109,14 +101,9 @@ class Dreamer(nn.Module):
 
     def update(self, batch: dict[str, Tensor]) -> models.Metrics:
         """One update of world model, actor and critic on replay rows (B, T, ...); metrics stay on the device."""
-        for behavior in self.behaviors:
-            behavior.begin_update()
-        return self.learn(batch)
-
-    def _learn(self, batch: dict[str, Tensor]) -> models.Metrics:
         start, embed, metrics = self.world_model.update(batch)
-        metrics.update(self.behavior.learn(self.world_model, start))
-        metrics.update(self.explorer.update(self.world_model, start, embed, batch))
+        metrics |= self.behavior.update(self.world_model, start)
+        metrics |= self.explorer.update(self.world_model, start, embed, batch)
         return metrics
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -131,7 +118,7 @@ class Dreamer(nn.Module):
     def state(self) -> dict:
         """Everything that learning changes, for a checkpoint."""
         optimizers = {name: opt.state_dict() for name, opt in self.optimizers().items()}
-        updates = [behavior.updates for behavior in self.behaviors]
+        updates = [int(behavior.updates) for behavior in self.behaviors]
         return {"agent": self.state_dict(), "optimizers": optimizers, "behavior_updates": updates}
 
     def load(self, state: dict) -> None:
@@ -143,8 +130,7 @@ class Dreamer(nn.Module):
             if any(moment.shape != param.shape for param, moment in moments):
                 raise ValueError(f"optimizer {name} has moments of other shapes than its parameters")
         for behavior, updates in zip(self.behaviors, state["behavior_updates"], strict=True):
-            behavior.updates = updates
-        self.learn.reset()  # the optimizers' tensors are new
+            behavior.updates.fill_(updates)
 
 
 def make_agent(config: Config, group: EnvGroup) -> Dreamer:
@@ -167,8 +153,8 @@ def make_agent(config: Config, group: EnvGroup) -> Dreamer:
 def build(config: Config, group: EnvGroup) -> Dreamer:
     """The agent for these envs, on the fastest path that works."""
     agent = make_agent(config, group)
-    backend = fast.choose_backend(config.compile, agent.device, distributed.size())
-    agent.use_backend(backend, log.info)
+    backend = accel.choose_backend(config.compile, agent.device, distributed.size(), config.precision)
+    accel.install(agent, backend, log.info)
     if backend.note:
         log.info(backend.note)
     return agent

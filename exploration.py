@@ -70,11 +70,11 @@ class Plan2Explore(nn.Module):
         }[config.disag_target]
         inputs = dynamics.feat_size + (actions if config.disag_action_cond else 0)
         self.ensemble = nn.ModuleList(
-            networks.MLP(inputs, config.disag_units, config.disag_layers, outputs, dtype=dynamics.dtype)
+            networks.MLP(inputs, config.disag_units, config.disag_layers, outputs)
             for _ in range(config.disag_models)
         )
         self.opt = tools.Optimizer(
-            self.ensemble.parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
+            self.ensemble.named_parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
         )
 
     def policy(self, feat: Tensor) -> dists.Normal | dists.OneHot:
@@ -83,7 +83,7 @@ class Plan2Explore(nn.Module):
     def predict(self, feat: Tensor, action: Tensor) -> Tensor:
         """The prediction of each member: (..., F), (..., A) → (members, ..., outputs)."""
         inputs = torch.cat([feat, action], -1) if self.config.disag_action_cond else feat
-        return torch.stack([member(inputs).float() for member in self.ensemble])
+        return torch.stack([member(inputs) for member in self.ensemble])
 
     def intrinsic_reward(self, world_model: models.WorldModel, feat: Tensor, action: Tensor) -> Tensor:
         """Disagreement of the ensemble, and a share of the task's reward: (H, N, F), (H, N, A) → (H, N, 1)."""
@@ -98,8 +98,6 @@ class Plan2Explore(nn.Module):
     def update(self, world_model: models.WorldModel, start: networks.State, embed: Tensor, batch) -> models.Metrics:
         """One step of the ensemble on the batch's states, and one of the exploring actor and critic in imagination.
 
-        The caller calls `behavior.begin_update`, as for all `behaviors`.
-
         Args:
             start: states (B·T, ...) of the batch.
             embed: (B, T, E).
@@ -110,7 +108,7 @@ class Plan2Explore(nn.Module):
         feat = world_model.dynamics.feat(start).unflatten(0, shape)
         targets = {
             "stoch": start["stoch"].reshape(*shape, -1),
-            "embed": embed.float(),
+            "embed": embed,
             "feat": feat,
             "deter": start["deter"].unflatten(0, shape),
         }
@@ -123,7 +121,7 @@ class Plan2Explore(nn.Module):
         error = 0.5 * ((predicted - target[:, offset:]) ** 2).sum(-1)
         loss = error.mean((1, 2)).sum()
         metrics = {"disag_loss": loss.detach(), "disag_grad_norm": self.opt.step(loss)}
-        found = self.behavior.learn(
+        found = self.behavior.update(
             world_model, start, lambda feat, action: self.intrinsic_reward(world_model, feat, action)
         )
         return metrics | {f"expl_{key}": value for key, value in found.items()}

@@ -14,7 +14,6 @@ import baselines
 import distributions as dists
 import networks
 import tools
-from fast import fusable
 from run import distributed
 
 Metrics = dict[str, Tensor]  # scalars on the device
@@ -34,14 +33,12 @@ def preprocess(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return data
 
 
-@fusable()
 def center(image: Tensor) -> Tensor:
     """uint8 images → float in [-0.5, 0.5]."""
     return image.float() / 255 - 0.5
 
 
-@fusable()
-def hide(image: Tensor, mask: Tensor) -> Tensor:
+def mask_pixels(image: Tensor, mask: Tensor) -> Tensor:
     """Sets the pixels of images (B, T, H, W, C) that a mask (T, H, W) hides to 0, which is mid-gray."""
     return image * (mask == 0)[..., None]
 
@@ -161,20 +158,19 @@ _AUGMENT: dict[str, Callable[[Tensor], Tensor]] = dict(
 # Losses
 
 
-def kl_loss(post, prior, free: float, dyn_scale: float, rep_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """KL balance with free nats on each element (DreamerV3, equation 5).
+def kl_losses(post, prior, free: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The two sides of the KL balance, with free nats on each element (DreamerV3, equation 5).
 
     Args:
         post, prior: distributions over (...), each with the whole latent as event.
+        free: nats per element.
 
     Returns:
-        The weighted loss, the dynamics and the representation loss after free nats, and the KL itself, each (...).
+        `dyn`, which trains the prior, `rep`, which trains the posterior, and the KL without gradient, each (...).
     """
     dyn = post.detach().kl(prior)
     rep = post.kl(prior.detach())
-    value = rep.detach()
-    dyn, rep = dyn.clamp_min(free), rep.clamp_min(free)
-    return dyn_scale * dyn + rep_scale * rep, dyn, rep, value
+    return dyn.clamp_min(free), rep.clamp_min(free), rep.detach()
 
 
 def reconstruction_loss(predicted: dict[str, Tensor], data: dict[str, Tensor]) -> Tensor:
@@ -191,7 +187,6 @@ def reconstruction_loss(predicted: dict[str, Tensor], data: dict[str, Tensor]) -
     return sum(errors)
 
 
-@fusable()
 def latent_reconstruction_loss(online: Tensor, target: Tensor) -> Tensor:
     """Squared distance of unit vectors (`mbr`, section 3.2 of the paper): (..., P), (..., P) → (...)."""
     online, target = normalize(online, 1e-3), normalize(target.detach(), 1e-3)
@@ -238,7 +233,6 @@ def reward_to_simsr(reward_range: tuple[float, float] | None, action_repeat: int
     return min(1.0, 2 / ((high - low) * action_repeat))
 
 
-@fusable()
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
     """TD(λ) returns, (H, N, 1) like `reward`, `value` and `discount`; `bootstrap` (N, 1) is the value after the last.
 
@@ -275,51 +269,51 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.reward_to_simsr = reward_to_simsr
-        dtype = torch.bfloat16 if config.precision == 16 else torch.float32
-        self.encoder = networks.Encoder(shapes, **config.encoder.to_dict(), dtype=dtype)
+        self.encoder = networks.Encoder(shapes, **config.encoder.to_dict())
+        cell = {"blocks": config.dyn_blocks} if config.dyn_cell == "block_gru" else {}
         self.dynamics = networks.RSSM(
             self.encoder.outputs,
             actions,
+            networks.CELLS[config.dyn_cell](config.dyn_hidden, config.dyn_deter, **cell),
             stoch=config.dyn_stoch,
             discrete=config.dyn_discrete,
             deter=config.dyn_deter,
             hidden=config.dyn_hidden,
             projection=config.dyn_cont_stoch_size,
-            train_projection=config.mbr_projection == "trained",
             unimix=config.unimix_ratio,
             initial=config.initial,
             mean_act=config.dyn_mean_act,
             std_act=config.dyn_std_act,
             min_std=config.dyn_min_std,
-            dtype=dtype,
         )
         feat, units = self.dynamics.feat_size, config.units
         self.heads = nn.ModuleDict(
             {
-                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head, dtype),
-                "cont": networks.BinaryHead(feat, units, config.cont_layers, dtype),
+                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head),
+                "cont": networks.BinaryHead(feat, units, config.cont_layers),
             }
         )
-        trained = list(self.parameters())
+        trained = dict(self.named_parameters())
+        adam = {"lr": config.model_lr, "eps": config.opt_eps, "weight_decay": config.weight_decay}
         self.decoder = self.probe_opt = None
         if "decoder" in config.grad_heads or config.probe_decoder:
             with torch.random.fork_rng([]):  # it does not change the initialization of other networks
-                self.decoder = networks.Decoder(feat, self.encoder, shapes, config.encoder, dtype)
+                self.decoder = networks.Decoder(feat, self.encoder, shapes, config.encoder)
         if "decoder" in config.grad_heads:
-            trained += self.decoder.parameters()
+            trained |= self.decoder.named_parameters("decoder")
         elif config.probe_decoder:
-            self.probe_opt = tools.Optimizer(
-                self.decoder.parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
-            )
+            self.probe_opt = tools.Optimizer(self.decoder.named_parameters(), clip=config.grad_clip, **adam)
         self.baseline = None
         if config.baseline != "none":
             with torch.random.fork_rng([]):
                 self.baseline = baselines.METHODS[config.baseline](config, self.encoder, self.dynamics)
-            trained += self.baseline.model_parameters()
+            trained |= self.baseline.model_parameters()
         if config.hybrid:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
             self.target_dynamics = copy.deepcopy(self.dynamics).requires_grad_(False)
-        self.opt = tools.Optimizer(trained, config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay)
+        compares = config.hybrid and config.mbr_scale and config.mbr_projection == "trained"
+        unused = () if compares else ("dynamics.projection.weight",)
+        self.opt = tools.Optimizer(trained, clip=config.grad_clip, unused=unused, **adam)
 
     def draw_mask(self, data: dict[str, Tensor]) -> Tensor | None:
         """A cube mask (T, H, W) for a batch; None if there is no image or nothing to hide."""
@@ -329,13 +323,6 @@ class WorldModel(nn.Module):
         _, length, height, width, _ = data[keys[0]].shape
         c = self.config
         return cube_mask(length, height, width, c.mask_ratio, c.patch_size, c.block_size, data[keys[0]].device)
-
-    def loss(self, data: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, dict[str, networks.State], Metrics]:
-        """The world-model objective, the sum of `losses`; its states; its metrics and `model_loss`."""
-        losses, states, metrics = self.losses(data, mask)
-        first, *others = losses.values()
-        total = sum(others, start=first)
-        return total, states, {"model_loss": total.detach(), **metrics}
 
     def losses(
         self, data: dict[str, Tensor], mask: Tensor | None
@@ -349,9 +336,9 @@ class WorldModel(nn.Module):
             mask: (T, H, W), 1 is hidden.
 
         Returns:
-            The weighted losses by name, the KL (`kl`, weighted by dyn_scale and rep_scale) first; the states of both
-            branches (post, prior, target_post, target_prior), the features of post (feat) and the embedding (embed)
-            that the start of imagination was inferred from; metrics.
+            Losses by name, each a scalar or of every step, (B, T); the states of both branches (post, prior,
+            target_post, target_prior), the features of post (feat) and the embedding (embed) that the start of
+            imagination was inferred from; metrics.
         """
         c = self.config
         action, is_first = data["action"], data["is_first"]
@@ -364,11 +351,11 @@ class WorldModel(nn.Module):
         states = {"post": post, "prior": prior, "feat": feat, "embed": embed}
 
         post_dist, prior_dist = self.dynamics.dist(post), self.dynamics.dist(prior)
-        kl, dyn, rep, kl_value = kl_loss(post_dist, prior_dist, c.kl_free, c.dyn_scale, c.rep_scale)
-        losses = {}
+        dyn, rep, kl = kl_losses(post_dist, prior_dist, c.kl_free)
+        losses = {"dyn": dyn, "rep": rep}
         for name, head in self.heads.items():
             inputs = feat if name in c.grad_heads else feat.detach()
-            losses[name] = -head(inputs).log_prob(data[name].unsqueeze(-1)).mean()
+            losses[name] = -head(inputs).log_prob(data[name].unsqueeze(-1))
 
         # Target branch (the hybrid structure of section 3 of the paper): the EMA copies see the whole images, without
         # gradient, and share the masked branch's recurrent state. Without it, the bisimulation compares the masked
@@ -378,16 +365,17 @@ class WorldModel(nn.Module):
             with torch.no_grad():
                 states["embed"] = self.target_encoder(data)
                 target_post, target_prior = self.target_dynamics.target_branch(
-                    prior["deter"].detach(), states["embed"], action, is_first
+                    prior, states["embed"], action, is_first
                 )
                 target_feat, target_prior_feat = self.dynamics.feat(target_post), self.dynamics.feat(target_prior)
                 states.update(target_post=target_post, target_prior=target_prior)
             if c.mbr_scale:  # section 3.2
-                target = self.target_dynamics.project(target_feat).detach()
-                losses["mbr"] = latent_reconstruction_loss(self.dynamics.project(feat), target).mean()
+                online = self.dynamics if c.mbr_projection == "trained" else self.dynamics.frozen
+                target = self.target_dynamics.project(target_feat)
+                losses["mbr"] = latent_reconstruction_loss(online.project(feat), target)
 
         if "decoder" in c.grad_heads:
-            losses["decoder"] = reconstruction_loss(self.decoder(feat), data).mean()
+            losses["decoder"] = reconstruction_loss(self.decoder(feat), data)
 
         metrics = {}
         if self.baseline is not None:
@@ -404,23 +392,24 @@ class WorldModel(nn.Module):
             )
             metrics["simsr_reward_out_of_range"] = (reward.max() - reward.min() > 2).float()
 
-        metrics.update({f"{name}_loss": loss.detach() for name, loss in losses.items()})
         metrics.update(
-            dyn_loss=dyn.detach().mean(),
-            rep_loss=rep.detach().mean(),
-            kl=kl_value.mean(),
-            prior_ent=prior_dist.entropy().detach().mean(),
-            post_ent=post_dist.entropy().detach().mean(),
+            kl=kl.mean(), prior_ent=prior_dist.entropy().detach().mean(), post_ent=post_dist.entropy().detach().mean()
         )
-        weighted = {name: c[f"{name}_scale"] * loss for name, loss in losses.items()}
-        return {"kl": kl.mean(), **weighted}, states, metrics
+        return losses, states, metrics
+
+    def loss(self, data: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, dict[str, networks.State], Metrics]:
+        """The objective, Σ scale·loss, each a mean over (B, T); its states; its metrics and those of `losses`."""
+        losses, states, metrics = self.losses(data, mask)
+        total = sum((self.config[f"{name}_scale"] * loss).mean() for name, loss in losses.items())
+        metrics.update({f"{name}_loss": loss.detach().mean() for name, loss in losses.items()})
+        return total, states, {"model_loss": total.detach(), **metrics}
 
     def apply_mask(self, data: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
         """The observations of the masked branch: masked pixels are 0 (mid-gray), then the augmentations."""
         out = dict(data)
         for key in self.encoder.cnn_keys:
             if mask is not None:
-                out[key] = hide(out[key], mask)
+                out[key] = mask_pixels(out[key], mask)
             out[key] = augment(out[key], tuple(self.config.augmentation), self.config.aug_prob)
         return out
 
@@ -443,7 +432,7 @@ class WorldModel(nn.Module):
             reconstruction = self.decoder(self.dynamics.feat(post))[key]
             state, feats = {k: v[:, context - 1] for k, v in post.items()}, []
             for t in range(context, data["action"].shape[1]):
-                state = self.dynamics.img_step(data["action"][:, t], state)
+                state = self.dynamics.img_step(state, data["action"][:, t])
                 feats.append(self.dynamics.feat(state))
             prediction = self.decoder(torch.stack(feats, 1))[key]
             rows += [seen[key], reconstruction, torch.cat([reconstruction[:, :context], prediction], 1)]
@@ -483,7 +472,6 @@ class ImagBehavior(nn.Module):
     def __init__(self, config, world_model: WorldModel, actions: int):
         super().__init__()
         self.config = config
-        dtype = world_model.dynamics.dtype
         feat = world_model.dynamics.feat_size
         self.actor = networks.Actor(
             feat,
@@ -495,17 +483,20 @@ class ImagBehavior(nn.Module):
             max_std=config.actor_max_std,
             init_std=config.actor_init_std,
             unimix=config.action_unimix_ratio,
-            dtype=dtype,
         )
-        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head, dtype)
+        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head)
         if config.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
         self.register_buffer("return_ema", torch.zeros(2))  # EMA of these quantiles of the returns
-        eps, decay = config.ac_opt_eps, config.weight_decay
-        self.actor_opt = tools.Optimizer(self.actor.parameters(), config.actor_lr, eps, config.actor_grad_clip, decay)
-        self.value_opt = tools.Optimizer(self.value.parameters(), config.value_lr, eps, config.value_grad_clip, decay)
-        self.updates = 0
+        self.register_buffer("updates", torch.tensor(0), persistent=False)  # a captured update counts too
+        adam = {"eps": config.ac_opt_eps, "weight_decay": config.weight_decay}
+        self.actor_opt = tools.Optimizer(
+            self.actor.named_parameters(), lr=config.actor_lr, clip=config.actor_grad_clip, **adam
+        )
+        self.value_opt = tools.Optimizer(
+            self.value.named_parameters(), lr=config.value_lr, clip=config.value_grad_clip, **adam
+        )
 
     def loss(
         self, world_model: WorldModel, start: networks.State, objective: Callable | None = None
@@ -574,30 +565,31 @@ class ImagBehavior(nn.Module):
         """Moves the EMA of the 5th and 95th percentile of all ranks' returns; returns (offset, scale)."""
         if not self.config.reward_EMA:
             return 0.0, 1.0
-        quantiles = torch.quantile(distributed.all_gather_rows(target.detach().flatten()), self.return_levels)
+        quantiles = torch.quantile(distributed.all_gather_rows(target.flatten()), self.return_levels)
         self.return_ema.lerp_(quantiles, 0.01)
         return self.return_ema[0].clone(), (self.return_ema[1] - self.return_ema[0]).clamp_min(1)
 
     def update(self, world_model: WorldModel, start: networks.State, objective: Callable | None = None) -> Metrics:
-        """`begin_update`, then `learn`."""
-        self.begin_update()
-        return self.learn(world_model, start, objective)
-
-    def begin_update(self) -> None:
-        """Moves the slow critic at every `slow_target_update`-th call: outside of `learn`, which may be captured."""
-        if self.config.slow_value_target and self.updates % self.config.slow_target_update == 0:
-            tools.ema(self.slow_value, self.value, self.config.slow_target_fraction)
-        self.updates += 1
-
-    def learn(self, world_model: WorldModel, start: networks.State, objective: Callable | None = None) -> Metrics:
-        """One optimizer step each of actor and critic from imagined rollouts.
+        """One optimizer step each of actor and critic from imagined rollouts, after moving the slow critic.
 
         Args:
             start: states (N, ...) where they start: all of them, or `imag_starts` drawn at random.
             objective: see `loss`.
         """
+        self.move_slow_value()
         start = pick_starts(start, self.config.imag_starts // distributed.size())
         actor_loss, value_loss, _, metrics = self.loss(world_model, start, objective)
         metrics["actor_grad_norm"] = self.actor_opt.step(actor_loss, retain_graph=True)
         metrics["value_grad_norm"] = self.value_opt.step(value_loss)
         return metrics
+
+    @torch.no_grad()
+    def move_slow_value(self) -> None:
+        """Moves the slow critic toward the critic at every `slow_target_update`-th update."""
+        c = self.config
+        if c.slow_value_target:
+            rate = c.slow_target_fraction
+            if c.slow_target_update > 1:  # a rate of 0 between: a branch could not depend on the counter's value
+                rate = torch.where(self.updates % c.slow_target_update == 0, rate, 0.0)
+            tools.ema(self.slow_value, self.value, rate)
+        self.updates += 1

@@ -1,10 +1,10 @@
-"""Networks of HRSSM: encoder, heads, and the recurrent state-space model with its discrete or continuous latent.
+"""Networks of HRSSM: encoder, decoder, heads, and the recurrent state-space model.
 
 Letters in the shape comments: B sequences, T steps, N = any number of states, A action dims, E embedding, S×K
-categorical latent, D deterministic state, F = S·K + D features. Parameters are float32; a network computes its matrix
-products and convolutions in its `dtype` (float32 or bfloat16), and norms, gates, probabilities and sampling in float32.
+categorical latent, D deterministic state, F = S·K + D features.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
-import native
-from fast import LayerNorm, Linear, SplitLinear, fusable, halve, rollout, stack_steps, step
+import tools
 
 NORM_EPS = 1e-3
 TRUNC_STD = 0.87962566103423978  # std of a standard normal truncated at ±2
@@ -32,6 +31,9 @@ def init_weights(module: nn.Module) -> None:
         area = module.kernel_size[0] * module.kernel_size[1]
         std = math.sqrt(2 / (area * (module.in_channels + module.out_channels))) / TRUNC_STD
         nn.init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
+    elif isinstance(module, BlockLinear):
+        std = math.sqrt(2 / sum(module.weight.shape[1:])) / TRUNC_STD
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
     if getattr(module, "bias", None) is not None:
@@ -46,48 +48,55 @@ def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
     nn.init.zeros_(layer.bias)
 
 
-@fusable(native.norm_silu)
-def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension, in float32, then SiLU; the output has the type of the input."""
-    return F.silu(F.layer_norm(x.float(), weight.shape, weight, bias, eps)).to(x.dtype)
-
-
-class NormSiLU(LayerNorm):
-    """LayerNorm over the last dimension, then SiLU; the output has the type of the input."""
-
-    fused = staticmethod(norm_silu)
+class NormSiLU(nn.LayerNorm):
+    """LayerNorm over the last dimension, then SiLU."""
 
     def __init__(self, size: int):
         super().__init__(size, eps=NORM_EPS)
 
-    def after(self, x: Tensor) -> Tensor:
-        return F.silu(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
 
 
 class Dense(nn.Module):
     """Linear map without bias, LayerNorm, SiLU: (..., inputs) → (..., units)."""
 
-    def __init__(self, inputs: int, units: int, dtype=torch.float32):
+    def __init__(self, inputs: int, units: int):
         super().__init__()
-        self.linear = Linear(inputs, units, bias=False, dtype=dtype)
+        self.linear = nn.Linear(inputs, units, bias=False)
         self.norm = NormSiLU(units)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.linear(x))
 
 
-class JointDense(nn.Module):
-    """A Dense layer of two concatenated inputs: (..., sizes[0]), (..., sizes[1]) → (..., units).
+class JointLinear(nn.Linear):
+    """A linear map of two concatenated inputs, W·[x, y], as the sum of `first(x)` and `second(y)`.
 
-    The product with the second input, `second(y)`, is computed separately: a rollout does so for all steps at once.
+    So the share of an input that is known for all steps of a rollout can be computed for all of them at once.
     """
 
-    def __init__(self, sizes: tuple[int, int], units: int, dtype=torch.float32):
+    def __init__(self, sizes: tuple[int, int], outputs: int):
+        super().__init__(sum(sizes), outputs, bias=False)
+        self.sizes = sizes
+
+    def first(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.split(self.sizes, 1)[0])
+
+    def second(self, y: Tensor) -> Tensor:
+        return F.linear(y, self.weight.split(self.sizes, 1)[1])
+
+
+class JointDense(nn.Module):
+    """A Dense layer of two concatenated inputs: (..., sizes[0]), (..., sizes[1]) → (..., units)."""
+
+    def __init__(self, sizes: tuple[int, int], units: int):
         super().__init__()
-        self.linear = SplitLinear(sizes, units, dtype)
+        self.linear = JointLinear(sizes, units)
         self.norm = NormSiLU(units)
 
     def second(self, y: Tensor) -> Tensor:
+        """The share of the second input, for `forward`: (..., sizes[1]) → (..., units)."""
         return self.linear.second(y)
 
     def forward(self, x: Tensor, second: Tensor) -> Tensor:
@@ -108,11 +117,10 @@ class MLP(nn.Module):
         layers: int,
         outputs: int = 0,
         outscale: float = 1.0,
-        dtype=torch.float32,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(Dense(units if i else inputs, units, dtype) for i in range(layers))
-        self.out = Linear(units, outputs, dtype=dtype) if outputs else None
+        self.layers = nn.ModuleList(Dense(units if i else inputs, units) for i in range(layers))
+        self.out = nn.Linear(units, outputs) if outputs else None
         self.apply(init_weights)
         if self.out is not None:
             init_output(self.out, outscale)
@@ -126,10 +134,10 @@ class MLP(nn.Module):
 class ScalarHead(MLP):
     """A head that predicts a scalar from features: `symlog_disc` is two-hot over symlog, `normal` a unit Normal."""
 
-    def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc", dtype=torch.float32):
+    def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc"):
         discrete = dist == "symlog_disc"
         outputs = dists.BUCKETS if discrete else 1
-        super().__init__(inputs, units, layers, outputs, outscale=0.0, dtype=dtype)
+        super().__init__(inputs, units, layers, outputs, outscale=0.0)
         self.dist = dists.TwoHotSymlog if discrete else dists.UnitNormal
 
     def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal:
@@ -139,14 +147,13 @@ class ScalarHead(MLP):
 class BinaryHead(MLP):
     """A head that predicts a probability from features: that the episode continues."""
 
-    def __init__(self, inputs: int, units: int, layers: int, dtype=torch.float32):
-        super().__init__(inputs, units, layers, 1, outscale=1.0, dtype=dtype)
+    def __init__(self, inputs: int, units: int, layers: int):
+        super().__init__(inputs, units, layers, 1, outscale=1.0)
 
     def forward(self, feat: Tensor) -> dists.Bernoulli:
         return dists.Bernoulli(super().forward(feat))
 
 
-@fusable()
 def bounded_normal(out: Tensor, min_std: float, max_std: float) -> tuple[Tensor, Tensor]:
     """Output layer's values (..., 2A) → mean in (-1, 1) and std in (min_std, max_std), (..., A)."""
     mean, std = out.chunk(2, -1)
@@ -171,17 +178,15 @@ class Actor(MLP):
         max_std: float = 1.0,
         init_std: float = 1.0,
         unimix: float = 0.01,
-        dtype=torch.float32,
     ):
         outputs = actions if dist == "onehot" else 2 * actions
-        super().__init__(inputs, units, layers, outputs, dtype=dtype)
+        super().__init__(inputs, units, layers, outputs)
         self.dist, self.unimix = dist, unimix
         self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
 
     def forward(self, feat: Tensor) -> dists.Normal | dists.OneHot:
         return self.policy(super().forward(feat))
 
-    @step()
     def act(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, F) → sampled actions (N, A), and the output layer's values, the input of `policy`."""
         out = MLP.forward(self, feat)
@@ -189,7 +194,6 @@ class Actor(MLP):
 
     def policy(self, out: Tensor) -> dists.Normal | dists.OneHot:
         """The distribution for the output layer's values (..., A) or (..., 2A)."""
-        out = out.float()
         if self.dist == "onehot":
             return dists.OneHot(out, self.unimix, event_dims=0)
         if self.dist == "tanh_normal":
@@ -202,33 +206,28 @@ class Actor(MLP):
 class ConvEncoder(nn.Module):
     """Stride-2 convolutions to `minres`: images (..., H, W, C) in [-0.5, 0.5] → (..., E), flattened channel first."""
 
-    def __init__(self, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int, dtype=torch.float32):
+    def __init__(self, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int):
         super().__init__()
         height, width, channels = shape
         stages = count_stages(height, minres)
         if width != height:
             raise ValueError(f"images must be square, not {height}x{width}: see --size")
         depths = [channels] + [depth * 2**i for i in range(stages)]
+        pad = max(kernel_size - 2, 0)  # "same" for even sizes; an odd remainder goes to the right and the bottom
+        self.pad = (0, pad % 2) * 2
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel_size, stride=2, bias=False) for a, b in itertools.pairwise(depths)
+            nn.Conv2d(a, b, kernel_size, stride=2, padding=pad // 2, bias=False) for a, b in itertools.pairwise(depths)
         )
         self.norms = nn.ModuleList(NormSiLU(d) for d in depths[1:])
         self.outputs = depths[-1] * minres * minres
-        pad = max(kernel_size - 2, 0)  # "same" for even sizes; an odd remainder goes to the right and the bottom
-        self.pad = (pad // 2, pad - pad // 2)
-        self.dtype = dtype
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> Tensor:
         lead = image.shape[:-3]
         # (N, C, H, W), channels last in memory, the layout that the images already have
-        x = image.to(self.dtype).flatten(0, -4).permute(0, 3, 1, 2)
+        x = image.flatten(0, -4).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            weight = conv.weight.to(self.dtype, memory_format=torch.channels_last)
-            if self.pad[0] == self.pad[1]:
-                x = halve(x, weight, self.pad[0])
-            else:
-                x = halve(F.pad(x, self.pad * 2), weight, 0)
+            x = conv(F.pad(x, self.pad) if any(self.pad) else x)
             # (N, H/2, W/2, C): the norm is over channels
             x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x.flatten(1).unflatten(0, lead)
@@ -261,7 +260,6 @@ class Encoder(nn.Module):
         mlp_layers: int,
         mlp_units: int,
         symlog_inputs: bool,
-        dtype=torch.float32,
     ):
         super().__init__()
         self.cnn_keys, self.mlp_keys = pick_keys(shapes, mlp_keys, cnn_keys)
@@ -271,11 +269,11 @@ class Encoder(nn.Module):
         if self.cnn_keys:
             height, width, _ = shapes[self.cnn_keys[0]]
             channels = sum(shapes[k][-1] for k in self.cnn_keys)
-            self.cnn = ConvEncoder((height, width, channels), cnn_depth, kernel_size, minres, dtype)
+            self.cnn = ConvEncoder((height, width, channels), cnn_depth, kernel_size, minres)
             self.outputs += self.cnn.outputs
         if self.mlp_keys:
             inputs = sum(math.prod(shapes[k]) for k in self.mlp_keys)
-            self.mlp = MLP(inputs, mlp_units, mlp_layers, dtype=dtype)
+            self.mlp = MLP(inputs, mlp_units, mlp_layers)
             self.outputs += mlp_units
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
@@ -293,9 +291,7 @@ class Encoder(nn.Module):
 class ConvDecoder(nn.Module):
     """The encoder's mirror image: features (..., F) → images (..., H, W, C), nominally in [-0.5, 0.5]."""
 
-    def __init__(
-        self, inputs: int, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int, dtype=torch.float32
-    ):
+    def __init__(self, inputs: int, shape: tuple[int, int, int], depth: int, kernel_size: int, minres: int):
         super().__init__()
         height, _, channels = shape
         depths = [depth * 2**i for i in reversed(range(count_stages(height, minres)))]
@@ -307,24 +303,18 @@ class ConvDecoder(nn.Module):
         )
         self.norms = nn.ModuleList(NormSiLU(d) for d in depths[1:])
         self.out = nn.ConvTranspose2d(depths[-1], channels, kernel_size, **settings)
-        self.minres, self.dtype = minres, dtype
+        self.minres = minres
         self.apply(init_weights)
         init_output(self.out, 1.0)
 
     def forward(self, feat: Tensor) -> Tensor:
         lead = feat.shape[:-1]
-        x = F.linear(feat.to(self.dtype), self.start.weight.to(self.dtype), self.start.bias.to(self.dtype))
         # (N, C, minres, minres), channels last in memory
-        x = x.flatten(0, -2).unflatten(-1, (self.minres, self.minres, -1)).permute(0, 3, 1, 2)
+        x = self.start(feat).flatten(0, -2).unflatten(-1, (self.minres, self.minres, -1)).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = self.upsample(conv, x)
             # (N, H, W, C): the norm is over channels
-            x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.upsample(self.out, x).permute(0, 2, 3, 1).unflatten(0, lead).float()
-
-    def upsample(self, conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-        bias = None if conv.bias is None else conv.bias.to(self.dtype)
-        return F.conv_transpose2d(x, conv.weight.to(self.dtype), bias, 2, conv.padding, conv.output_padding)
+            x = norm(conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.out(x).permute(0, 2, 3, 1).unflatten(0, lead)
 
 
 class Decoder(nn.Module):
@@ -336,17 +326,17 @@ class Decoder(nn.Module):
         config: the encoder's settings (cnn_depth, kernel_size, minres, mlp_layers, mlp_units).
     """
 
-    def __init__(self, inputs: int, encoder: Encoder, shapes: dict[str, tuple[int, ...]], config, dtype=torch.float32):
+    def __init__(self, inputs: int, encoder: Encoder, shapes: dict[str, tuple[int, ...]], config):
         super().__init__()
         self.images = {k: shapes[k][-1] for k in encoder.cnn_keys}  # channels
         self.vectors = {k: tuple(shapes[k]) for k in encoder.mlp_keys}
         self.cnn = self.mlp = None
         if self.images:
             shape = (*shapes[encoder.cnn_keys[0]][:2], sum(self.images.values()))
-            self.cnn = ConvDecoder(inputs, shape, config.cnn_depth, config.kernel_size, config.minres, dtype)
+            self.cnn = ConvDecoder(inputs, shape, config.cnn_depth, config.kernel_size, config.minres)
         if self.vectors:
             outputs = sum(math.prod(shape) for shape in self.vectors.values())
-            self.mlp = MLP(inputs, config.mlp_units, config.mlp_layers, outputs, dtype=dtype)
+            self.mlp = MLP(inputs, config.mlp_units, config.mlp_layers, outputs)
 
     def forward(self, feat: Tensor) -> dict[str, Tensor]:
         out = {}
@@ -354,7 +344,7 @@ class Decoder(nn.Module):
             out.update(zip(self.images, self.cnn(feat).split(list(self.images.values()), -1), strict=True))
         if self.mlp is not None:
             sizes = [math.prod(shape) for shape in self.vectors.values()]
-            for (key, shape), part in zip(self.vectors.items(), self.mlp(feat).float().split(sizes, -1), strict=True):
+            for (key, shape), part in zip(self.vectors.items(), self.mlp(feat).split(sizes, -1), strict=True):
                 out[key] = part.reshape(*feat.shape[:-1], *shape)
         return out
 
@@ -371,10 +361,28 @@ def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) 
     return cnn, mlp
 
 
-@fusable(native.gru_gates)
-def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """DreamerV2's GRU after its matrix product: LayerNorm of the three parts (N, 3D), gates, new deter (N, D)."""
-    return update_deter(F.layer_norm(parts.float(), weight.shape, weight, bias, eps), deter)
+# Recurrent cells: modules with a state, of which `deter` (..., D) is the part that the rest of the model reads
+
+
+class GRU(nn.Module):
+    """DreamerV2's GRU, with one LayerNorm over its three parts (`gru_layer_norm`)."""
+
+    state = ("deter",)  # names of the tensors that it carries from step to step
+
+    def __init__(self, inputs: int, deter: int):
+        super().__init__()
+        self.linear = nn.Linear(inputs + deter, 3 * deter, bias=False)
+        self.norm = nn.LayerNorm(3 * deter, eps=NORM_EPS)
+
+    def initial(self, deter: Tensor) -> State:
+        """The state before an episode, given its deter (1, D)."""
+        return {"deter": deter}
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """The state after a step with input x (N, inputs)."""
+        deter = state["deter"]
+        parts = self.norm(self.linear(torch.cat([x, deter], -1)))
+        return {"deter": update_deter(parts, deter)}
 
 
 def update_deter(parts: Tensor, deter: Tensor) -> Tensor:
@@ -385,30 +393,69 @@ def update_deter(parts: Tensor, deter: Tensor) -> Tensor:
     return update * cand + (1 - update) * deter
 
 
-class GRUGates(LayerNorm):
-    """LayerNorm and gates of the GRU: (N, 3D), (N, D) → (N, D)."""
+class BlockLinear(nn.Module):
+    """Linear map with a block-diagonal matrix: each of `blocks` equal parts of the input gives one of the output."""
 
-    fused = staticmethod(gru_gates)
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        if inputs % blocks or outputs % blocks:
+            raise ValueError(f"a layer from {inputs} to {outputs} cannot be split into {blocks} blocks (dyn_blocks)")
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def after(self, parts: Tensor, deter: Tensor) -> Tensor:
-        return update_deter(parts, deter)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) → (N, outputs)."""
+        x = x.unflatten(-1, (len(self.weight), -1))
+        return torch.einsum("ngi,gio->ngo", x, self.weight).flatten(-2) + self.bias
 
 
-@fusable()
-def concatenate(stoch: Tensor, deter: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.cat([stoch, deter], -1).to(dtype)
+class BlockGRU(nn.Module):
+    """DreamerV3's GRU with block-diagonal matrices (`block_gru`; Hafner et al., 2025, appendix on the RSSM).
+
+    Every block sees its own part of the recurrent state and, whole, the input and a projection of the recurrent state.
+    """
+
+    state = ("deter",)
+
+    def __init__(self, inputs: int, deter: int, blocks: int = 8):
+        super().__init__()
+        self.blocks = blocks
+        self.mix = Dense(deter, inputs)
+        self.hidden = BlockLinear(deter + 2 * blocks * inputs, deter, blocks)
+        self.norm = NormSiLU(deter)
+        self.parts = BlockLinear(deter, 3 * deter, blocks)
+
+    def initial(self, deter: Tensor) -> State:
+        return {"deter": deter}
+
+    def forward(self, x: Tensor, state: State) -> State:
+        deter, blocks = state["deter"], self.blocks
+        # (N, blocks, D / blocks + 2·inputs)
+        shared = torch.cat([self.mix(deter), x], -1).unsqueeze(-2).expand(-1, blocks, -1)
+        x = torch.cat([deter.unflatten(-1, (blocks, -1)), shared], -1).flatten(-2)
+        # (N, 3D), the three parts of each block side by side, to those of all blocks
+        parts = self.parts(self.norm(self.hidden(x))).unflatten(-1, (blocks, 3, -1)).transpose(-3, -2).flatten(-3)
+        return {"deter": update_deter(parts, deter)}
+
+
+CELLS = {"gru_layer_norm": GRU, "block_gru": BlockGRU}
+
+
+def stack(states: list[State], dim: int = 1) -> State:
+    """T states of (N, ...) → one of (N, T, ...)."""
+    return {k: torch.stack([state[k] for state in states], dim) for k in states[0]}
 
 
 class RSSM(nn.Module):
     """Recurrent state-space model: a GRU over (stoch, action), a prior from its state, a posterior that sees the image.
 
-    A state is a dict: `deter` (..., D), `stoch` (..., S, K) one-hot or (..., S), and `logit` or `mean` and `std` of the
-    latent from which stoch was drawn.
+    A state is a dict: `stoch` (..., S, K) one-hot or (..., S); what the cell carries, `deter` (..., D) among it; and
+    `logit`, or `mean` and `std`, of the latent from which stoch was drawn.
 
     Args:
+        cell: module from inputs of size `hidden` and its own state to its next state, with a `deter` of `deter`.
         stoch, discrete: S and K; K = 0 makes the latent Normal.
         projection: size of the projection for the latent reconstruction loss.
-        train_projection: False keeps it at its initialization.
         initial: `learned` or `zeros`.
     """
 
@@ -416,47 +463,49 @@ class RSSM(nn.Module):
         self,
         embed: int,
         actions: int,
+        cell: nn.Module,
         stoch: int = 32,
         discrete: int = 32,
         deter: int = 512,
         hidden: int = 512,
         projection: int = 32,
-        train_projection: bool = True,
         unimix: float = 0.01,
         initial: str = "learned",
         mean_act: str = "none",
         std_act: str = "sigmoid2",
         min_std: float = 0.1,
-        dtype=torch.float32,
     ):
         super().__init__()
         self.stoch, self.discrete, self.deter, self.actions = stoch, discrete, deter, actions
         self.unimix, self.initial_state = unimix, initial
         self.mean_act, self.std_act, self.min_std = mean_act, std_act, min_std
-        self.dtype = dtype
         self.stoch_size = stoch * discrete if discrete else stoch
-        self.train_projection = train_projection
         self.feat_size = self.stoch_size + deter
         stats = stoch * discrete if discrete else 2 * stoch
-        self.input = JointDense((self.stoch_size, actions), hidden, dtype)
-        self.cell = Linear(hidden + deter, 3 * deter, bias=False, dtype=dtype)
-        self.cell_norm = GRUGates(3 * deter, eps=NORM_EPS)
-        self.prior_layer = Dense(deter, hidden, dtype)
-        self.prior_out = Linear(hidden, stats, dtype=dtype)
-        self.post_layer = JointDense((deter, embed), hidden, dtype)
-        self.post_out = Linear(hidden, stats, dtype=dtype)
+        self.input = JointDense((self.stoch_size, actions), hidden)
+        self.cell = cell
+        self.prior_layer = Dense(deter, hidden)
+        self.prior_out = nn.Linear(hidden, stats)
+        self.post_layer = JointDense((deter, embed), hidden)
+        self.post_out = nn.Linear(hidden, stats)
         self.projection = nn.Linear(self.feat_size, projection, bias=False)
+        self.carried = ("stoch", *cell.state)  # the part of a state that the next step depends on
         self.apply(init_weights)
         if initial == "learned":
             self.initial_deter = nn.Parameter(torch.zeros(1, deter))
 
+    @functools.cached_property
+    def frozen(self) -> "RSSM":
+        """These dynamics with these weights, as constants. Made at the first use, when they are on their device."""
+        return tools.frozen(self)
+
     # Latents
 
     def latent(self, out: Tensor) -> State:
-        """Output of a prior or posterior layer → `logit` (..., S, K), or `mean` and `std` (..., S), float32."""
+        """Output of a prior or posterior layer → `logit` (..., S, K), or `mean` and `std` (..., S)."""
         if self.discrete:
-            return {"logit": out.unflatten(-1, (self.stoch, self.discrete)).float()}
-        mean, std = out.float().chunk(2, -1)
+            return {"logit": out.unflatten(-1, (self.stoch, self.discrete))}
+        mean, std = out.chunk(2, -1)
         if self.mean_act == "tanh5":
             mean = 5 * torch.tanh(mean / 5)
         if self.std_act == "sigmoid2":
@@ -475,20 +524,30 @@ class RSSM(nn.Module):
             return dists.OneHot(state["logit"], self.unimix)
         return dists.Normal(state["mean"], state["std"])
 
-    def sample_state(self, latent: State, deter: Tensor, sample: bool = True) -> State:
-        """State of a latent and a deter, with stoch a sample of the latent or its mode."""
+    def sample_state(self, latent: State, cell: State, sample: bool = True) -> State:
+        """State of a latent and the cell's state, with stoch a sample of the latent or its mode."""
         dist = self.dist(latent)
-        return {"stoch": dist.sample() if sample else dist.mode(), "deter": deter, **latent}
+        return {"stoch": dist.sample() if sample else dist.mode(), **cell, **latent}
 
-    def feat(self, state: State, dtype=torch.float32) -> Tensor:
+    def flat_stoch(self, state: State) -> Tensor:
+        """(..., S·K) or (..., S)."""
+        return state["stoch"].flatten(-2) if self.discrete else state["stoch"]
+
+    def feat(self, state: State) -> Tensor:
         """Features of a state: stoch, flattened, and deter. (..., F)"""
-        stoch = state["stoch"].flatten(-2) if self.discrete else state["stoch"]
-        return concatenate(stoch, state["deter"], dtype)
+        return torch.cat([self.flat_stoch(state), state["deter"]], -1)
 
     def project(self, feat: Tensor) -> Tensor:
         """(..., F) → (..., projection), for the latent reconstruction loss."""
-        weight = self.projection.weight if self.train_projection else self.projection.weight.detach()
-        return F.linear(feat.to(self.dtype), weight.to(self.dtype)).float()
+        return self.projection(feat)
+
+    def prior(self, deter: Tensor) -> State:
+        """Latent predicted from the recurrent state (..., D)."""
+        return self.latent(self.prior_out(self.prior_layer(deter)))
+
+    def posterior(self, deter: Tensor, embed: Tensor) -> State:
+        """Latent given the recurrent state (..., D) and the image's share of the layer, `embed_input` (..., hidden)."""
+        return self.latent(self.post_out(self.post_layer(deter, embed)))
 
     # Steps
 
@@ -496,58 +555,51 @@ class RSSM(nn.Module):
         """The state before an episode, (1, ...)."""
         if self.initial_state == "learned":
             deter = torch.tanh(self.initial_deter)
-            return self.sample_state(self.prior(deter), deter, sample=False)
-        deter = torch.zeros(1, self.deter, device=device)
-        shape = (1, self.stoch, self.discrete) if self.discrete else (1, self.stoch)
-        stoch = torch.zeros(shape, device=device)
+            return self.sample_state(self.prior(deter), self.cell.initial(deter), sample=False)
+        stoch = torch.zeros((1, self.stoch, self.discrete) if self.discrete else (1, self.stoch), device=device)
         latent = {"logit": stoch} if self.discrete else {"mean": stoch, "std": torch.ones_like(stoch)}
-        return {"stoch": stoch, "deter": deter, **latent}
+        return {"stoch": stoch, **self.cell.initial(torch.zeros(1, self.deter, device=device)), **latent}
+
+    def reset(self, state: State, initial: State, is_first: Tensor) -> State:
+        """The carried part of states (N, ...), replaced by `initial` (N or 1, ...) where `is_first` (N) is set."""
+        first = {k: is_first.reshape(-1, *[1] * (state[k].ndim - 1)) for k in self.carried}
+        return {k: torch.where(first[k], initial[k], state[k]) for k in self.carried}
 
     def action_input(self, action: Tensor) -> Tensor:
-        """The action's contribution to the input layer: (..., A) → (..., hidden)."""
+        """The action's share of the input layer: (..., A) → (..., hidden)."""
         return self.input.second(action / action.detach().abs().clamp_min(1))
 
     def embed_input(self, embed: Tensor) -> Tensor:
-        """The embedding's contribution to the posterior layer: (..., E) → (..., hidden)."""
+        """The embedding's share of the posterior layer: (..., E) → (..., hidden)."""
         return self.post_layer.second(embed)
 
-    def gru(self, stoch: Tensor, action_input: Tensor, deter: Tensor) -> Tensor:
-        """The recurrent state after a step: (N, S·K), (N, hidden), (N, D) → (N, D)."""
-        x = self.input(stoch, action_input)
-        return self.cell_norm(self.cell(torch.cat([x, deter.to(self.dtype)], -1)), deter)
+    def gru(self, state: State, action: Tensor) -> State:
+        """The cell's next state, from a state (N, ...) and the action's share of the input layer (N, hidden)."""
+        return self.cell(self.input(self.flat_stoch(state), action), state)
 
-    def prior(self, deter: Tensor) -> State:
-        """Latent predicted from the recurrent state (..., D)."""
-        return self.latent(self.prior_out(self.prior_layer(deter)))
-
-    def posterior(self, deter: Tensor, embed_input: Tensor) -> State:
-        """Latent given the recurrent state (..., D) and the image's `embed_input` (..., hidden)."""
-        return self.latent(self.post_out(self.post_layer(deter, embed_input)))
-
-    @step()
-    def obs_step(self, stoch, deter, action_input, embed_input, is_first, initial_stoch, initial_deter, sample=True):
+    def obs_step(
+        self, state: State, action: Tensor, embed: Tensor, is_first: Tensor, initial: State, sample: bool = True
+    ) -> State:
         """One step with an observation: the posterior state.
 
         Args:
-            stoch (N, S·K), deter (N, D): the previous state.
-            action_input, embed_input: (N, hidden) each.
-            is_first: (N, 1) bool; there the initial stoch and deter replace the previous state.
+            state: the previous one, (N, ...).
+            action, embed: their shares of the layers, `action_input` and `embed_input`, (N, hidden) each.
+            is_first: (N) bool; there the previous state is replaced by `initial` (N, ...).
             sample: draw the latent; False takes its mode.
         """
-        stoch = torch.where(is_first, initial_stoch, stoch)
-        deter = torch.where(is_first, initial_deter, deter)
-        deter = self.gru(stoch, action_input, deter)
-        return self.sample_state(self.posterior(deter, embed_input), deter, sample)
+        state = self.reset(state, initial, is_first)
+        cell = self.gru(state, action)
+        latent = self.posterior(cell["deter"], embed)
+        return self.sample_state(latent, cell, sample)
 
-    @step(frozen=True)
-    def img_step(self, action: Tensor, state: State) -> State:
+    def img_step(self, state: State, action: Tensor) -> State:
         """One step without an observation: the prior state after `action` (N, A) in `state` (N, ...)."""
-        deter = self.gru(state["stoch"].reshape(-1, self.stoch_size), self.action_input(action), state["deter"])
-        return self.sample_state(self.prior(deter), deter)
+        cell = self.gru(state, self.action_input(action))
+        return self.sample_state(self.prior(cell["deter"]), cell)
 
     # Rollouts
 
-    @rollout
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None, sample: bool = True
     ) -> tuple[State, State]:
@@ -565,28 +617,26 @@ class RSSM(nn.Module):
         """
         batch, length = is_first.shape
         assert embed.shape[:2] == action.shape[:2] == (batch, length), (embed.shape, action.shape, is_first.shape)
-        # only GRU and posterior are sequential: everything else is computed for all T at once
-        inputs = [self.action_input(action * ~is_first[..., None]), self.embed_input(embed), is_first[..., None]]
+        # only the recurrent state is sequential: the rest is computed for all T at once
+        action, embed = self.action_input(action * ~is_first[..., None]), self.embed_input(embed)
+        # a view of the initial state for each step, so that their gradients are summed at once; the first also begins
         initial = self.initial(action.device)
-        # a view per step, all of whose gradients are summed at once
-        views = [initial[k].flatten(1).expand(length, batch, -1).unbind() for k in ("stoch", "deter")]
-        before = (views[0][0], views[1][0]) if state is None else (state["stoch"].flatten(1), state["deter"])
-        states = []
-        for t, step_inputs in enumerate(zip(*(x.unbind(1) for x in inputs), strict=True)):
-            reset = (view[max(t - 1, 0)] for view in views)
-            state = self.obs_step(*before, *step_inputs, *reset, sample)
-            before = state["stoch"].flatten(1), state["deter"]
+        views = {k: initial[k].expand(length, batch, *initial[k].shape[1:]).unbind() for k in self.carried}
+        initials = [{k: view[max(t - 1, 0)] for k, view in views.items()} for t in range(length)]
+        state, states = state or initials[0], []
+        for step in zip(action.unbind(1), embed.unbind(1), is_first.unbind(1), initials, strict=True):
+            state = self.obs_step(state, *step, sample)
             states.append(state)
-        post = {k: stack_steps([s[k] for s in states]) for k in states[0]}
-        prior = self.sample_state(self.prior(post["deter"]), post["deter"], sample)
+        post = stack(states)
+        prior = self.sample_state(self.prior(post["deter"]), {k: post[k] for k in self.cell.state}, sample)
         return post, prior
 
-    @rollout
-    def target_branch(self, deter: Tensor, embed: Tensor, action: Tensor, is_first: Tensor) -> tuple[State, State]:
+    @torch.no_grad()
+    def target_branch(self, prior: State, embed: Tensor, action: Tensor, is_first: Tensor) -> tuple[State, State]:
         """Target posterior and target prior, all T in one pass, from the EMA copy of the dynamics.
 
         Args:
-            deter: (B, T, D) of the masked branch's prior, shared by this branch.
+            prior: (B, T, ...) of the masked branch, whose recurrent state this branch shares.
             embed: (B, T, E), the EMA encoder's embedding of the unmasked images.
             action: (B, T, A).
             is_first: (B, T) bool.
@@ -594,21 +644,17 @@ class RSSM(nn.Module):
         Returns:
             The posterior at each step, and the prediction into each step from the posterior before it, (B, T, ...).
         """
-        post = self.sample_state(self.posterior(deter, self.embed_input(embed)), deter)
+        cell = {k: prior[k].detach() for k in self.cell.state}
+        post = self.sample_state(self.posterior(cell["deter"], self.embed_input(embed)), cell)
         initial = self.initial(action.device)
-        before = {}
-        for key in ("stoch", "deter"):
-            first = initial[key].expand(deter.shape[0], 1, *initial[key].shape[1:])
-            shifted = torch.cat([first, post[key][:, :-1]], 1)
-            starts = is_first.reshape(*is_first.shape, *[1] * (shifted.ndim - 2))
-            before[key] = torch.where(starts, initial[key], shifted).flatten(0, 1)
-        action = action * ~is_first[..., None]
-        prior = self.img_step(action.flatten(0, 1), before)
-        return post, {k: v.unflatten(0, is_first.shape) for k, v in prior.items()}
+        # (B·T, ...): the posterior one step earlier, or the initial state
+        before = {k: torch.cat([initial[k].expand_as(post[k][:, :1]), post[k][:, :-1]], 1) for k in self.carried}
+        before = self.reset({k: v.flatten(0, 1) for k, v in before.items()}, initial, is_first.flatten())
+        predicted = self.img_step(before, (action * ~is_first[..., None]).flatten(0, 1))
+        return post, {k: v.unflatten(0, is_first.shape) for k, v in predicted.items()}
 
-    @rollout
     def imagine(self, actor: Actor, start: State, horizon: int) -> tuple[Tensor, Tensor, dists.Normal | dists.OneHot]:
-        """Rolls the prior out under an actor that acts from `sg(feat)`.
+        """Rolls the prior out under an actor that acts from `sg(feat)`; the dynamics' weights are constants.
 
         Args:
             start: state of (N, ...).
@@ -618,12 +664,12 @@ class RSSM(nn.Module):
             feats (H, N, F), actions (H, N, A) drawn at each, and their distribution, for gradients of the actor and of
             the start.
         """
-        state, steps = {k: start[k] for k in ("stoch", "deter")}, []
+        state, steps = {k: start[k] for k in self.carried}, []
         for i in range(horizon):
-            feat = self.feat(state, self.dtype)  # once for all heads
+            feat = self.feat(state)
             action, out = actor.act(feat.detach())
             steps.append((feat, action, out))
             if i < horizon - 1:
-                state = self.img_step(action, state)
+                state = self.frozen.img_step(state, action)
         feats, actions, outs = map(torch.stack, zip(*steps, strict=True))
         return feats, actions, actor.policy(outs)

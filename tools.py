@@ -1,7 +1,8 @@
 """What every learner uses: an optimizer, an EMA of networks, means of metrics."""
 
+import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,14 +16,19 @@ class Optimizer:
     The gradient is the mean over all ranks, so that they take the same step.
 
     Args:
+        params: the parameters by name.
         lr, eps: of Adam.
         clip: maximum 2-norm over all gradients; 0 for no clipping.
         weight_decay: decoupled.
+        unused: names of parameters that a loss need not reach; their gradient is 0 then.
     """
 
-    def __init__(self, params, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
-        self.params = list(params)
-        self.clip = clip
+    def __init__(
+        self, params: Mapping | Iterable, lr: float, eps: float, clip: float, weight_decay: float = 0.0, unused=()
+    ):
+        params = dict(params)
+        self.names, self.params = list(params), list(params.values())
+        self.clip, self.unused = clip, unused
         self.settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
 
     @functools.cached_property
@@ -34,9 +40,14 @@ class Optimizer:
         return torch.optim.AdamW(self.params, **self.settings, **kernel)
 
     def step(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
-        """One step on the scalar `loss`; only these parameters get a gradient. Returns its norm before clipping."""
+        """One step on the scalar `loss`; only these parameters get a gradient. Returns its norm before clipping.
+
+        Raises ValueError if the loss does not reach a parameter that is not among `unused`.
+        """
         grads = torch.autograd.grad(loss, self.params, retain_graph=retain_graph, allow_unused=True)
-        for param, grad in zip(self.params, grads, strict=True):
+        for name, param, grad in zip(self.names, self.params, grads, strict=True):
+            if grad is None and name not in self.unused:
+                raise ValueError(f"the loss does not reach {name}: name it in `unused`, or do not optimize it")
             # Adam assumes that gradients have the memory layout of their parameters; convolutions' may be channels last
             param.grad = torch.zeros_like(param) if grad is None else grad.contiguous()
         distributed.average(param.grad for param in self.params)
@@ -45,10 +56,17 @@ class Optimizer:
         return norm.detach()
 
 
-def ema(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
-    """target ← (1 - rate)·target + rate·online, parameter by parameter."""
+def frozen(module: torch.nn.Module) -> torch.nn.Module:
+    """The same module with the same weights, in the same memory, that get no gradient."""
+    memo = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
+def ema(target: torch.nn.Module, online: torch.nn.Module, rate: float | torch.Tensor) -> None:
+    """target ← (1 - rate)·target + rate·online, parameter by parameter; `rate` is a number or a scalar tensor."""
     with torch.no_grad():
-        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+        for old, new in zip(target.parameters(), online.parameters(), strict=True):
+            old.lerp_(new, rate)
 
 
 class Metrics:

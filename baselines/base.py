@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 import networks
-from fast import Linear
 
 if TYPE_CHECKING:
     import tools
@@ -51,9 +50,9 @@ class Baseline(nn.Module):
         """
         raise NotImplementedError
 
-    def model_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the world model's optimizer trains."""
-        return [p for p in self.parameters() if p.requires_grad]
+    def model_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the world model's optimizer trains, by name."""
+        return {name: p for name, p in self.named_parameters("baseline") if p.requires_grad}
 
     def begin_update(self, model: nn.Module) -> None:
         """Called before the losses of an update are computed."""
@@ -71,9 +70,9 @@ class FeatureProjection(Baseline):
 
     def __init__(self, config: Config, encoder: networks.Encoder, dynamics: networks.RSSM):
         super().__init__(config, encoder, dynamics)
-        self.projection = Linear(dynamics.feat_size, encoder.outputs, False, dynamics.dtype)
+        self.projection = nn.Linear(dynamics.feat_size, encoder.outputs, bias=False)
         self.projection.apply(networks.init_weights)
 
     def pair(self, feat: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
-        """Mapped features and embedding, float32: (B, T, F), (B, T, E) → (B·T, E) each."""
-        return self.projection(feat).float().flatten(0, 1), embed.float().flatten(0, 1)
+        """Mapped features and embedding: (B, T, F), (B, T, E) → (B·T, E) each."""
+        return self.projection(feat).flatten(0, 1), embed.flatten(0, 1)

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import networks
-from fast import Linear
 from run import distributed
 
 from .base import Baseline
@@ -110,8 +109,8 @@ class DreamerPro(Baseline):
         super().__init__(config, encoder, dynamics)
         self.config = config
         self.prototypes = nn.Parameter(F.normalize(torch.randn(config.proto_count, config.proto_size), dim=-1))
-        self.embed_projection = Linear(encoder.outputs, config.proto_size, dtype=dynamics.dtype)
-        self.feat_projection = Linear(dynamics.feat_size, config.proto_size, dtype=dynamics.dtype)
+        self.embed_projection = nn.Linear(encoder.outputs, config.proto_size)
+        self.feat_projection = nn.Linear(dynamics.feat_size, config.proto_size)
         for layer in (self.embed_projection, self.feat_projection):
             layer.apply(networks.init_weights)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
@@ -129,7 +128,7 @@ class DreamerPro(Baseline):
         prototypes = torch.where(self.updates < c.proto_freeze, self.prototypes.detach(), self.prototypes)
         # (2B, T, P), the views of a sequence side by side, to (2, B, T, P)
         embed, feat, target = (
-            x.float().unflatten(0, (-1, 2)).transpose(0, 1)
+            x.unflatten(0, (-1, 2)).transpose(0, 1)
             for x in (self.embed_projection(embed), self.feat_projection(model.dynamics.feat(post)), target)
         )
         losses = prototype_losses(

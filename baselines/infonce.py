@@ -20,7 +20,7 @@ def infonce_loss(projected: Tensor, embed: Tensor) -> Tensor:
         A scalar; the mean over ranks is the whole batch's.
     """
     # (N, ranks·N), this rank's own embeddings on a diagonal
-    logits = projected @ distributed.all_gather_rows(embed.detach()).T
+    logits = projected @ distributed.all_gather_rows(embed).T
     return -logits.log_softmax(-1).diagonal(distributed.rank() * len(projected)).mean()
 
 

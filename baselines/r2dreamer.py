@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from run import distributed
@@ -24,7 +23,8 @@ def barlow_twins_loss(projected: Tensor, embed: Tensor, off_diagonal: float = 5e
         A scalar, Σᵢ (cᵢᵢ − 1)² + off_diagonal·Σ_{i≠j} cᵢⱼ². It is the whole batch's in every rank, and the mean over
         ranks of its gradient is the whole batch's.
     """
-    x1, x2 = standardize(gather_rows(projected)), standardize(distributed.all_gather_rows(embed.detach()))
+    x1 = standardize(distributed.all_gather_rows_with_gradient(projected))
+    x2 = standardize(distributed.all_gather_rows(embed))
     c = x1.T @ x2 / len(x1)
     diagonal = c.diagonal()
     invariance = ((diagonal - 1) ** 2).sum()
@@ -35,20 +35,6 @@ def barlow_twins_loss(projected: Tensor, embed: Tensor, off_diagonal: float = 5e
 def standardize(x: Tensor) -> Tensor:
     """Each column of x (N, E) with mean 0 and unbiased std 1."""
     return (x - x.mean(0)) / (x.std(0) + 1e-8)
-
-
-def gather_rows(x: Tensor) -> Tensor:
-    """The rows of all ranks: (N, E) → (ranks·N, E), where this rank's rows pass their gradient, times the ranks.
-
-    Each rank has the gradient of a common loss only at its own rows; as ranks average gradients, the factor turns the
-    average into the sum over all rows.
-    """
-    ranks = distributed.size()
-    if ranks == 1:
-        return x
-    blocks = list(distributed.all_gather_rows(x.detach()).chunk(ranks))
-    blocks[distributed.rank()] = blocks[distributed.rank()] + ranks * (x - x.detach())
-    return torch.cat(blocks)
 
 
 class R2Dreamer(FeatureProjection):

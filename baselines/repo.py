@@ -52,7 +52,7 @@ class RePo(Baseline):
         super().__init__(config, encoder, dynamics)
         self.target, self.balance = config.repo_target, config.repo_balance
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.repo_init_beta)))
-        self.opt = tools.Optimizer([self.log_beta], config.repo_lr, eps=1e-8, clip=0)
+        self.opt = tools.Optimizer({"log_beta": self.log_beta}, config.repo_lr, eps=1e-8, clip=0)
 
     def loss(self, model, data, post, prior, feat, embed):
         beta = self.log_beta.exp().detach()
@@ -60,8 +60,8 @@ class RePo(Baseline):
         loss, excess = kl_budget_loss(post, prior, beta, self.target, self.balance)
         return {"repo": loss}, {"repo_beta": beta, "repo_kl_excess": excess}
 
-    def model_parameters(self) -> list[nn.Parameter]:
-        return []
+    def model_parameters(self) -> dict[str, nn.Parameter]:
+        return {}
 
     def end_update(self, metrics: dict[str, Tensor]) -> None:
         self.opt.step(multiplier_loss(self.log_beta, metrics["repo_kl_excess"]))

@@ -39,9 +39,10 @@ def loss_gradients(model: models.WorldModel, batch: dict[str, Tensor]) -> dict[s
     losses, _, _ = model.losses(data, model.draw_mask(data))
     found = {}
     for name, loss in losses.items():
-        scales = ("dyn_scale", "rep_scale") if name == "kl" else (f"{name}_scale",)
-        if not any(model.config[scale] for scale in scales):
+        scale = model.config[f"{name}_scale"]
+        if not scale:
             continue
+        loss = scale * loss.mean()
         grads = {
             part: torch.autograd.grad(loss, params[part], retain_graph=True, materialize_grads=True) for part in PARTS
         }

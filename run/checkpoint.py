@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import zipfile
 from collections import OrderedDict
@@ -21,6 +22,19 @@ KINDS = {
     "step": int, "updates": int, "eval_episodes": int, "lines": int | None, "step_pending": bool,
     "episode": list, "sent": list, "ranks": list, "policy": dict | None, "replay": dict, "done_at": dict, "agent": dict,
 }  # fmt: skip
+
+
+# parameters that had other names in checkpoints of earlier versions: regular expressions, and today's
+RENAMED = ((r"\.cell\.weight$", ".cell.linear.weight"), (r"\.cell_norm\.", ".cell.norm."))
+
+
+def renamed(state: dict) -> dict:
+    """A checkpoint whose parameters have today's names."""
+    agent = state.get("agent")
+    if isinstance(agent, dict) and isinstance(agent.get("agent"), dict):
+        for pattern, name in RENAMED:
+            agent["agent"] = {re.sub(pattern, name, str(key)): value for key, value in agent["agent"].items()}
+    return state
 
 
 def find(logdir: Path) -> tuple[Path | None, dict | None, str]:
@@ -179,7 +193,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
-        return state
+        return renamed(state)
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises various types for various kinds of damage

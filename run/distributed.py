@@ -149,14 +149,30 @@ def average(tensors: "Iterable[torch.Tensor]") -> None:
 
 def all_gather_rows(tensor: "torch.Tensor") -> "torch.Tensor":
     """The rows of all ranks, in their order and without gradient: (N, ...) → (ranks·N, ...)."""
+    tensor = tensor.detach()
     if _size == 1:
         return tensor
     import torch
 
-    tensor = tensor.detach().contiguous()
+    tensor = tensor.contiguous()
     out = tensor.new_empty(_size * tensor.shape[0], *tensor.shape[1:])
     torch.distributed.all_gather(list(out.chunk(_size)), tensor, group=_tensors)
     return out
+
+
+def all_gather_rows_with_gradient(tensor: "torch.Tensor") -> "torch.Tensor":
+    """The rows of all ranks, (N, ...) → (ranks·N, ...), where this rank's rows pass their gradient, times the ranks.
+
+    Each rank has the gradient of a common loss only at its own rows; as ranks average gradients, the factor turns the
+    average into the sum over all rows.
+    """
+    if _size == 1:
+        return tensor
+    import torch
+
+    blocks = list(all_gather_rows(tensor).chunk(_size))
+    blocks[_rank] = blocks[_rank] + _size * (tensor - tensor.detach())
+    return torch.cat(blocks)
 
 
 def broadcast(tensors: "Iterable[torch.Tensor]") -> None:

@@ -2,6 +2,7 @@
 
 import torch
 
+import accel
 import dreamer
 from run.config import Config, load_config
 
@@ -19,9 +20,16 @@ def config(*flags: str, base: tuple[str, ...] = ("dmc_vision",)) -> Config:
     return load_config(["--configs", *base, *SMALL, *flags])
 
 
-def agent(*flags: str, shapes=IMAGE, actions: int = 3, base=("dmc_vision",), seed: int = 0) -> dreamer.Dreamer:
+def agent(
+    *flags: str, shapes=IMAGE, actions: int = 3, base=("dmc_vision",), seed: int = 0, fuse: str = "", log=lambda _: None
+) -> dreamer.Dreamer:
+    """A small agent that runs on a backend: plain, unless `fuse` or a flag `--precision 16` says otherwise."""
     torch.manual_seed(seed)
-    return dreamer.Dreamer(config(*flags, base=base), shapes=shapes, actions=actions)
+    settings = config(*flags, base=base)
+    made = dreamer.Dreamer(settings, shapes=shapes, actions=actions)
+    dtype = torch.bfloat16 if settings.precision == 16 else torch.float32
+    accel.install(made, accel.Backend(fuse, dtype=dtype), log)
+    return made
 
 
 def batch(shapes=IMAGE, actions: int = 3, size: int = 3, length: int = 8, seed: int = 0, discrete: bool = False):

@@ -98,7 +98,10 @@ def test_errors_and_interrupts_reach_all_ranks(computed):
 
 def test_one_process_exchanges_nothing():
     tensor = torch.ones(2)
-    assert distributed.all_gather_rows(tensor) is tensor and distributed.all_gather(3) == [3]
+    assert torch.equal(distributed.all_gather_rows(tensor), tensor) and distributed.all_gather(3) == [3]
+    learned = torch.ones(2, requires_grad=True)
+    assert not distributed.all_gather_rows(learned).requires_grad
+    assert distributed.all_gather_rows_with_gradient(learned).requires_grad
     assert distributed.any_rank(True) is True and distributed.any_rank(False) is False
     distributed.start(), distributed.average([tensor]), distributed.broadcast([tensor]), distributed.stop()
     assert torch.equal(tensor, torch.ones(2)) and not torch.distributed.is_initialized()

@@ -41,7 +41,7 @@ def extended(tmp_path_factory):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copy(ROOT / "configs.yaml", folder)
-    for package in ("accel", "baselines", "envs", "native", "run", "setup"):
+    for package in ("accel", "baselines", "envs", "run", "setup"):
         if (ROOT / package).is_dir():
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     commands = []

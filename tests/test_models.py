@@ -103,11 +103,12 @@ def test_free_nats_apply_to_each_element():
     logits = torch.zeros(2, 1, 3)
     far = torch.tensor([[[0.0, 0.0, 0.0]], [[9.0, 0.0, 0.0]]], requires_grad=True)
     post, prior = dists.OneHot(far), dists.OneHot(logits.clone().requires_grad_())
-    loss, dyn, rep, value = models.kl_loss(post, prior, free=0.5, dyn_scale=0.5, rep_scale=0.1)
+    dyn, rep, value = models.kl_losses(post, prior, free=0.5)
     assert value[0] < 1e-6 and value[1] > 0.5
     torch.testing.assert_close(dyn, torch.stack([torch.tensor(0.5), value[1]]))
-    torch.testing.assert_close(loss, 0.6 * rep)
-    (grad,) = torch.autograd.grad(loss.sum(), far)
+    torch.testing.assert_close(rep, dyn)
+    assert torch.autograd.grad(dyn.sum(), far, allow_unused=True, retain_graph=True) == (None,)
+    (grad,) = torch.autograd.grad(rep.sum(), far)
     assert (grad[0] == 0).all() and grad[1].abs().max() > 0
 
 
@@ -189,18 +190,28 @@ def test_ema_copies_move_after_the_step():
 
 def test_gradient_clipping_threshold():
     param = torch.nn.Parameter(torch.tensor([0.0, 0.0]))
-    opt = tools.Optimizer([param], lr=0.1, eps=1e-8, clip=1.0)
+    opt = tools.Optimizer({"param": param}, lr=0.1, eps=1e-8, clip=1.0)
     assert opt.step((param * torch.tensor([3.0, 4.0])).sum()) == 5
     torch.testing.assert_close(param.grad, torch.tensor([0.6, 0.8]))
     opt.step((param * torch.tensor([0.3, 0.4])).sum())
     torch.testing.assert_close(param.grad, torch.tensor([0.3, 0.4]))
 
 
+def test_a_parameter_that_the_loss_does_not_reach_is_an_error_unless_it_is_named():
+    used, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    settings = {"lr": 0.1, "eps": 1e-8, "clip": 0}
+    with pytest.raises(ValueError, match="the loss does not reach other:"):
+        tools.Optimizer({"used": used, "other": other}, **settings).step(used.sum())
+    assert torch.equal(used, torch.ones(2))
+    tools.Optimizer({"used": used, "other": other}, unused=("other",), **settings).step(used.sum())
+    assert not torch.equal(used, torch.ones(2)) and torch.equal(other, torch.ones(2))
+
+
 def test_optimizer_steps_match_adam_for_any_gradient_strides():
     torch.manual_seed(0)
     weight = torch.randn(8, 3, 4, 4)
     ours, theirs = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
-    opt, adam = tools.Optimizer([ours], 1e-2, 1e-8, 1000.0), torch.optim.Adam([theirs], 1e-2, eps=1e-8)
+    opt, adam = tools.Optimizer({"w": ours}, 1e-2, 1e-8, 1000.0), torch.optim.Adam([theirs], 1e-2, eps=1e-8)
     x = torch.randn(2, 3, 16, 16)
     for _ in range(5):
         channels_last = x.to(memory_format=torch.channels_last)
@@ -303,12 +314,15 @@ def test_lambda_return_limits():
     ],
     ids=lambda v: "-".join(map(str, v)) if isinstance(v, tuple) else "",
 )
-def test_every_variant_updates_and_acts(flags, shapes, base):
-    agent = agents.agent(*flags, shapes=shapes, base=base)
+def test_every_variant_learns_and_acts(flags, shapes, base):
+    agent = agents.agent("--model_lr", "1e-3", *flags, shapes=shapes, base=base)
     batch = agents.batch(shapes)
-    for _ in range(2):
-        metrics = agent.update(batch)
-        assert all(v.isfinite() for v in metrics.values()), metrics
+    before = {k: v.clone() for k, v in agent.named_parameters()}
+    losses = [agent.update(batch)["model_loss"].item() for _ in range(12)]
+    assert sum(losses[-3:]) < 0.98 * sum(losses[:3]), losses
+    still = {k for k, v in agent.named_parameters() if torch.equal(v, before[k])}
+    unused = {f"world_model.{name}" for name in agent.world_model.opt.unused}
+    assert still == unused if agent.config.weight_decay == 0 else still <= unused
     if not any(len(s) == 3 for s in shapes.values()):
         assert agent.world_model.draw_mask(models.preprocess(batch)) is None
     obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}

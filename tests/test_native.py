@@ -9,11 +9,11 @@ import agents
 import pytest
 import torch
 
+import accel
 import distributions as dists
-import fast
 import models
-import native
 import networks
+from accel import functions, native
 
 needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="needs a C++ compiler")
 EPS = 1e-3
@@ -31,8 +31,7 @@ def compare(function, leaves: list[torch.Tensor], *rest) -> dict[str, float]:
     exact = [x.detach().double().requires_grad_() for x in leaves]
     wanted = function(*exact, *rest)
     grad = torch.randn(wanted.shape)
-    with fast.fusing("native"):
-        got = function(*leaves, *rest)
+    got = function(*leaves, *rest)
     names = ["out", *(f"grad {i}" for i in range(len(leaves)))]
     grad = grad.to(got.dtype)
     ours = [got, *torch.autograd.grad(got, leaves, grad)]
@@ -46,7 +45,7 @@ def norm_silu(x, weight, bias):
     if x.dtype == torch.float64:
         normed = torch.nn.functional.layer_norm(x, weight.shape, weight, bias, EPS)
         return torch.nn.functional.silu(normed)
-    return networks.norm_silu(x, weight, bias, EPS)
+    return native.norm_silu(x, weight, bias, EPS)
 
 
 def parameters(size: int) -> list[torch.Tensor]:
@@ -69,13 +68,12 @@ def test_norm_silu(shape, dtype):
 def test_norm_silu_of_a_sum_and_of_strided_rows():
     torch.manual_seed(0)
     x, share = torch.randn(40, 6, requires_grad=True), torch.randn(6, 40, requires_grad=True)
-    weight, bias = parameters(40)
-    found = []
-    for how in ("", "native"):
-        with fast.fusing(how):
-            y = networks.norm_silu(x.T + share, weight, bias, EPS)
+    layer, found = networks.NormSiLU(40), []
+    layer.weight.data, layer.bias.data = parameters(40)
+    for how in (layer, lambda x: native.norm_silu(x, layer.weight, layer.bias, EPS)):
+        y = how(x.T + share)
         # an expanded gradient
-        found.append([y, *torch.autograd.grad(y[0].sum() + y.sum(), [x, share, weight, bias])])
+        found.append([y, *torch.autograd.grad(y[0].sum() + y.sum(), [x, share, layer.weight, layer.bias])])
     for plain, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
@@ -91,8 +89,7 @@ def test_threads_share_the_rows(function, sizes):
     for count in (1, 3):
         torch.set_num_threads(count)
         assert native.threads(x.numel()) == count
-        with fast.fusing("native"):
-            y = getattr(networks, function)(x, *state, *weights, EPS)
+        y = getattr(native, function)(x, *state, *weights, EPS)
         found.append([y, *torch.autograd.grad(y.square().sum(), [x, *weights])])
     torch.set_num_threads(before)
     for one, three in zip(*found, strict=True):
@@ -111,10 +108,9 @@ def test_in_bfloat16_a_norms_parameters_have_float32_gradients():
 
 def gru_gates(parts, deter, weight, bias):
     if parts.dtype == torch.float64:
-        reset, cand, update = torch.nn.functional.layer_norm(parts, weight.shape, weight, bias, EPS).chunk(3, -1)
-        update = torch.sigmoid(update - 1)
-        return update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * deter
-    return networks.gru_gates(parts, deter, weight, bias, EPS)
+        parts = torch.nn.functional.layer_norm(parts, weight.shape, weight, bias, EPS)
+        return networks.update_deter(parts, deter)
+    return native.gru_gates(parts, deter, weight, bias, EPS)
 
 
 @needs_compiler
@@ -133,9 +129,7 @@ def test_gru_gates(rows, deter, dtype):
 @pytest.mark.parametrize("shape", [(5,), (40, 32), (3, 70, 6), (2, 300, 32)])
 def test_mix(shape, unimix):
     def mix(logits):
-        if logits.dtype == torch.float64:
-            return torch.softmax(logits, -1) * (1 - unimix) + unimix / shape[-1]
-        return dists.mix(logits, unimix)
+        return dists.mix(logits, unimix) if logits.dtype == torch.float64 else native.mix(logits, unimix)
 
     torch.manual_seed(0)
     logits = torch.randn(shape, requires_grad=True)
@@ -153,19 +147,17 @@ def test_draws_match(shape):
     torch.manual_seed(0)
     probs = torch.softmax(3 * torch.randn(shape), -1)
     found = []
-    for how in ("", "native"):
+    for pick in (dists.pick, functions.native_pick):
         torch.manual_seed(1)
-        with fast.fusing(how):
-            found.append(torch.stack([dists.draw_one_hot(probs) for _ in range(50)]))
+        found.append(torch.stack([pick(probs, torch.rand(probs.shape[:-1])) for _ in range(50)]))
     assert torch.equal(*found)
     assert found[0].sum() == found[0][..., 0].numel()
 
 
 @needs_compiler
-def test_a_draw_takes_the_last_class_when_rounding_leaves_a_gap(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(tuple(shape), 1 - 2**-24))
-    with fast.fusing("native"):
-        assert dists.draw_one_hot(torch.full((1, 3), 0.333)).tolist() == [[0, 0, 1]]
+def test_a_draw_takes_the_last_class_when_rounding_leaves_a_gap():
+    for pick in (dists.pick, native.pick):
+        assert pick(torch.full((1, 3), 0.333), torch.tensor([1 - 2**-24])).tolist() == [[0, 0, 1]]
 
 
 @needs_compiler
@@ -174,9 +166,8 @@ def test_nan_stays_nan(dtype):
     x = torch.zeros(3, 40, dtype=dtype)
     x[1, 2], x[2, 3] = float("nan"), float("inf")
     weight, bias = torch.ones(40), torch.zeros(40)
-    with fast.fusing("native"):
-        y = networks.norm_silu(x, weight, bias, EPS)
-        gates = networks.gru_gates(x[:, :39].contiguous(), torch.zeros(3, 13), weight[:39], bias[:39], EPS)
+    y = native.norm_silu(x, weight, bias, EPS)
+    gates = native.gru_gates(x[:, :39].contiguous(), torch.zeros(3, 13), weight[:39], bias[:39], EPS)
     for out in (y, gates):
         assert out[0].isfinite().all() and out[1].isnan().all() and out[2].isnan().any()
 
@@ -192,26 +183,8 @@ def test_large_values_do_not_overflow():
 @needs_compiler
 def test_loading_does_not_flush_denormals():
     """Some compilers' fast math makes the whole process flush them to 0."""
-    code = "import torch, native; native.library(); assert (torch.full((64,), 1e-40) * 1).min() > 0"
+    code = "import torch; from accel import native; native.library(); assert (torch.full((64,), 1e-40) * 1).min() > 0"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    "flags, shapes, base", [((), agents.IMAGE, ("dmc_vision",)), ((), agents.VECTORS, ("dmc_proprio",))]
-)
-def test_native_updates_and_actions_match_plain_pytorch(flags, shapes, base):
-    batch, found = agents.batch(shapes), []
-    obs = {k: v[:, 0] for k, v in batch.items() if k in shapes or k == "is_first"}
-    for how in ("", "native"):
-        agent = agents.agent(*flags, shapes=shapes, base=base)
-        agent.use_backend(fast.Backend(how))
-        torch.manual_seed(1)
-        found.append([agent.update(batch), agent.update(batch)])
-        found[-1].append({"action": agent.act(obs, None, training=True)[0]})
-    for plain, ours in zip(*found, strict=True):
-        for key in plain:
-            torch.testing.assert_close(ours[key], plain[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
 @needs_compiler
@@ -219,12 +192,10 @@ def test_bfloat16_gradients_align_with_float32():
     """With the same batch and draws, the gradient of each parameter has the direction of float32's."""
     batch, found = agents.batch(), []
     for precision in ("32", "16"):
-        agent = agents.agent("--precision", precision, "--dyn_discrete", "0")
-        model = agent.world_model
-        with fast.fusing("native"):
-            torch.manual_seed(1)
-            data = models.preprocess(batch)
-            loss, _, _ = model.loss(data, model.draw_mask(data))
+        model = agents.agent("--precision", precision, "--dyn_discrete", "0", fuse="native").world_model
+        torch.manual_seed(1)
+        data = models.preprocess(batch)
+        loss, _, _ = model.loss(data, model.draw_mask(data))
         named = [(k, v) for k, v in model.named_parameters() if v.requires_grad]
         grads = torch.autograd.grad(loss, [v for _, v in named], allow_unused=True)
         found.append({k: g for (k, _), g in zip(named, grads, strict=True) if g is not None})
@@ -238,10 +209,10 @@ def test_a_missing_compiler_is_reported(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     native.library.cache_clear()
     try:
-        execution = fast.choose_backend(True, torch.device("cpu"))
+        chosen = accel.choose_backend(True, torch.device("cpu"))
     finally:
         native.library.cache_clear()
-    assert not execution.fuse and "plain PyTorch" in execution.note and "/nowhere/c++" in execution.note
+    assert not chosen.fuse and "plain PyTorch" in chosen.note and "/nowhere/c++" in chosen.note
 
 
 def test_a_failing_compiler_is_reported(monkeypatch, tmp_path):
@@ -251,7 +222,7 @@ def test_a_failing_compiler_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(compiler))
     native.library.cache_clear()
     try:
-        execution = fast.choose_backend(True, torch.device("cpu"))
+        chosen = accel.choose_backend(True, torch.device("cpu"))
     finally:
         native.library.cache_clear()
-    assert not execution.fuse and "no such target" in execution.note
+    assert not chosen.fuse and "no such target" in chosen.note

@@ -108,7 +108,7 @@ def test_vector_and_mixed_observations():
 def rssm(**changes):
     torch.manual_seed(0)
     sizes = {"stoch": 4, "discrete": 5, "deter": 24, "hidden": 16, "projection": 6} | changes
-    made = networks.RSSM(embed=32, actions=3, **sizes)
+    made = networks.RSSM(32, 3, networks.GRU(sizes["hidden"], sizes["deter"]), **sizes)
     if made.initial_state == "learned":
         torch.nn.init.normal_(made.initial_deter)
     return made
@@ -161,7 +161,7 @@ def test_a_sequence_that_starts_mid_episode_takes_the_given_state():
     state["stoch"][..., 2] = 1
     given, _ = dynamics.observe(embed, action, is_first, state)
     fresh, _ = dynamics.observe(embed, action, is_first)
-    expected = dynamics.img_step(action[:, 0], state)["deter"]
+    expected = dynamics.img_step(state, action[:, 0])["deter"]
     torch.testing.assert_close(given["deter"][:, 0], expected)
     assert not torch.allclose(given["deter"], fresh["deter"])
 
@@ -197,7 +197,7 @@ def test_continuous_latents(act):
         "abs": (raw + 1).abs(),
     }[act]
     torch.testing.assert_close(latent["std"][0], expected + 0.1)
-    state = dynamics.sample_state(latent, torch.zeros(1, 24))
+    state = dynamics.sample_state(latent, {"deter": torch.zeros(1, 24)})
     assert state["stoch"].shape == (1, 4) and dynamics.feat(state).shape == (1, 28)
 
 

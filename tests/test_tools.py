@@ -19,7 +19,8 @@ def test_optimizer_clips_over_all_its_parameters_and_moves_no_others(clip, decay
     params = [torch.randn(3, 2, requires_grad=True), torch.randn(4, requires_grad=True)]
     unused, other = torch.ones(2, requires_grad=True), torch.ones((), requires_grad=True)
     copies = [param.detach().double() for param in params]
-    optimizer = tools.Optimizer([*params, unused], lr=0.1, eps=1e-3, clip=clip, weight_decay=decay)
+    named = {"first": params[0], "second": params[1], "unused": unused}
+    optimizer = tools.Optimizer(named, lr=0.1, eps=1e-3, clip=clip, weight_decay=decay, unused=("unused",))
     first, second = ([torch.zeros_like(copy) for copy in copies] for _ in range(2))
     for step in range(1, 4):
         grads = [2 * step * copy for copy in copies]

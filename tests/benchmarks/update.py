@@ -37,11 +37,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+import accel
 import dreamer
 import envs
-import fast
 import models
 import networks
+from accel.graphs import GraphedFunction
 from run import runtime
 from run.replay import Replay
 
@@ -131,10 +132,10 @@ def kernel_times(run, names: int = 30) -> None:
 
 
 MODES = {
-    "plain": fast.Backend(),
-    "native": fast.Backend("native"),
-    "compiled": fast.Backend("compiled"),
-    "captured": fast.Backend("compiled", capture=True),
+    "plain": accel.Backend(),
+    "native": accel.Backend("native"),
+    "compiled": accel.Backend("compiled"),
+    "captured": accel.Backend("compiled", capture=True),
 }
 
 
@@ -153,7 +154,7 @@ def main() -> None:
     print(columns + " kernels | MiB |" * gpu)
     print("|---|---|---|---|---|---|---|" + "---|---|" * gpu)
     for precision in args.precision:
-        name = "bfloat16" if precision == 16 else "float32"
+        name, dtype = ("bfloat16", torch.bfloat16) if precision == 16 else ("float32", torch.float32)
         flags = ["--configs", "dmc_vision", "--task", TASK, "--device", str(device), "--precision", str(precision)]
         config = load_config([*flags, *settings])
         runtime.seed_everything(0, config.deterministic_run)
@@ -166,10 +167,10 @@ def main() -> None:
         flops = count.total
         for mode in args.modes or (["plain", "compiled", "captured"] if gpu else ["plain", "native"]):
             agent = make_agent()
-            agent.use_backend(MODES[mode], lambda line: print(line, file=sys.stderr))
+            accel.install(agent, MODES[mode]._replace(dtype=dtype), lambda line: print(line, file=sys.stderr))
             update = functools.partial(agent.update, batch)
-            first = sum(timed(update, device) for _ in range(fast.GraphedFunction.WARM_UP + 1 if gpu else 2))
-            product = Product(torch.bfloat16 if precision == 16 else torch.float32, device)
+            first = sum(timed(update, device) for _ in range(GraphedFunction.WARM_UP + 1 if gpu else 2))
+            product = Product(dtype, device)
             product()
             # interleaved, as the speed of a shared machine changes
             pairs = [(timed(update, device), timed(product, device)) for _ in range(args.repeats)]

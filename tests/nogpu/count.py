@@ -19,16 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
+import accel
 import dreamer
-import fast
+from accel.graphs import GraphedFunction
 from run.config import load_config
 
 MODES = {
-    "plain": fast.Backend(),
-    "compiled": fast.Backend("compiled"),
-    "captured": fast.Backend("compiled", capture=True),
+    "plain": accel.Backend(dtype=torch.bfloat16),
+    "compiled": accel.Backend("compiled", dtype=torch.bfloat16),
+    "captured": accel.Backend("compiled", capture=True, dtype=torch.bfloat16),
 }
-WARM_UP = fast.GraphedFunction.WARM_UP + 1
+WARM_UP = GraphedFunction.WARM_UP + 1
 
 
 def take_counts(library: ctypes.CDLL) -> collections.Counter:
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=0, help="how many of the most frequent kernels to name")
     args, settings = parser.parse_known_args()
     library = ctypes.CDLL("libnogpu.so")
-    config = load_config(["--configs", "dmc_vision", "--device", "cuda", "--precision", "16", *settings])
+    config = load_config(["--configs", "dmc_vision", "--device", "cuda", *settings])
     batch, length = config.batch_size, config.batch_length
     data = {
         "image": torch.zeros(batch, length, *config.size, 3, dtype=torch.uint8),
@@ -85,7 +86,7 @@ def main() -> None:
     obs = {key: data[key][: config.envs, 0].contiguous() for key in ("image", "is_first")}
     for mode in args.modes:
         agent = dreamer.Dreamer(config, {"image": (*config.size, 3)}, 6)
-        agent.use_backend(MODES[mode], lambda line: print(f"    {line}"))
+        accel.install(agent, MODES[mode], lambda line: print(f"    {line}"))
         report(f"{mode} update", library, lambda agent=agent: agent.update(data), args.names)
         _, state = agent.act(obs, None, training=True)
         report(f"{mode} acting", library, lambda agent=agent, s=state: agent.act(obs, s, training=True), args.names)

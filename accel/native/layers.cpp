@@ -246,7 +246,7 @@ void mix_gradient(const float *y, const float *grad, float *dlogits, long n, lon
         // (1 - share)·softmax is y without its uniform share
         #pragma omp simd reduction(+ : along)
         for (long j = 0; j < k; j++) along += g[j] * (p[j] - share / k);
-        along /= 1 - share;
+        along = share < 1 ? along / (1 - share) : 0;
         #pragma omp simd
         for (long j = 0; j < k; j++) out[j] = (p[j] - share / k) * (g[j] - along);
     }

@@ -143,7 +143,7 @@ def mix(logits: Tensor, unimix: float) -> Tensor:
     return _Mix.apply(logits.float(), float(unimix))
 
 
-def pick(probs: Tensor, cumulated: None, u: Tensor) -> Tensor:
+def pick(probs: Tensor, u: Tensor) -> Tensor:
     probs, u = probs.contiguous(), u.contiguous()
     y = torch.empty_like(probs)
     call("pick_class", probs, u, y, u.numel(), probs.shape[-1], threads(probs.numel()))

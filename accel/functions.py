@@ -1,0 +1,119 @@
+"""Twins of functions: small ones that become one kernel each, and a few that are faster otherwise.
+
+They replace the functions of the method's modules, by name, while an agent with this backend runs (`replaced`). Random
+numbers are drawn outside of them, so that all versions see the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch._functorch.config
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+import distributions
+import models
+import networks
+import tools
+from distributions import mix, pick
+from tools import ema as ema_one_by_one
+
+from . import native
+from .backend import Mode
+
+# compiled as they are
+COMPILED = {
+    distributions: ("mix", "pick", "two_hot_log_prob"),
+    models: ("center", "mask_pixels", "latent_reconstruction_loss", "lambda_return"),
+    networks: ("bounded_normal",),
+}
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """The function, compiled whole for each shape that it meets."""
+    torch.compiler.config.recompile_limit = 256
+    # the actor's backward pass keeps the graph for the critic's; this is the setting that PyTorch's own error names
+    torch._functorch.config.donated_buffer = False
+    options = {
+        "fallback_random": True,  # PyTorch's own random numbers
+        "realize_reads_threshold": 1000,  # backward passes recompute a norm instead of storing it between two kernels
+    }
+    return torch.compile(function, dynamic=False, fullgraph=True, options=options)
+
+
+def fused(function: Callable, mode: Mode) -> Callable:
+    """The compiled function, or within a function that is being compiled itself, the plain one."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling() or mode.fuse != "compiled":
+            return function(*args, **kwargs)
+        return mode.run(function, compiled(function), args, kwargs)
+
+    return call
+
+
+def native_mix(logits: Tensor, unimix: float) -> Tensor:
+    return native.mix(logits, unimix) if native.supports(logits) else mix(logits, unimix)
+
+
+def native_pick(probs: Tensor, u: Tensor) -> Tensor:
+    return native.pick(probs, u) if native.supports(probs) else pick(probs, u)
+
+
+def cumulate(probs: Tensor) -> Tensor:
+    return probs.cumsum(-1)  # deterministic on a GPU too where it is compiled
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dim: int, *steps: Tensor) -> Tensor:
+        ctx.dim = dim
+        return torch.stack(steps, dim)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return None, *grad.movedim(ctx.dim, 0).contiguous().unbind()
+
+
+def stack(states: list[networks.State], dim: int = 1) -> networks.State:
+    """Brings the gradient into the layout of the steps in one copy."""
+    return {k: _Stack.apply(dim, *(state[k] for state in states)) for k in states[0]}
+
+
+def ema(target: torch.nn.Module, online: torch.nn.Module, rate: float | Tensor) -> None:
+    """All parameters in a few kernels."""
+    if isinstance(rate, Tensor):
+        ema_one_by_one(target, online, rate)
+    else:
+        get_ema_multi_avg_fn(1 - rate)(list(target.parameters()), list(online.parameters()), None)
+
+
+def twins(mode: Mode) -> list[tuple[object, str, Callable]]:
+    """Module, name and twin of each function that this mode replaces."""
+    table = [(networks, "stack", stack), (tools, "ema", ema)]
+    if mode.fuse == "native":
+        table += [(distributions, "mix", native_mix), (distributions, "pick", native_pick)]
+    if mode.fuse == "compiled":
+        for module, names in COMPILED.items():
+            table += [(module, name, fused(getattr(module, name), mode)) for name in names]
+        table += [(distributions, "cumulate", cumulate)]
+    return table
+
+
+@contextlib.contextmanager
+def replaced(table: list[tuple[object, str, Callable]]) -> Iterator[None]:
+    """Within it, the functions of the table take the places of those that they are twins of."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in table]
+    for module, name, twin in table:
+        setattr(module, name, twin)
+    try:
+        yield
+    finally:
+        for module, name, function in before:
+            setattr(module, name, function)

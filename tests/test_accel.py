@@ -1,0 +1,643 @@
+"""Every backend computes what the plain agent computes: values, and gradients at the inputs and at every parameter."""
+
+import functools
+import re
+import shutil
+from pathlib import Path
+
+import agents
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+import accel
+import distributions as dists
+import dreamer
+import models
+import networks
+from accel import backend, functions, graphs, layers, steps
+from run import runtime
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+COMPILE = torch.compile
+FUSE = [pytest.param("native", marks=needs_compiler), "compiled"]
+
+# Config groups that change what an agent computes, on top of a family
+GROUPS = [
+    ("dmc_vision",),
+    ("dmc_proprio",),
+    ("dmc_vision", "continuous"),
+    *(("dmc_vision", name) for name in ("no_mask", "no_mbr", "mbr_fixed", "no_simsr", "no_hybrid")),
+    *(("dmc_vision", name) for name in ("dreamerv3", "repo", "r2dreamer", "infonce", "dreamerpro")),
+]
+QUICK = GROUPS[:3]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _traced():
+    """Whatever is compiled is traced and differentiated as for compiling, but run by PyTorch's own kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda f, options=None, **kwargs: COMPILE(f, backend="aot_eager", **kwargs))
+        yield
+    functions.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def make(fuse: str, base, *flags: str, **kwargs) -> dreamer.Dreamer:
+    shapes = agents.VECTORS if "dmc_proprio" in base else agents.IMAGE
+    return agents.agent(*flags, shapes=shapes, base=base, fuse=fuse, **kwargs)
+
+
+def close(found, expected, tolerance: float = 2e-5) -> None:
+    """Nested results, each within a share of its largest entry; a missing gradient equals only a missing one."""
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        ours = found[name]
+        assert (ours is None) == (wanted is None), f"{name}: {ours if ours is None else 'there'}"
+        if wanted is not None:
+            error, scale = (ours - wanted).abs().max().item(), wanted.abs().max().item()
+            assert error <= tolerance * max(scale, 1e-6), f"{name}: off by {error:.3g}, largest entry {scale:.3g}"
+
+
+def running(agent: dreamer.Dreamer):
+    """Within it, functions are replaced as in an update of the agent."""
+    return functions.replaced(functions.twins(agent.accelerated) if hasattr(agent, "accelerated") else [])
+
+
+# Random losses of the states
+
+
+class Reworked(networks.RSSM):
+    """A user's dynamics: a step that calls a layer twice, one of them on more rows, and has a parameter of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.offset = torch.nn.Parameter(0.1 * torch.ones(16))
+
+    def img_step(self, state, action):
+        cell = self.gru(state, self.action_input(action))
+        hidden = self.prior_layer(cell["deter"]) + self.offset
+        hidden = self.prior_layer(torch.stack([hidden, -hidden], 1)).sum(1) + self.prior_layer(hidden)
+        return self.sample_state(self.latent(self.prior_out(hidden)), cell)
+
+
+def dynamics(fuse: str, kind, cell, discrete: int, dtype=torch.float32, log=lambda line: None) -> networks.RSSM:
+    """Dynamics alone, with the twins of a backend."""
+    torch.manual_seed(0)
+    made = kind(12, 3, cell(16, 16), stoch=4, discrete=discrete, deter=16, hidden=16, projection=6)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    if fuse or dtype != torch.float32:
+        made.accelerated = backend.Mode(accel.Backend(fuse, dtype=dtype), log)
+        layers.replace_layers(made, made.accelerated)
+        if fuse == "compiled":
+            for name in steps.STEPS[networks.RSSM]:
+                setattr(made, name, steps.Step(made, name, made.accelerated))
+    return made
+
+
+@functools.cache
+def cached_dynamics(*args) -> networks.RSSM:
+    return dynamics(*args)
+
+
+def run_losses(made: networks.RSSM, plan: list[str], seed: int, sample: bool) -> dict[str, torch.Tensor | None]:
+    """A random loss of the states that a plan of calls visits: values, and gradients at the inputs and parameters."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).requires_grad_()
+
+    embed, action = draw(3, 4, 12), draw(3, 4, 3)
+    is_first = torch.rand(3, 4, generator=generator) < 0.3
+    state = {"stoch": draw(3, 4, *([made.discrete] if made.discrete else [])), "deter": draw(3, 16)}
+    inputs = {"embed": embed, "action": action, **state}
+    torch.manual_seed(seed)
+    values, seen = {}, []
+    with running(made):
+        for number, call in enumerate(plan):
+            if call == "observe":
+                post, prior = made.observe(embed, action, is_first, state, sample)
+                seen += [post, prior]
+                state = {k: v[:, -1] for k, v in post.items()}
+            elif call == "img_step":
+                state = made.img_step(state, action[:, number % 4])
+            elif call == "keywords":
+                state = made.img_step(action=action[:, number % 4], state=state)
+            elif call == "frozen":
+                state = made.frozen.img_step(state, action[:, number % 4])
+            elif call == "no_grad":
+                with torch.no_grad():
+                    seen.append(made.img_step(state, action[:, number % 4]))
+            seen.append(state)
+        terms = []
+        for number, one in enumerate(seen):
+            for key, value in one.items():
+                values[f"{number} {key}"] = value.detach()
+                terms.append((value.sin() * torch.randn(value.shape, generator=generator)).sum())
+        wanted = {**inputs, **dict(made.named_parameters())}
+        grads = torch.autograd.grad(sum(terms), list(wanted.values()), allow_unused=True)
+    return values | {f"grad {name}": grad for name, grad in zip(wanted, grads, strict=True)}
+
+
+BLOCKS = functools.partial(networks.BlockGRU, blocks=4)
+plans = st.lists(st.sampled_from(["observe", "img_step", "keywords", "frozen", "no_grad"]), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("discrete", [5, 0])
+@pytest.mark.parametrize("kind", [networks.RSSM, Reworked])
+@pytest.mark.parametrize("fuse", FUSE)
+@settings(max_examples=12)
+@given(plan=plans, seed=st.integers(0, 1000))
+def test_random_losses_of_states_have_the_plain_values_and_gradients(fuse, kind, discrete, plan, seed):
+    setup = kind, networks.GRU, discrete
+    expected = run_losses(cached_dynamics("", *setup), plan, seed, True)
+    close(run_losses(cached_dynamics(fuse, *setup), plan, seed, True), expected)
+
+
+@pytest.mark.parametrize("fuse", FUSE)
+def test_another_cell_has_the_plain_values_and_gradients(fuse):
+    setup, plan = (networks.RSSM, BLOCKS, 5), ["observe", "img_step", "img_step"]
+    close(run_losses(dynamics(fuse, *setup), plan, 0, True), run_losses(dynamics("", *setup), plan, 0, True))
+
+
+@pytest.mark.parametrize("cell", [networks.GRU, BLOCKS])
+@pytest.mark.parametrize("fuse", ["", *FUSE])
+def test_in_bfloat16_values_and_gradients_are_close(fuse, cell):
+    """Of Normal latents, whose draws do not jump with rounding: to float32, and between the backends."""
+    setup, plan = (Reworked, cell, 0), ["observe", "img_step", "img_step", "keywords"]
+    expected = run_losses(dynamics("", *setup, torch.bfloat16 if fuse else torch.float32), plan, 0, True)
+    close(run_losses(dynamics(fuse, *setup, torch.bfloat16), plan, 0, True), expected, 0.05 if fuse else 0.2)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_code_that_is_compiled_for_a_cpu_computes_the_same(monkeypatch):
+    """By the compiler that a GPU uses, not only traced."""
+    functions.compiled.cache_clear()
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", COMPILE)
+    setup, plan, said = (Reworked, networks.GRU, 5), ["observe", "img_step", "keywords", "frozen"], []
+    expected = run_losses(dynamics("", *setup), plan, 0, True)
+    close(run_losses(dynamics("compiled", *setup, torch.float32, said.append), plan, 0, True), expected)
+    assert not said
+    functions.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+# The agent's own losses
+
+
+def agents_losses(made: dreamer.Dreamer, base) -> dict[str, torch.Tensor | None]:
+    """Losses and their gradients at the observations and at every parameter of the agent."""
+    batch = agents.batch(agents.VECTORS if "dmc_proprio" in base else agents.IMAGE)
+    torch.manual_seed(1)
+    with running(made):
+        data = models.preprocess(batch)
+        inputs = {k: data[k].requires_grad_() for k in made.keys}
+        model, parameters = made.world_model, dict(made.named_parameters())
+        parameters = {k: v for k, v in parameters.items() if v.requires_grad}
+        losses, states, _ = model.losses(data, model.draw_mask(data))
+        total = sum((made.config[f"{name}_scale"] * loss).mean() for name, loss in losses.items())
+        start = states["target_post" if made.config.hybrid else "post"]
+        start = {k: v.detach().flatten(0, 1) for k, v in start.items()}
+        actor_loss, value_loss, _, _ = made.behavior.loss(model, start)
+        found = {f"loss {name}": loss.detach() for name, loss in losses.items()}
+        found |= {"actor loss": actor_loss.detach(), "value loss": value_loss.detach()}
+        for label, loss in {"model": total, "actor": actor_loss, "value": value_loss}.items():
+            wanted = {**inputs, **parameters}
+            grads = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
+            found |= {f"{label}: {name}": grad for name, grad in zip(wanted, grads, strict=True)}
+    return found
+
+
+def slow_unless_quick(groups):
+    return [pytest.param(g, marks=() if g in QUICK else pytest.mark.slow, id=" ".join(g)) for g in groups]
+
+
+@pytest.mark.parametrize("base", slow_unless_quick(GROUPS))
+@pytest.mark.parametrize("fuse", FUSE)
+def test_the_agents_losses_have_the_plain_values_and_gradients(fuse, base):
+    said = []
+    expected = agents_losses(make("", base), base)
+    close(agents_losses(make(fuse, base, log=said.append), base), expected, 5e-5)
+    assert not said
+
+
+@pytest.mark.parametrize(
+    "flags", [("--expl_behavior", "plan2explore"), ("--imag_gradient", "both"), ("--actor_dist", "onehot")]
+)
+@pytest.mark.parametrize("fuse", FUSE)
+def test_updates_and_acting_compute_the_same(fuse, flags):
+    batch, found = agents.batch(discrete="onehot" in flags), {}
+    obs = {k: v[:, 0] for k, v in batch.items() if k in ("image", "is_first")}
+    for how in ("", fuse):
+        agent = make(how, ("dmc_vision",), *flags)
+        torch.manual_seed(1)
+        found[how] = [agent.update(batch), agent.update(batch)]
+        state = None
+        for _ in range(3):
+            action, state = agent.act(obs, state, training=True)
+        found[how].append({"action": action, **state})
+    for ours, plain in zip(found[fuse], found[""], strict=True):
+        close(ours, plain, 2e-4)
+
+
+@pytest.mark.parametrize("fuse", ["", *FUSE])
+def test_imagination_gives_the_world_model_no_gradient_and_its_steps_do(fuse):
+    agent = make(fuse, ("dmc_vision",))
+    model = agent.world_model
+    weight = model.dynamics.cell.linear.weight
+    state = {k: v.expand(2, *v.shape[1:]) for k, v in model.dynamics.initial().items()}
+    with running(agent):
+        feats, _, _ = model.dynamics.imagine(agent.behavior.actor, {k: v.detach() for k, v in state.items()}, 3)
+        with pytest.raises(RuntimeError):  # nothing but the actor is differentiated
+            torch.autograd.grad(feats.sum(), weight)
+        follow = model.dynamics.img_step(state, torch.zeros(2, 3))
+        assert torch.autograd.grad(follow["deter"].sum(), weight)[0].abs().max() > 0
+
+
+def test_frozen_dynamics_follow_the_weights():
+    agent = make("", ("dmc_vision",))
+    frozen = agent.world_model.dynamics.frozen
+    before = frozen.cell.linear.weight.clone()
+    agent.update(agents.batch())
+    assert torch.equal(frozen.cell.linear.weight, agent.world_model.dynamics.cell.linear.weight)
+    assert not torch.equal(frozen.cell.linear.weight, before)
+    assert not any("frozen" in name for name in agent.state_dict())
+
+
+def documented_loss():
+    """The multi-step loss that docs/extending.md works out."""
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    source = "\n".join(line[1:] for line in page.splitlines() if line.startswith("+"))
+    names: dict = {"torch": torch, "Tensor": torch.Tensor}
+    exec(re.search(r"def consistency_loss.*?\n(?=\n\n|\Z)", source + "\n\n\n", re.S)[0], names)
+    return names["consistency_loss"]
+
+
+@pytest.mark.parametrize("fuse", FUSE)
+def test_the_documented_multi_step_loss_trains_the_dynamics_on_every_backend(fuse):
+    loss, found = documented_loss(), {}
+    for how in ("", fuse):
+        agent = make(how, ("dmc_vision",))
+        batch, model = agents.batch(), agent.world_model
+        torch.manual_seed(1)
+        with running(agent):
+            data = models.preprocess(batch)
+            post, _ = model.dynamics.observe(model.encoder(data), data["action"], data["is_first"])
+            value = loss(model.dynamics, post, data["action"], data["is_first"], 3)
+            parameters = {k: v for k, v in model.named_parameters() if v.requires_grad}
+            grads = torch.autograd.grad(value.mean(), list(parameters.values()), allow_unused=True)
+        found[how] = {"value": value.detach(), **dict(zip(parameters, grads, strict=True))}
+    close(found[fuse], found[""], 5e-5)
+    for name in ("dynamics.cell.linear.weight", "dynamics.prior_out.weight", "dynamics.input.linear.weight"):
+        assert found[fuse][name].abs().max() > 0
+
+
+# Steps
+
+
+def test_a_split_layer_is_a_layer_of_both_inputs():
+    torch.manual_seed(0)
+    layer, x, y = networks.JointLinear((4, 3), 5), torch.randn(2, 4), torch.randn(2, 3)
+    both = layer.first(x) + layer.second(y)
+    expected = F.linear(torch.cat([x, y], -1), layer.weight)
+    torch.testing.assert_close(both, expected)
+    for a, b in zip(*(torch.autograd.grad(z.sin().sum(), layer.weight) for z in (both, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_compiled_rollout_computes_each_weight_gradient_once():
+    made = dynamics("compiled", networks.RSSM, networks.GRU, 5)
+
+    def learn():
+        torch.manual_seed(1)
+        embed, action = torch.randn(3, 5, 12, requires_grad=True), torch.rand(3, 5, 3)
+        first = torch.zeros(3, 5, dtype=torch.bool)
+        with running(made), made.accelerated.rollout():
+            post, _ = made.observe(embed, action, first)
+            wanted = [made.cell.linear.weight, made.post_out.weight, embed]
+            torch.autograd.grad(sum(v.square().sum() for v in post.values()), wanted)
+
+    learn()
+    with torch.profiler.profile(record_shapes=True) as trace:
+        learn()
+    products = [event.input_shapes[:2] for event in trace.events() if event.name in ("aten::mm", "aten::addmm")]
+    # (out, rows of all steps) @ (rows, in)
+    for out, inputs in ((48, 32), (20, 16)):
+        assert [[out, 15], [15, inputs]] in products, (out, inputs)
+        assert not any(p in products for p in ([[out, 3], [3, inputs]], [[inputs, 3], [3, out]])), (out, inputs)
+
+
+def test_in_bfloat16_the_steps_gradients_are_summed_without_rounding():
+    torch.manual_seed(0)
+    made = dynamics("compiled", networks.RSSM, networks.GRU, 5, torch.bfloat16)
+    xs = torch.randn(256, 4, 16)
+    mode, weight = made.accelerated, made.post_out.weight
+    layer = steps.Layer(made.post_out, "", True)
+
+    def error(grad):
+        exact = sum(y.double().T @ x.bfloat16().double() for x, y in zip(xs, ys, strict=True))
+        return ((grad - exact).norm() / exact.norm()).item()
+
+    ys = torch.randn(256, 4, 20)
+    outputs = []
+    with mode.rollout():
+        for x in xs:
+            call = steps.Call(layer, 4)
+            outputs.append(call.linear(x.bfloat16()))
+            call.end()
+    (grad,) = torch.autograd.grad((torch.stack(outputs).float() * ys).sum(), weight)
+    cast = weight.to(torch.bfloat16)
+    rounded = torch.stack([F.linear(x.bfloat16(), cast) for x in xs])
+    (other,) = torch.autograd.grad((rounded.float() * ys).sum(), weight)
+    assert error(grad) < 0.005 < error(other)
+
+
+# Failures
+
+
+class Untraceable(networks.RSSM):
+    def img_step(self, state, action):
+        torch._dynamo.graph_break()
+        return super().img_step(state, action)
+
+
+def test_a_step_that_cannot_be_compiled_runs_plainly_and_is_named():
+    said = []
+    plan = ["img_step", "img_step", "observe"]
+    expected = run_losses(dynamics("", Untraceable, networks.GRU, 5), plan, 0, True)
+    made = dynamics("compiled", Untraceable, networks.GRU, 5, torch.float32, said.append)
+    close(run_losses(made, plan, 0, True), expected)
+    assert len(said) == 1 and said[0].startswith("Untraceable.img_step is not compiled ("), said
+
+
+def test_an_error_of_the_compiler_within_an_update_does_not_repeat_the_world_models_step(monkeypatch):
+    """PyTorch compiles gradients when they are first needed: here, those of the critic fail to."""
+    batch, said = agents.batch(), []
+    plain, found = make("", ("dmc_vision",)), []
+    agent = make("compiled", ("dmc_vision",), log=said.append)
+    real = torch.autograd.grad
+    calls = []
+
+    def grad(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == 3:  # after the world model's step and the actor's gradient
+            raise RuntimeError("no kernel for this")
+        return real(*args, **kwargs)
+
+    torch.manual_seed(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", grad)
+        found.append(agent.update(batch))
+    found.append(agent.update(batch))
+    torch.manual_seed(1)
+    for ours in found:
+        close(ours, plain.update(batch), 2e-4)
+    close(dict(agent.state_dict()), dict(plain.state_dict()), 1e-3)
+    assert said == ["update: nothing is compiled (no kernel for this)"]
+
+
+def test_an_agent_is_installed_once():
+    agent = make("native", ("dmc_vision",))
+    with pytest.raises(ValueError, match="runs with a backend already"):
+        accel.install(agent, accel.Backend("native"))
+
+
+def test_layers_without_a_twin_get_float32():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(8, 2))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    model = torch.nn.Sequential(networks.Dense(4, 8), Odd(), networks.Dense(2, 4))
+    plain = model(x := torch.randn(3, 4))
+    layers.replace_layers(model, backend.Mode(accel.Backend(dtype=torch.bfloat16), print))
+    torch.testing.assert_close(model(x).float(), plain, rtol=0.05, atol=0.05)
+
+
+def test_replaced_functions_come_back():
+    agent, plain = make("native", ("dmc_vision",)), dists.mix
+    with pytest.raises(KeyError), running(agent):
+        assert dists.mix is not plain
+        raise KeyError
+    assert dists.mix is plain
+    agent.update(agents.batch())
+    assert dists.mix is plain
+
+
+@needs_compiler
+def test_a_latent_of_uniform_probabilities_has_no_gradient():
+    logits = torch.randn(3, 5, requires_grad=True)
+    for mix in (dists.mix, functions.native_mix):
+        probs = mix(logits, 1.0)
+        assert torch.equal(probs, torch.full((3, 5), 0.2))
+        assert torch.equal(torch.autograd.grad((probs * torch.randn(3, 5)).sum(), logits)[0], torch.zeros(3, 5))
+
+
+# Convolutions
+
+
+@pytest.mark.parametrize("size, inputs, outputs", [(8, 5, 6), (4, 1, 3), (2, 4, 2)])
+def test_gradients_of_a_convolution_by_products(size, inputs, outputs):
+    torch.manual_seed(0)
+    x = torch.randn(3, inputs, size, size, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(outputs, inputs, 4, 4, dtype=torch.double, requires_grad=True)
+    plain = F.conv2d(x, weight, stride=2, padding=1)
+    ours = layers.Halving.apply(x, weight)
+    torch.testing.assert_close(ours, plain)
+    grad = torch.randn_like(plain)
+    for a, b in zip(*(torch.autograd.grad(y, [x, weight], grad) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b)
+    # images that need no gradient
+    (alone,) = torch.autograd.grad(layers.Halving.apply(x.detach(), weight), weight, grad)
+    torch.testing.assert_close(alone, b)
+
+
+@pytest.mark.parametrize("kernel, pad", [(4, 1), (3, 0), (5, 1), (6, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_of_all_sizes_compute_the_same(kernel, pad, dtype):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(5, 6, kernel, stride=2, padding=pad, bias=False)
+    twin = torch.nn.Sequential(torch.nn.Conv2d(5, 6, kernel, stride=2, padding=pad, bias=False))
+    twin.load_state_dict({"0.weight": plain.weight})
+    layers.replace_layers(twin, backend.Mode(accel.Backend(dtype=dtype), print))
+    x = torch.randn(2, 5, 8, 8, requires_grad=True)
+    found = []
+    for layer, weight in ((plain, plain.weight), (twin, twin[0].weight)):
+        y = layer(x)
+        found.append([y, *torch.autograd.grad(y.sin().sum(), [x, weight])])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    close(dict(enumerate(found[1])), dict(enumerate(found[0])), tolerance)
+
+
+# Backends
+
+
+def test_the_choice_on_a_cpu_is_reported():
+    for wanted, how, words in ((True, ("", "native"), "C++"), (False, ("",), "compile is False")):
+        chosen = accel.choose_backend(wanted, torch.device("cpu"), precision=16)
+        assert chosen.fuse in how and not chosen.capture and words in chosen.note and chosen.dtype == torch.bfloat16
+
+
+def test_a_captured_function_gets_its_inputs_in_the_same_memory():
+    memory, addresses = None, set()
+    for x in (torch.randn(4, 6).T, torch.randn(6, 1).expand(6, 4), torch.randn(6, 4)):
+        memory = graphs.copy_into(memory, {"a": {"x": x}})
+        copy = memory["a"]["x"]
+        assert torch.equal(copy, x) and copy.is_contiguous()
+        addresses.add(copy.data_ptr())
+    assert len(addresses) == 1
+
+
+def test_a_failed_capture_is_logged_and_the_update_runs(monkeypatch):
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
+    said = []
+    chosen = accel.Backend(capture=True)
+    runner = graphs.GraphedFunction(lambda x: {"y": x["x"] + 1}, chosen, backend.Mode(chosen, said.append), "update")
+    runner.WARM_UP = 0
+    for value in range(3):
+        assert runner({"x": torch.tensor(value)})["y"] == value + 1
+    assert len(said) == 1 and said[0].startswith("update: not captured as a CUDA graph (") and len(said[0]) > 45
+
+
+def gpu_agent(fast: bool, *flags: str, log=lambda line: None) -> dreamer.Dreamer:
+    """Plain, or with the backend that a run would choose."""
+    torch.manual_seed(0)
+    config = agents.config(*flags)
+    made = dreamer.Dreamer(config, shapes=agents.IMAGE, actions=3)
+    accel.install(made, accel.choose_backend(fast, made.device, precision=config.precision), log)
+    return made
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["32", "16"])
+def test_captured_updates_match_plain_ones(precision):
+    device = ("--device", "cuda", "--precision", precision)
+    batches = [{k: v.cuda() for k, v in agents.batch(seed=i).items()} for i in range(8)]
+    found, said = [], []
+    for fast in (False, True):
+        agent = gpu_agent(fast, *device, log=said.append)
+        torch.manual_seed(1)
+        found.append([{k: v.item() for k, v in agent.update(batch).items()} for batch in batches])
+    assert agent.update.graph is not None, said
+    # class draws differ once rounding does: the first updates are the same
+    for plain, captured in list(zip(*found, strict=True))[: 8 if precision == "32" else 2]:
+        for key in plain:
+            assert captured[key] == pytest.approx(plain[key], rel=1e-2, abs=1e-2), key
+
+
+@needs_gpu
+def test_captured_acting_matches_plain_acting():
+    found = []
+    obs = {k: v[:, 0].cuda() for k, v in agents.batch().items() if k in ("image", "is_first")}
+    for fast in (False, True):
+        agent, state, actions = gpu_agent(fast, "--device", "cuda"), None, []
+        torch.manual_seed(1)
+        for _ in range(8):
+            action, state = agent.act(obs, state, training=True)
+            actions.append(action.cpu())
+        found.append(torch.stack(actions))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32", "16"])
+def test_losses_of_many_captured_updates_are_those_of_plain_ones(precision):
+    """The draws differ after the first updates; the means over 100 later ones do not."""
+    flags = ("--device", "cuda", "--precision", precision, "--model_lr", "1e-3")
+    batches = [{k: v.cuda() for k, v in agents.batch(seed=i).items()} for i in range(4)]
+    means = []
+    for fast in (False, True):
+        agent = gpu_agent(fast, *flags)
+        torch.manual_seed(1)
+        updates = [agent.update(batches[i % 4]) for i in range(300)]
+        means.append({k: torch.stack([u[k] for u in updates[200:]]).mean().item() for k in updates[0] if "loss" in k})
+    for name, plain in means[0].items():
+        assert means[1][name] == pytest.approx(plain, rel=0.05, abs=0.01), name
+
+
+def test_draws_of_acting_follow_their_probabilities():
+    """With the fastest backend of this machine."""
+    device, copies, calls = runtime.pick_device("auto"), 256, 20
+    agent = agents.agent("--device", str(device))
+    accel.install(agent, accel.choose_backend(True, device))
+    torch.manual_seed(1)
+    # one observation, many times; a state after two steps
+    batch = agents.batch()
+    obs = {k: batch[k][:1, 0].repeat_interleave(copies, 0).to(device) for k in ("image", "is_first")}
+    _, state = agent.act(obs, None, training=True)
+    state = {k: v[:1].expand_as(v).contiguous() for k, v in state.items()}
+    obs["is_first"] = torch.zeros_like(obs["is_first"])
+    draws = sum(agent.act(obs, state, training=True)[1]["stoch"].sum(0) for _ in range(calls))
+    data = models.preprocess({k: v[:1, None] for k, v in obs.items()})
+    model, before = agent.world_model, {k: state[k][:1] for k in ("stoch", "deter")}
+    with torch.no_grad():
+        post, _ = model.dynamics.observe(model.encoder(data), state["action"][:1, None], data["is_first"], before)
+    probs, count = model.dynamics.dist(post).probs[0, 0], copies * calls
+    z = (draws / count - probs) / (probs * (1 - probs) / count).sqrt()
+    assert z.abs().max() < 4.5 and 0.5 < z.square().mean() < 2
+
+
+# A fake GPU: shapes and devices of the GPU's branches, on tensors without memory
+
+
+class PlainIndexing(TorchFunctionMode):
+    """Indexing and inversion by functions that need no GPU driver."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__invert__:
+            return torch.logical_not(args[0])
+        if function is not torch.Tensor.__getitem__:
+            return function(*args, **(kwargs or {}))
+        x, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+        used = sum(i is not None and i is not Ellipsis for i in index)
+        dim = 0
+        for i in index:
+            if i is None:
+                x, dim = x.unsqueeze(dim), dim + 1
+            elif i is Ellipsis:
+                dim += args[0].ndim - used
+            elif isinstance(i, int):
+                x = x.select(dim, i)
+            else:
+                x, dim = torch.ops.aten.slice(x, dim, *i.indices(x.shape[dim])), dim + 1
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one is there")
+@pytest.mark.parametrize(
+    "flags", [(), ("--precision", "16"), ("--imag_gradient", "both", "--expl_behavior", "plan2explore")]
+)
+def test_nothing_waits_for_a_gpu_or_is_on_another_device(flags, monkeypatch):
+    """Fake tensors refuse `.item()`, anything else that reads values, and operations across devices."""
+    for name in ("trunc_normal_", "uniform_", "kaiming_uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
+    monkeypatch.setattr(dreamer.Dreamer, "to", lambda self, device: self)
+    cuda = torch.device("cuda", 0)
+    with FakeTensorMode(), PlainIndexing(), torch.no_grad():
+        with cuda:
+            agent = agents.agent(*flags)
+        batch = {k: torch.empty(v.shape, dtype=v.dtype, device=cuda) for k, v in agents.batch().items()}
+        data = models.preprocess(batch)
+        _, states, found = agent.world_model.loss(data, agent.world_model.draw_mask(data))
+        start = {k: v.flatten(0, 1) for k, v in states["target_post"].items()}
+        _, _, trajectory, metrics = agent.behavior.loss(agent.world_model, start)
+        obs = {k: v[:, 0] for k, v in batch.items() if k in ("image", "is_first")}
+        _, state = agent.act(obs, None, training=True, explore="plan2explore" in flags)
+        for tensor in [*found.values(), *trajectory.values(), *metrics.values(), *state.values()]:
+            assert tensor.device == cuda
