@@ -353,12 +353,12 @@ def thin(rows: list[dict]) -> list[dict]:
     """All evaluation rows, and every n-th row of episodes and of updates, counted from the last, in EXPORT_BYTES."""
     rows = [{name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
     sizes = [len(json.dumps(row)) + 1 for row in rows]
-    groups: dict[str, list[int]] = {"eval_return": [], "train_return": [], "": []}
+    kept, groups = [], ([], [])
     for number, row in enumerate(rows):
-        groups[next(name for name in groups if name in row or not name)].append(number)
-    kept = groups.pop("eval_return")
+        evaluation = any(name.startswith("eval_") for name in row)
+        (kept if evaluation else groups["train_return" in row]).append(number)
     share = (EXPORT_BYTES - sum(sizes[number] for number in kept)) // len(groups)
-    for numbers in groups.values():
+    for numbers in groups:
         stride = 1
         while stride < len(numbers) and sum(sizes[number] for number in numbers[::-stride]) > share:
             stride += 1

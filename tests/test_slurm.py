@@ -55,6 +55,10 @@ def until(condition, seconds: float = 60) -> None:
     cluster.wait_for(condition, seconds, queue())
 
 
+def wait_for_requeue(job: str) -> None:
+    wait_until(lambda: "PENDING" in cluster.ask("squeue", "--noheader", "--format=%T", f"--jobs={job}"))
+
+
 def environ(run) -> dict[str, str]:
     return json.loads((run.folder / "environ").read_text())
 
@@ -118,7 +122,7 @@ def test_a_time_limit_requeues_and_every_row_equals_an_undisturbed_run(tmp_path)
     stdout = folder / "stdout.log"
     wait_until(lambda: "the same command resumes" in stdout.read_text())
     stopped = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    wait_until(lambda: "PENDING" in queue())
+    wait_for_requeue(f"{job}_0")
     cluster.ask("scontrol", "update", f"JobId={job}_0", "TimeLimit=60")
     wait_until(lambda: "resumed at step" in stdout.read_text())
     assert "Restarts=1" in cluster.ask("scontrol", "show", "job", f"{job}_0")
@@ -137,14 +141,17 @@ def test_a_time_limit_requeues_and_every_row_equals_an_undisturbed_run(tmp_path)
 
 
 def test_the_script_of_the_docs_for_torchrun_under_a_time_limit(tmp_path):
-    script = next(part for part in (ROOT / "docs/scaling.md").read_text().split("```bash\n") if part.startswith("#!"))
+    text = (ROOT / "docs/scaling.md").read_text()
+    script = next(part for part in text.split("```bash\n") if part.startswith("#!")).partition("```")[0]
+    flags = ["--configs", "dmc_proprio", "--task", TASK, *FOREVER, "--envs", "2", "--logdir", str(tmp_path)]
     changes = {
-        "--nodes=2": "--nodes=1", "--gpus-per-node=4 --cpus-per-task=32": "--cpus-per-task=2", "--mem=64G --time=1-00:00": "--time=30",
-        "--nproc_per_node 4": "--nproc_per_node 2", "torchrun": f"{sys.executable} -m torch.distributed.run",
-        "dreamer.py": f"{ROOT}/dreamer.py", "--configs dmc_vision --task dmc_walker_walk --envs 8 --logdir ./log/walk":
-        shlex.join(["--configs", "dmc_proprio", "--task", TASK, *FOREVER, "--envs", "2", "--logdir", str(tmp_path)]),
-    }  # fmt: skip
-    script = script.partition("```")[0]
+        "--nodes=2": "--nodes=1",
+        "--gpus-per-node=4 --cpus-per-task=32 --mem=64G --time=1-00:00": "--cpus-per-task=2 --time=30",
+        "--nproc_per_node 4": "--nproc_per_node 2",
+        "torchrun": f"{sys.executable} -m torch.distributed.run",
+        "dreamer.py": f"{ROOT}/dreamer.py",
+        "--configs dmc_vision --task dmc_walker_walk --envs 8 --logdir ./log/walk": shlex.join(flags),
+    }
     for old, new in changes.items():
         assert old in script
         script = script.replace(old, new)
@@ -152,21 +159,22 @@ def test_the_script_of_the_docs_for_torchrun_under_a_time_limit(tmp_path):
     job = cluster.ask("sbatch", "--parsable", f"--output={tmp_path}/job.log", str(tmp_path / "walk.sh"))
     wait_until(lambda: lines(tmp_path) > 3)
     cluster.ask("scancel", "--batch", "--signal=USR2", job)
-    wait_until(lambda: "PENDING" in queue())
+    wait_for_requeue(job)
     log = tmp_path / "job.log"
     assert "the same command resumes" in log.read_text() and (tmp_path / "latest.pt").exists()
     wait_until(lambda: "resumed at step" in log.read_text())
 
 
-def test_a_preempted_job_saves_and_is_requeued(tmp_path):
-    runs = stand_ins(tmp_path, 1, saving=2)
+@pytest.mark.parametrize("grace", [60, 0])
+def test_a_preempted_job_saves_and_is_requeued(tmp_path, grace):
+    cluster.ask("scontrol", "update", "PartitionName=lab", f"GraceTime={grace}")
+    runs = stand_ins(tmp_path, 1, saving=1)
     submit(runs, f"cpus_per_task={cluster.CPUS}")
     until(lambda: lines(runs[0].folder))
     job = runs[0].slurm_job()
-    cluster.ask("sbatch", "--partition=vip", f"--cpus-per-task={cluster.CPUS}", "--output=/dev/null", "--wrap=sleep 8")
-    until(lambda: f"{job} PENDING" in queue(), 30)  # long before GraceTime ends
+    cluster.ask("sbatch", "--partition=vip", f"--cpus-per-task={cluster.CPUS}", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for_requeue(job)  # long before GraceTime ends
     saved = int((runs[0].folder / "latest.pt").read_text())
-    assert states(runs) == ["waiting"]
     until(lambda: lines(runs[0].folder) > saved)
 
 
@@ -249,13 +257,16 @@ def test_a_death_before_the_start_has_a_reason(tmp_path, capsys, monkeypatch):
     assert states(runs) == ["waiting"]
 
 
-def test_jobs_that_can_never_start_have_slurms_reason(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "word, reason", [("time=1-00:00", "PartitionTimeLimit"), ("cpus_per_task=64", "PartitionConfig")]
+)
+def test_jobs_that_can_never_start_have_slurms_reason(tmp_path, capsys, word, reason):
     runs = stand_ins(tmp_path, 1)
-    submit(runs, "time=1-00:00")  # MaxTime of the partition is an hour
-    until(lambda: "PartitionTimeLimit" in queue())
+    submit(runs, word)
+    until(lambda: reason in queue())
     capsys.readouterr()
     assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
-    assert "PENDING (PartitionTimeLimit)" in capsys.readouterr().out
+    assert f"PENDING ({reason})" in capsys.readouterr().out
 
 
 def test_runs_that_share_gpus(tmp_path):
