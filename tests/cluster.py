@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "setpriv")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
+# slurmd and its jobs have PIDs of their own: whatever runs there ends with the first process, slurmd
+NAMESPACE = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 CPUS, GPUS = 4, ("/dev/null", "/dev/zero")  # whatever the machine has
 # `lab` can be preempted by `vip`. A requeued job is eligible when its credential expires, by default after 2 minutes.
 CONFIG = """
@@ -51,7 +53,8 @@ def missing() -> str | None:
     lacking = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
     if lacking:
         return f"{', '.join(lacking)} missing: apt-get install slurm-wlm munge"
-    return None if os.getuid() == 0 else "slurmd needs root"
+    alone = os.getuid() == 0 and subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+    return None if alone else "slurmd needs root and a PID namespace"
 
 
 def free_ports(count: int) -> list[int]:
@@ -62,12 +65,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(folder: Path, *command: str | Path) -> subprocess.Popen:
+def start(folder: Path, *command: str | Path, within: tuple[str, ...] = ()) -> subprocess.Popen:
     """A daemon in the foreground, with a log. It ends with this process, however that ends."""
     name = str(command[0])
     with open(folder / f"{name}.log", "ab") as log:
         return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", shutil.which(name, path=PATH), *map(str, command[1:])],
+            ["setpriv", "--pdeathsig", "KILL", *within, shutil.which(name, path=PATH), *map(str, command[1:])],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
@@ -106,25 +109,15 @@ def running(folder: Path) -> Iterator[None]:
         daemons.append(start(folder, "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge))
         wait_for((folder / "munge.socket").exists, 20, "munged did not start")
         daemons.append(start(folder, "slurmctld", "-D", "-f", config))
-        daemons.append(start(folder, "slurmd", "-D", "-f", config))
+        daemons.append(start(folder, "slurmd", "-D", "-f", config, within=NAMESPACE))
         wait_for(
             lambda: "idle" in ask("sinfo", "--noheader", "--format=%T"), 60, f"SLURM did not start: {folder}/*.log"
         )
         yield
     finally:
-        with contextlib.suppress(OSError, subprocess.SubprocessError, AssertionError):
-            user = f"--user={os.getuid()}"
-            ask("scancel", "--full", "--signal=KILL", user)
-            ask("scancel", user)
-            wait_for(lambda: not ask("squeue", "--noheader"), 40, "jobs do not end")
         for daemon in reversed(daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(daemon.pid, signal.SIGKILL)  # slurmctld's script runner
+                os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.wait()
         del os.environ["SLURM_CONF"]
         os.environ.update(before)

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import cluster
 import pytest
-from test_sweep import FOREVER, ROOT, lines, run, stand_ins, start, sweep, wait_until
+from test_sweep import (  # noqa: F401
+    FOREVER,
+    ROOT,
+    lines,
+    nothing_is_left_running,
+    run,
+    stand_ins,
+    start,
+    sweep,
+    wait_until,
+)
 
 from setup import sweep_job, sweep_slurm
 
