@@ -66,6 +66,7 @@ def first_line(error: Exception) -> str:
 # Numbers
 
 TIMED = ("fps", "updates_per_second")  # measured; every other number is reproducible with the seed
+GIF_FRAMES = 128  # at most, of the videos that are logged: of an episode of 500, every fourth
 
 # Group of a scalar on pages that sort by group: the first one whose pattern matches the whole name
 GROUPS = (
@@ -216,7 +217,7 @@ class TensorBoard(Writer):
         for name, frames in videos.items():
             gif = Summary.Image(
                 height=frames.shape[1], width=frames.shape[2], colorspace=3,
-                encoded_image_string=video.encode_gif(frames),
+                encoded_image_string=video.encode_gif(frames, max_frames=GIF_FRAMES),
             )  # fmt: skip
             values.append(Summary.Value(tag=name, image=gif))
         self._add(step, summary=Summary(value=values))
@@ -323,7 +324,7 @@ class WeightsAndBiases(Writer):
 
         row = {grouped(name): value for name, value in scalars.items()}
         for name, frames in videos.items():
-            row[name] = wandb.Video(io.BytesIO(video.encode_gif(frames)), format="gif")
+            row[name] = wandb.Video(io.BytesIO(video.encode_gif(frames, max_frames=GIF_FRAMES)), format="gif")
         self._run.log({"step": step, **row})
 
     def close(self) -> None:

@@ -7,10 +7,11 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 
 def enlarge(frame: np.ndarray, zoom: int) -> np.ndarray:
@@ -71,11 +72,16 @@ def _write_h264(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
     return count
 
 
-def encode_gif(frames: np.ndarray, fps: float = 20) -> bytes:
-    """An endless animated GIF of uint8 frames (T, H, W, 3), which TensorBoard and browsers animate."""
-    from PIL import Image
+def encode_gif(frames: Sequence[np.ndarray], fps: float = 20, max_frames: int | None = None) -> bytes:
+    """An endless animated GIF of uint8 frames (T, H, W, 3).
 
-    images = [Image.fromarray(frame) for frame in frames]
-    buffer = io.BytesIO()
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    max_frames: for logs, every nth frame, so that there are at most so many, each in 64 colors. An episode of 500
+    frames in front of clouds takes 0.3 MB and 0.6 s with 128, and 2.4 MB and 10 s without.
+    """
+    step = -(-len(frames) // max_frames) if max_frames else 1
+    images = [Image.fromarray(frame) for frame in frames[::step]]
+    if max_frames:
+        images = [image.quantize(64, Image.Quantize.MAXCOVERAGE) for image in images]
+    buffer, duration = io.BytesIO(), round(1000 * step / fps)
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     return buffer.getvalue()

@@ -19,7 +19,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from run import logs
+from envs.backgrounds import make_source
+from run import logs, video
 from run.config import load_config
 from run.logs import Logger
 
@@ -200,6 +201,23 @@ def test_event_files_of_torch_are_cut_too(tmp_path):
     assert [event.step for event in tensorboard(tmp_path).Scalars("loss")] == [100, 200]
 
 
+def test_a_video_of_a_whole_episode_is_small_and_as_long():
+    clouds = make_source("clouds", (64, 64), cache="")
+    frames = np.stack([clouds.next() for _ in range(501)])
+    frames[:, 20:40, 20:40] = (200, 60, 30)
+    content = video.encode_gif(frames, max_frames=128)
+    assert len(content) < 500_000  # 2.6 MB with all frames in all colors
+    gif = Image.open(io.BytesIO(content))
+    assert gif.n_frames == 126 and gif.info["loop"] == 0
+    seconds = 0
+    for t in range(gif.n_frames):
+        gif.seek(t)
+        seconds += gif.info["duration"] / 1000
+        shown = np.asarray(gif.convert("RGB")).astype(int)
+        assert np.abs(shown - frames[4 * t]).mean() < 4 and np.abs(shown - frames[4 * t]).max() < 30
+    assert seconds == pytest.approx(501 / 20, abs=0.2)
+
+
 def test_video_is_a_moving_gif(tmp_path):
     frames = np.zeros((2, 5, 16, 24, 3), np.uint8)  # (B, T, H, W, 3)
     frames[0, :, :, :, 0] = 40 * np.arange(5, dtype=np.uint8)[:, None, None]
@@ -287,7 +305,8 @@ def test_progress_tells_the_speed_of_late(tmp_path, capsys, monkeypatch):
 
 def test_progress_is_a_bar_on_a_terminal(tmp_path):
     code = """if True:
-        from run import logs
+        from envs.backgrounds import make_source
+from run import logs, video
         logger = logs.Logger(".", ["console"])
         logger.begin({"steps": 1000}, 100, 0)
         logger.write(600, {"train_return": 12.34})
