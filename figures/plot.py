@@ -87,8 +87,8 @@ Groups = dict[str, dict[str, list[Run]]]  # {task: {method: runs}}
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def find_runs(arguments: Iterable[str], label: str | None = None) -> list[Run]:
-    """The runs of RUN arguments, each at most once; PlotError if two are the same task, method and seed."""
+def find_runs(arguments: Iterable[str], label: str | None = None, log: str = "metrics.jsonl") -> list[Run]:
+    """The runs with this log of RUN arguments, each once; PlotError if two are the same task, method and seed."""
     runs: dict[Path, Run] = {}
     for argument in arguments:
         name, equals, rest = argument.partition("=")
@@ -97,11 +97,10 @@ def find_runs(arguments: Iterable[str], label: str | None = None) -> list[Run]:
             raise PlotError(f"{name!r}: expected the name of a method in printable characters")
         if not Path(rest).is_dir():
             raise PlotError(f"{rest}: no such folder; expected the --logdir of a run, or a folder of them")
-        logs = [log for log in sorted(Path(rest).rglob("metrics.jsonl")) if log.is_file()]
-        if not logs:
-            raise PlotError(f"{rest}: no run there (a run has a metrics.jsonl)")
-        for log in logs:
-            runs[log.parent] = read_run(log.parent, name)
+        folders = [path.parent for path in sorted(Path(rest).rglob(log)) if path.is_file()]
+        if not folders:
+            raise PlotError(f"{rest}: no run there with {log}")
+        runs |= {folder: read_run(folder, name) for folder in folders}
     seen: dict[tuple, Path] = {}
     for run in runs.values():
         twin = seen.setdefault((run.task, run.method, run.seed), run.path)
@@ -186,10 +185,8 @@ def running_mean(curve: pd.Series, window: float) -> pd.Series:
 def read_evaluations(run: Run) -> list[dict]:
     """The rows of a run's eval.jsonl; `changed` says in words which settings were not the run's own, "" for none."""
     path = run.path / "eval.jsonl"
-    rows = []
-    if path.exists():
-        expected = "an object with `task` and `return`, as --eval_only writes it"
-        rows = read_rows(path, is_evaluation, expected)
+    expected = "an object with `task` and `return`, as --eval_only writes it"
+    rows = read_rows(path, is_evaluation, expected) if path.exists() else []
     for row in rows:
         changed = {name: value for name, value in row.get("changed", {}).items() if name != "task"}
         if row.get("seed", run.seed) != run.seed:
@@ -315,7 +312,7 @@ def summarize_suite(runs: list[Run], others: bool = False) -> tuple[pd.DataFrame
         last = {(row["task"], row["changed"]): row for row in rows if others or not row["changed"]}
         found += [row | {"run": run, "method": METHOD_NAMES.get(run.method, run.method)} for row in last.values()]
     if not found:
-        raise PlotError(f"no results of --eval_only in {', '.join(sorted(str(run.path) for run in runs))}")
+        raise PlotError(f"{', '.join(str(run.path) for run in runs)}: no rows with their own settings in eval.jsonl")
     frame = pd.DataFrame(found)
     frame[["task", "set"]] = [(split_task(row["task"])[0], set_of(row["run"], row["task"])) for row in found]
     frame["method"] += frame["changed"].map(lambda text: f" ({text})" if text else "")
@@ -640,7 +637,7 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
 
 def plot_suite(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     """Draws and writes the returns by test set; returns the Markdown tables and remarks."""
-    frame, remarks = summarize_suite(find_runs(args.runs, args.label), args.others)
+    frame, remarks = summarize_suite(find_runs(args.runs, args.label, "eval.jsonl"), args.others)
     draw_suite(frame, out)
     frame.drop(columns="scores").round(3).to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
     return suite_markdown(frame), [*remarks, f"{out}, {csv}"]

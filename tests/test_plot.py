@@ -272,18 +272,25 @@ def test_agents_of_one_method_that_were_trained_on_different_sets_are_kept_apart
         folder = write_run(tmp_path / str(number), task, img_source=source)
         rows = [{"task": name, "return": 100.0 + number} for name in (task, "dmc_walker_stand_video_hard")]
         (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    frame, _ = plot.summarize_suite(plot.find_runs([str(tmp_path)], "hrssm"))
+    frame, _ = plot.summarize_suite(plot.find_runs([str(tmp_path)], "hrssm", "eval.jsonl"))
     found = {(row["method"], row["set"]): row["mean"] for row in frame[frame["seeds"] > 0].to_dict("records")}
     ours, clouds = "HRSSM, trained on clean", "HRSSM, trained on video (clouds)"
     sets = ((ours, "clean"), (ours, "video_hard"), (clouds, "video (clouds)"), (clouds, "video_hard"))
     assert found == dict(zip(sets, (100, 100, 101, 101), strict=True))
 
 
-def test_a_suite_of_runs_that_were_never_evaluated(tmp_path, capsys):
-    write_run(tmp_path / "run")
+def test_a_suite_of_runs_without_results_is_refused(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    flags = ["--suite", str(tmp_path), "--out", str(tmp_path / "a.png")]
     with pytest.raises(SystemExit):
-        plot.main(["--suite", str(tmp_path), "--out", str(tmp_path / "a.png")])
-    assert capsys.readouterr().err == f"plot.py: no results of --eval_only in {tmp_path / 'run'}\n"
+        plot.main(flags)
+    assert capsys.readouterr().err == f"plot.py: {tmp_path}: no run there with eval.jsonl\n"
+    (folder / "eval.jsonl").write_text('{"task": "dmc_walker_walk", "return": 1.0, "seed": 5}\n')
+    with pytest.raises(SystemExit):
+        plot.main(flags)
+    assert capsys.readouterr().err.startswith(f"plot.py: {folder}: no rows with their own settings")
+    plot.main([*flags, "--others"])
+    assert "(seed 5)" in capsys.readouterr().out
 
 
 def test_runs_of_different_lengths_are_reported(tmp_path, capsys):
