@@ -971,10 +971,11 @@ def update_once(words: list[str]) -> str | None:
     import torch
 
     import dreamer
+    from run.config import check_config, load_config, sees_images
 
-    config = dreamer.load_config(words)
-    dreamer.check_config(config)
-    shapes = {"image": (*config.size, 3)} if dreamer.sees_images(config) else agents.VECTORS
+    config = load_config(words)
+    check_config(config)
+    shapes = {"image": (*config.size, 3)} if sees_images(config) else agents.VECTORS
     torch.manual_seed(0)
     agent = dreamer.Dreamer(config, shapes=shapes, actions=3)
     size, length, discrete = config.batch_size, config.batch_length, config.actor_dist == "onehot"
