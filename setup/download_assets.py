@@ -21,12 +21,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import ssl
 import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -98,8 +98,7 @@ def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait:
     largest, idle, damaged = _size(part), 0, 0
     for _ in range(REQUESTS):
         try:
-            with minimum_rate(RATE_SECONDS, lambda: _size(part)):
-                _transfer(url, part, label)
+            at_a_rate(lambda given_up: _transfer(url, part, label, given_up), lambda: _size(part), RATE_SECONDS)
             check(part)
             return os.replace(part, path)
         except Damaged as error:
@@ -126,30 +125,35 @@ def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait:
     raise AssetError(f"{url}: {reason} (after {REQUESTS} requests); the same command resumes from here")
 
 
-@contextlib.contextmanager
-def minimum_rate(seconds: float, size: Callable[[], int]) -> Iterator[None]:
-    """Within it, TooSlow is raised if size() grows by less than MIN_RATE bytes per second over `seconds`.
+def at_a_rate(transfer: Callable[[threading.Event], None], size: Callable[[], int], seconds: float) -> None:
+    """Runs a transfer to its end; raises TooSlow if size() grows by less than MIN_RATE bytes per second over `seconds`.
 
-    By an alarm signal, which also ends a wait for headers that arrive byte by byte. For the main thread only.
+    In a thread, which can be given up while it waits: a server may send its headers byte by byte. The transfer gets an
+    event that is set then, after which it must write nothing.
     """
+    given_up, errors = threading.Event(), []
+
+    def run() -> None:
+        try:
+            transfer(given_up)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     held = size()
-
-    def check(*_) -> None:
-        nonlocal held
-        before, held = held, size()
-        if before <= held < before + MIN_RATE * seconds:  # a smaller file was restarted
-            raise TooSlow(f"fewer than {MIN_RATE} bytes per second in {seconds:g} s")
-
-    previous = signal.signal(signal.SIGALRM, check)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
-        yield
+        while thread.join(seconds) or thread.is_alive():
+            before, held = held, size()
+            if before <= held < before + MIN_RATE * seconds:  # a smaller file was restarted
+                raise TooSlow(f"fewer than {MIN_RATE} bytes per second in {seconds:g} s")
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        given_up.set()
+    if errors:
+        raise errors[0]
 
 
-def _transfer(url: str, part: Path, label: str) -> None:
+def _transfer(url: str, part: Path, label: str, given_up: threading.Event) -> None:
     """One request: appends the missing bytes to `part`. Raises a network error if the response ends early."""
     held = _size(part)
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "hrssm-assets"})
@@ -174,9 +178,11 @@ def _transfer(url: str, part: Path, label: str) -> None:
             held = 0
             length = answer.headers.get("Content-Length", "")
             total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+        if given_up.is_set():  # while waiting for the headers
+            return
         bar = tqdm(desc=label, total=total, initial=held, unit="B", unit_scale=True, leave=False, disable=None)
         with bar, open(part, "ab" if held else "wb") as file:
-            while block := answer.read1(BLOCK):
+            while (block := answer.read1(BLOCK)) and not given_up.is_set():
                 file.write(block)
                 file.flush()  # received bytes are kept, whenever this process ends
                 bar.update(len(block))
@@ -392,12 +398,14 @@ def fetch_by_gdown(url: str, path: Path) -> None:
     def parts() -> list[Path]:
         return [path, *path.parent.glob(f"{path.name}*.part")]
 
+    options = {"resume": True, "retries": TRIES, "timeout": TIMEOUT, "use_cookies": False}
+    options["quiet"] = not sys.stderr.isatty()
     resumable = (requests.ConnectionError, requests.Timeout, TooSlow)
     for attempt in (1, 2):
         try:
-            with minimum_rate(10 * RATE_SECONDS, lambda: sum(map(_size, parts()))):  # gdown writes 0.5 MB at a time
-                gdown.download(url, str(path), resume=True, retries=TRIES, timeout=TIMEOUT, use_cookies=False,
-                               quiet=not sys.stderr.isatty())
+            # gdown writes 0.5 MB at a time
+            at_a_rate(lambda _: gdown.download(url, str(path), **options), lambda: sum(map(_size, parts())),
+                      10 * RATE_SECONDS)  # fmt: skip
             return check_archive(path)
         except Exception as error:  # gdown raises almost anything for unknown pages and headers
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
