@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs import notes
+from envs.wrappers import ActionError
 
 # Raised unchanged in the parent; all others as RuntimeError.
 USER_ERRORS = (ValueError, FileNotFoundError, ImportError)
 PATIENCE = 10  # seconds that workers have to close their envs
+SUBSTITUTE = 10**9  # added to an episode's number where its reset fails
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that only the parent acts on
 
 
@@ -30,7 +32,11 @@ class WorkerDied(RuntimeError):
 
 
 class Transition(NamedTuple):
-    """The result of a step. `first`: when done, the first observation of the next episode, which has already begun."""
+    """The result of a step.
+
+    first: when done, the first observation of the next episode, which has already begun.
+    info: with `failure`, what went wrong, if the episode was cut by an error of its env.
+    """
 
     obs: dict
     reward: float
@@ -40,28 +46,65 @@ class Transition(NamedTuple):
 
 
 class Host:
-    """One env and the requests that it serves."""
+    """One env and the requests that it serves.
 
-    def __init__(self, constructor: Callable[[], Any]):
-        self.env = constructor()
+    An error of the env in a step cuts the episode: it ends with the observation before, not as terminal. Where a reset
+    fails, another episode takes the place, the same one every time.
+
+    Args:
+        max_failures: episodes in a row that may fail; the next error is raised.
+    """
+
+    def __init__(self, constructor: Callable[[], Any], max_failures: int = 0):
+        self.env, self.max_failures = constructor(), max_failures
         self.episode, self.stride = None, 1
+        self.obs: dict = {}  # the newest
+        self.failures = 0  # episodes in a row that failed
 
     def spaces(self) -> tuple:
         return self.env.observation_space, self.env.action_space
 
     def reset(self, episode: int, stride: int = 1) -> dict:
         self.episode, self.stride = episode, stride
-        return self.env.reset(episode)
+        problem = ""
+        while True:
+            try:
+                self.obs = self.env.reset(episode)
+                break
+            except (FileNotFoundError, ImportError):  # fails for every episode
+                raise
+            except Exception as error:
+                failure = self._failed(error)
+                problem, episode = problem or failure, episode + SUBSTITUTE
+        if problem:
+            notes.note(f"episode {self.episode} of an env does not start ({problem}): another one takes its place")
+        return self.obs
 
     def step(self, action: dict | None) -> Transition | None:
         if action is None:
             return None
-        obs, reward, done, info = self.env.step(action)
+        try:
+            self.obs, reward, done, info = self.env.step(action)
+            self.failures = 0 if done else self.failures
+        except ActionError:
+            raise
+        except Exception as error:
+            reward, done, info = 0.0, True, {"failure": self._failed(error)}
+            self.obs = {**self.obs, "is_first": False, "is_last": True, "is_terminal": False}
+        obs = self.obs
         return Transition(
             obs, reward, done, info, self.reset(self.episode + self.stride, self.stride) if done else None
         )
 
+    def _failed(self, error: Exception) -> str:
+        """Counts an error of the env, and raises it if there are too many. Returns its first line."""
+        self.failures += 1
+        if self.failures > self.max_failures:
+            raise error
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+
     def restore(self, episode: int, actions: list[dict]) -> list[Transition]:
+        self.failures = 0
         return [Transition(self.reset(episode), 0.0, False, {}, None), *map(self.step, actions)]
 
     def close(self) -> None:
@@ -71,8 +114,8 @@ class Host:
 class InProcess:
     """A host in this process: works when its result is fetched."""
 
-    def __init__(self, constructor: Callable[[], Any], index: int):
-        self.host = Host(constructor)
+    def __init__(self, constructor: Callable[[], Any], index: int, max_failures: int):
+        self.host = Host(constructor, max_failures)
         self.request = ("spaces", ())
 
     def post(self, method: str, *args) -> None:
@@ -92,7 +135,7 @@ class InProcess:
 class Worker:
     """A host in its own process: works from `post` on, `result` waits for it."""
 
-    def __init__(self, constructor: Callable[[], Any], index: int):
+    def __init__(self, constructor: Callable[[], Any], index: int, max_failures: int):
         self.index = index
         self.pipe, theirs = Pipe()
         root = str(Path(__file__).resolve().parent.parent)
@@ -109,7 +152,7 @@ class Worker:
             theirs.close()  # so that the pipe ends when the worker does
         self.pending = False
         # Pickled twice: the worker can only unpickle the constructor once it has our sys.path.
-        self._send((sys.path, pickle.dumps(constructor)))
+        self._send((sys.path, pickle.dumps((constructor, max_failures))))
 
     def post(self, method: str, *args) -> None:
         if self.pending:  # interrupted between send and receive
@@ -161,17 +204,19 @@ class Worker:
 class EnvGroup:
     """Envs that step together; constructors are picklable, e.g. `functools.partial(envs.make, task, seed=1)`.
 
+    An error of an env ends its episode (`Host`), until `max_failures` episodes in a row have failed.
+
     Raises what an env raises: ValueError, FileNotFoundError and ImportError unchanged, others as RuntimeError; each
     with the worker's traceback. A worker that dies raises WorkerDied. A worker that hangs is waited for: a signal
     handler that raises ends the wait, and then the group can only be closed.
     """
 
-    def __init__(self, constructors: list[Callable[[], Any]], parallel: bool):
+    def __init__(self, constructors: list[Callable[[], Any]], parallel: bool, max_failures: int = 0):
         self.hosts = []
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.close)
             for index, constructor in enumerate(constructors):  # all workers import at the same time
-                self.hosts.append((Worker if parallel else InProcess)(constructor, index))
+                self.hosts.append((Worker if parallel else InProcess)(constructor, index, max_failures))
             self.observation_space, self.action_space = self._results()[0]
             on_error.pop_all()
 
@@ -237,7 +282,7 @@ def work(fd: int) -> None:
         method, args = "spaces", ()
         while True:
             try:
-                host = host or Host(pickle.loads(constructor))
+                host = host or Host(*pickle.loads(constructor))
                 answer = pickle.dumps((getattr(host, method)(*args), None, notes.outbox))
             except Exception as error:
                 kind = next((k for k in USER_ERRORS if isinstance(error, k)), None)

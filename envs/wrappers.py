@@ -48,25 +48,29 @@ class TimeLimit(Wrapper):
         return obs, reward, done, info
 
 
+class ActionError(ValueError):
+    """An action that the env does not take: not the env's fault."""
+
+
 class CheckAction(Wrapper):
-    """Refuses an action that does not have the action space's shape, or has NaN or infinity in it (ValueError).
+    """Refuses an action that does not have the action space's shape, or has NaN or infinity in it (ActionError).
 
     Discrete actions are one-hot vectors.
     """
 
     def step(self, action: dict) -> tuple[dict, float, bool, dict]:
         if not isinstance(action, dict) or "action" not in action:
-            raise ValueError(f'step() takes {{"action": array}}, got {type(action).__name__}')
+            raise ActionError(f'step() takes {{"action": array}}, got {type(action).__name__}')
         values = np.asarray(action["action"])
         space = self.env.action_space
         discrete = hasattr(space, "n")
         shape = (space.n,) if discrete else space.shape
         if values.shape != shape:
-            raise ValueError(f"action has shape {values.shape}, expected {shape}")
+            raise ActionError(f"action has shape {values.shape}, expected {shape}")
         if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
-            raise ValueError(f"action must be finite numbers, got {values.tolist()}")
+            raise ActionError(f"action must be finite numbers, got {values.tolist()}")
         if discrete and not (np.count_nonzero(values) == 1 and values.max() == 1):
-            raise ValueError(f"action must be one-hot, got {values.tolist()}")
+            raise ActionError(f"action must be one-hot, got {values.tolist()}")
         return self.env.step({"action": values})
 
 

@@ -19,7 +19,7 @@ from run.logs import first_line, log
 
 LATEST, PREVIOUS = "latest.pt", "previous.pt"
 KINDS = {
-    "step": int, "updates": int, "eval_episodes": int, "lines": int | None, "step_pending": bool,
+    "step": int, "updates": int, "failures": int, "eval_episodes": int, "lines": int | None, "step_pending": bool,
     "episode": list, "sent": list, "ranks": list, "policy": dict | None, "replay": dict, "done_at": dict, "agent": dict,
 }  # fmt: skip
 

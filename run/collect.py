@@ -20,6 +20,7 @@ from envs.parallel import EnvGroup, Transition
 from run import distributed
 from run.config import Config, sees_images
 from run.episodes import spec_of
+from run.logs import log
 from run.process import Interrupt, Interrupted
 from run.replay import Replay
 
@@ -49,7 +50,8 @@ def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0
         )
         for index in (range(first, first + count) if mode == "train" else [0] * count)
     ]
-    return EnvGroup(constructors, parallel=config.parallel and count * distributed.size() > 1)
+    parallel = config.parallel and count * distributed.size() > 1
+    return EnvGroup(constructors, parallel, config.env_failures)
 
 
 def make_train_envs(config: Config) -> EnvGroup:
@@ -97,6 +99,7 @@ class Collector:
             spec_of(row),
         )
         self.step = 0  # agent steps, over all envs of all ranks
+        self.failures = 0  # episodes that an error of their env has cut, likewise
         self.rng = self.random_stream("prefill")
         self.can_sample = False  # the replay of every rank holds a step
         self.step_pending = False  # actions were sent, and their results not received yet
@@ -175,7 +178,16 @@ class Collector:
                 summary = self.record(env, transition, self.sent[env][-1])
                 if summary is not None:
                     ended.append(summary)
-        return [*itertools.chain(*distributed.all_gather(ended))] if finishing else []
+        return self.count_failures(distributed.all_gather(ended)) if finishing else []
+
+    def count_failures(self, summaries: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+        """The summaries of all ranks, those of failed episodes with the number of these so far."""
+        together = sorted(itertools.chain(*summaries), key=lambda summary: summary["train_episodes"])
+        for summary in together:
+            if "train_failures" in summary:
+                self.failures += 1
+                summary["train_failures"] = self.failures
+        return together
 
     def record(self, env: int, transition: Transition, action: np.ndarray) -> dict[str, float] | None:
         """Stores an env's result of an action. Returns a summary of the episode if it ended."""
@@ -188,6 +200,12 @@ class Collector:
         for key in transition.info.keys() & {"success", "success_once"}:
             summary[f"train_{key}"] = float(transition.info[key])
         summary["train_episodes"] = self.replay.total_episodes
+        if "failure" in transition.info:
+            summary["train_failures"] = 1  # the total, once the summaries of all ranks are together
+            log.warning(
+                f"env {self.numbers[env]}: episode {self.episode[env]} was cut at its step {self.lengths[env]} "
+                f"by an error: {transition.info['failure']}"
+            )
         self.begin_episode(env, self.episode[env] + 1, transition.first)
         return summary
 
@@ -224,6 +242,7 @@ class Collector:
         episodes, sents, policies, finished_steps = zip(*found, strict=True)
         return {
             "step": self.step,
+            "failures": self.failures,
             "step_pending": self.step_pending,
             "episode": [*itertools.chain(*episodes)],
             "sent": [*itertools.chain(*sents)],
@@ -235,6 +254,7 @@ class Collector:
         """Takes this rank's share of a state; `restore` must follow."""
         mine = slice(self.numbers.start, self.numbers.stop)
         self.step, self.step_pending = state["step"], state.get("step_pending", state.get("under_way", True))
+        self.failures = state.get("failures", 0)
         self.episode = list(state["episode"][mine])
         self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
         if state["policy"]:
@@ -291,5 +311,4 @@ class Collector:
         if not exact:
             self.step = sum(distributed.all_gather(self.replay.total_steps))
         self.can_sample = all(distributed.all_gather(self.replay.steps))
-        newer = itertools.chain(*distributed.all_gather(newer))
-        return exact, sorted(newer, key=lambda summary: summary["train_episodes"])
+        return exact, self.count_failures(distributed.all_gather(newer))

@@ -36,8 +36,8 @@ ACTIONS = {
 # Settings that determine how long, how often or where, not what is computed: they may change when a run resumes.
 FREE_SETTINGS = {
     "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
-    "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "loggers", "parallel",
-    "replay_dir_limit", "scan_path", "steps", "video_pred_log",
+    "env_failures", "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "loggers",
+    "parallel", "replay_dir_limit", "scan_path", "steps", "video_pred_log",
 }  # fmt: skip
 
 
@@ -71,6 +71,7 @@ _ROWS = (
     ("envs", between(1, 1024)),
     ("eval_envs", between(0, 1024)),
     ("action_repeat", between(1, 1000)),
+    ("env_failures", between(0, 1e6)),
     ("time_limit", between(0, 1e6)),
     ("prefill", between(0, 1e8)),
     # Networks

@@ -63,8 +63,8 @@ def play(
             played its share), the observations, and the state that the agent inferred from them, (N, ...).
 
     Returns:
-        Scores of the episodes, and the images (T, H, W, 3) of the first one, or with `record_all` of all of them, in
-        the order of their numbers.
+        Scores of the episodes that no error of their env cut, and the images (T, H, W, 3) of the first one, or with
+        `record_all` of all of them, in the order of their numbers.
     """
     n = len(group)
     index = list(range(n))  # of the episode that each env plays, among all
@@ -72,6 +72,7 @@ def play(
     recorded = episodes if record_all else 1
     frames = {i: [obs[i]["image"]] for i in index if i < recorded and "image" in obs[i]}  # of each recorded episode
     scores: Scores = {"return": [0.0] * episodes, "length": [0.0] * episodes}
+    failed: dict[int, str] = {}  # what cut an episode, which has no score then
     while any(i < episodes for i in index):
         action, state = agent.act(stack_obs(obs, agent.keys, agent.device), state, training=False)
         if observe is not None:
@@ -90,13 +91,19 @@ def play(
             if i in frames:
                 frames[i].append(transition.obs["image"])
             if transition.done:
+                if "failure" in transition.info:
+                    failed[i] = transition.info["failure"]
+                    log.warning(f"episode {first_episode + i} of the evaluation failed and does not count: {failed[i]}")
                 for key in transition.info.keys() & {"success", "success_once"}:
                     scores.setdefault(key, [0.0] * episodes)[i] = float(transition.info[key])
                 obs[env] = transition.first
                 index[env] = i = i + n
                 if i < recorded and "image" in obs[env]:
                     frames[i] = [obs[env]["image"]]
-    return scores, [np.stack(frames[i]) for i in sorted(frames)]
+    if len(failed) == episodes:
+        raise RuntimeError(f"every episode of the evaluation failed: {failed[0]}")
+    kept = {k: [value for i, value in enumerate(values) if i not in failed] for k, values in scores.items()}
+    return kept, [np.stack(frames[i]) for i in sorted(frames)]
 
 
 def summary(scores: Scores) -> dict[str, float]:
@@ -178,10 +185,12 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config) -> N
     r2 = probe.probe(recorder.rows) if recorder else {}
     means = summary(scores)
     success = f", success {means['success']:.2f}" if "success" in means else ""
+    failed = f", {episodes - means['episodes']} more failed" if means["episodes"] < episodes else ""
     incomplete = envs.incomplete(config.task, assets=config.assets) if sees_images(config) else ""
+    note = incomplete and f", {incomplete}"
     log.info(
-        f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} ({episodes} episodes, "
-        f"seed {config.seed}, checkpoint of step {step}{incomplete and ', ' + incomplete})"
+        f"{config.task}: return {means['return']:.1f} ± {means['return_std']:.1f}{success} "
+        f"({means['episodes']} episodes{failed}, seed {config.seed}, checkpoint of step {step}{note})"
     )
     line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
     if incomplete:

@@ -170,7 +170,10 @@ class Trainer:
         scalars, shown = {}, {}
         for task, (scores, videos) in results.items():
             suffix = f"/{task}" if task else ""
-            scalars |= {f"eval_{k}{suffix}": v for k, v in evaluate.summary(scores).items()}
+            means = evaluate.summary(scores)
+            if failures := self.config.eval_episode_num - means["episodes"]:
+                means["failures"] = failures
+            scalars |= {f"eval_{k}{suffix}": v for k, v in means.items()}
             shown |= {f"eval_policy{suffix}": video for video in videos[:1]}  # an env that cannot be rendered has none
         c = self.config
         if (c.probe_decoder or c.video_pred_log) and sees_images(c):
