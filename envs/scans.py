@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,6 +174,8 @@ def _check(glb: Glb) -> Iterator[str]:
             if "COLOR_0" in attributes:
                 yield "vertex colors"
             continue
+        if any(value != 1 for value in color["factor"][:3]):
+            yield "a tinted texture"
         if texture.get("texCoord", 0) or texture.get("extensions", {}).get(TRANSFORM, {}) not in ({}, IDENTITY):
             yield "texture coordinates"
         head = _image_bytes(glb, _image(glb, texture), 26)
@@ -276,7 +278,7 @@ def convert(glb: Glb, path: Path) -> None:
             material = {} if index is None else j["materials"][index]
             mesh, palette = _geometry(glb, primitive, matrix, material)
             key = (index, palette is not None)
-            if palette is not None or key not in materials:
+            if key not in materials:
                 materials[key] = out.material(glb, material, palette)
             out.mesh(mesh, materials[key])
     except (KeyError, IndexError, TypeError, ValueError, OSError) as error:
@@ -316,6 +318,7 @@ def _geometry(glb: Glb, primitive: dict, matrix: np.ndarray, material: dict) -> 
         normal = np.repeat(flat, 3, axis=0) if normal is None else normal[triangles.reshape(-1)]
         if texture is None and "COLOR_0" in attributes:
             colors = read_accessor(glb, attributes["COLOR_0"])[:, :3][triangles].mean(1)
+            colors = colors * _base_color(material)["factor"][:3]
             palette, uv = _palette(colors)
         else:
             uv = uv[triangles.reshape(-1)]
@@ -379,8 +382,7 @@ def _transform_uv(uv: np.ndarray, transform: dict) -> np.ndarray:
 
 def _palette(colors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All colors in steps of 4 levels (512, 512, 3), and where triangles of linear `colors` find theirs."""
-    srgb = np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 1e-9) ** (1 / 2.4) - 0.055)
-    r, g, b = np.clip(np.round(srgb * 63), 0, 63).astype(int).T
+    r, g, b = np.round(_srgb(colors) * 63).astype(int).T
     x, y = (b % 8) * 64 + r, (b // 8) * 64 + g
     all_colors = np.arange(64) * 4 + 2
     table = np.zeros((8, 64, 8, 64, 3), np.uint8)
@@ -425,18 +427,21 @@ class _Writer:
     def material(self, glb: Glb, material: dict, palette: np.ndarray | None) -> int:
         """The base color, roughness and transparency of a material."""
         color, mode = _base_color(material), material.get("alphaMode", "OPAQUE")
-        factor = [*color["factor"][:3], 1 if mode == "OPAQUE" else color["factor"][3]]
-        surface = {"metallicFactor": 0.0, **material.get("pbrMetallicRoughness", {}), "baseColorFactor": factor}
+        *tint, alpha = color["factor"]
+        surface = dict(material.get("pbrMetallicRoughness", {"metallicFactor": 0}))
         if SPECULAR in material.get("extensions", {}):
-            surface["roughnessFactor"] = 1 - material["extensions"][SPECULAR].get("glossinessFactor", 1)
+            glossiness = material["extensions"][SPECULAR].get("glossinessFactor", 1)
+            surface = {"metallicFactor": 0, "roughnessFactor": 1 - glossiness}
         surface = {name: value for name, value in surface.items() if name.endswith("Factor")}
         if palette is not None:
-            surface["baseColorTexture"] = {"index": self.image(_png(palette), "palette")}
+            surface["baseColorTexture"] = {"index": self.image(_png(palette), None)}
         elif color["texture"] is not None:
-            index = _image(glb, color["texture"])
-            data = _image_bytes(glb, index)
-            opaque = mode == "OPAQUE"
-            surface["baseColorTexture"] = {"index": self.image(_for_sapien(data, opaque), (index, opaque))}
+            index, opaque = _image(glb, color["texture"]), mode == "OPAQUE"
+            data = _for_sapien(_image_bytes(glb, index), opaque, tint)
+            surface["baseColorTexture"] = {"index": self.image(data, (index, opaque, *tint))}
+        if "baseColorTexture" in surface:
+            tint = [1, 1, 1]  # which SAPIEN would ignore beside a texture
+        surface["baseColorFactor"] = [*tint, 1 if mode == "OPAQUE" else alpha]
         entry = {"pbrMetallicRoughness": surface, "alphaMode": mode}
         if "alphaCutoff" in material:
             entry["alphaCutoff"] = material["alphaCutoff"]
@@ -460,14 +465,29 @@ class _Writer:
         return head + text + struct.pack("<I4s", len(data), b"BIN\0") + data
 
 
-def _for_sapien(data: bytes, opaque: bool) -> bytes:
-    """An image file as PNG or JPEG, without alpha where it has no meaning."""
+def _for_sapien(data: bytes, opaque: bool, tint: Sequence[float]) -> bytes:
+    """An image file as PNG or JPEG, without alpha where it has no meaning, multiplied by a linear color."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(data))
-    if image.format in ("PNG", "JPEG") and image.mode == "RGB":
+    plain = all(value == 1 for value in tint)
+    if image.format in ("PNG", "JPEG") and image.mode == "RGB" and plain:
         return data
-    return _png(image.convert("RGB" if opaque or image.mode not in ("RGBA", "LA", "P", "PA") else "RGBA"))
+    image = image.convert("RGB" if opaque or image.mode not in ("RGBA", "LA", "P", "PA") else "RGBA")
+    if plain:
+        return _png(image)
+    levels = np.arange(256) / 255
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    pixels = np.array(image)
+    for channel, value in enumerate(tint):
+        pixels[..., channel] = np.round(255 * _srgb(linear * value)).astype(np.uint8)[pixels[..., channel]]
+    return _png(pixels)
+
+
+def _srgb(linear: np.ndarray) -> np.ndarray:
+    """Linear colors as sRGB, both in [0, 1]."""
+    linear = np.clip(linear, 0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
 
 
 def _png(image: Any) -> bytes:

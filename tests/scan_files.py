@@ -168,6 +168,8 @@ CONVERTED = {
     "second texture coordinates": ({"uv_set": 1}, {}),
     "transformed texture": ({"coordinates": TRANSFORM}, {"uv_scale": 3}),
     "vertex colors": ({"colors": True, "texture": ""}, None),
+    "tinted texture": ({"color": {"baseColorFactor": [0.3, 1, 0.3, 1]}}, None),
+    "tinted vertex colors": ({"colors": True, "texture": "", "color": {"baseColorFactor": [0.3, 1, 0.3, 1]}}, None),
     "both sides": ({"inside": False, "material": {"doubleSided": True}}, {}),
     "mirrored node": ({"node": {"scale": [-1, 1, 1]}}, {"mirror": True, "inside": False}),
     "both, quantized": ({"positions": "h", "node": {"scale": [-3, 3, 3]}, "material": {"doubleSided": True}},

@@ -363,25 +363,26 @@ class TestScene:
         assert info == {"success": True} and reward == 10 and done is False
 
 
+@pytest.fixture(scope="module")
+def show(assets, tmp_path_factory):
+    """show(room) is the first image in front of a room that `write_room` makes with these settings."""
+    folder, pictures = tmp_path_factory.mktemp("rooms"), {}
+
+    def show(scan_up="z", **room) -> np.ndarray:
+        key = repr((scan_up, room))
+        if key not in pictures:
+            path = folder / str(len(pictures)) / "room.glb"
+            write_room(path, **room)
+            env = bare("push_cube", assets, scan_path=str(path.parent), scan_up=scan_up)
+            pictures[key] = env.reset()["image"].astype(int)
+            env.close()
+        return pictures[key]
+
+    return show
+
+
 class TestScans:
     """Rooms as SAPIEN shows them; tests/test_scans.py has which of them are converted."""
-
-    @pytest.fixture(scope="class")
-    def show(self, assets, tmp_path_factory):
-        """show(room) is the first image in front of a room that `write_room` makes with these settings."""
-        folder, pictures = tmp_path_factory.mktemp("rooms"), {}
-
-        def show(scan_up="z", **room) -> np.ndarray:
-            key = repr((scan_up, room))
-            if key not in pictures:
-                path = folder / str(len(pictures)) / "room.glb"
-                write_room(path, **room)
-                env = bare("push_cube", assets, scan_path=str(path.parent), scan_up=scan_up)
-                pictures[key] = env.reset()["image"].astype(int)
-                env.close()
-            return pictures[key]
-
-        return show
 
     @pytest.mark.parametrize("name", [name for name, (_, same) in CONVERTED.items() if same is not None])
     def test_a_converted_room_looks_like_the_same_one_in_a_plain_file(self, name, show, capsys):
@@ -400,6 +401,10 @@ class TestScans:
         colored = show(**CONVERTED["vertex colors"][0])
         shade = np.minimum(colored / np.maximum(plain, 1), 1)  # of white light, by hue
         floor, green_wall = shade[-4, 10], shade[10, -10]
+        tinted = [show(**CONVERTED[name][0]) for name in ("tinted vertex colors", "tinted texture")]
+        for picture, clear in zip(tinted, (colored, show()), strict=True):
+            ratio = picture[-4, 10] / clear[-4, 10]
+            assert ratio[0] < 0.85 and ratio[1] > 0.95 and ratio[2] < 0.85
         assert floor[0] > floor[1] > floor[2]  # (150, 110, 70)
         assert green_wall[1] > green_wall[2] > green_wall[0]  # (60, 140, 90)
 

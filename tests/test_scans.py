@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from scan_files import CONVERTED, SHOWN, write_glb, write_room
+from scan_files import COLORS, CONVERTED, SHOWN, write_glb, write_room
 
 from envs import scans
 
@@ -68,15 +68,26 @@ def test_normals_and_both_sides(tmp_path):
         assert len(faces) == 2 * 32
 
 
-def test_colors_of_vertices_become_a_texture(tmp_path):
-    from scan_files import COLORS
+def linear(color) -> np.ndarray:
+    color = np.asarray(color) / 255
+    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
 
+
+@pytest.mark.parametrize("tint", [(1, 1, 1), (0.3, 1, 0.5)])
+@pytest.mark.parametrize("kind", ["texture", "vertices"])
+def test_colors_are_those_of_texture_or_vertices_times_the_factor(kind, tint, tmp_path):
     trimesh = pytest.importorskip("trimesh")
-    path = write_room(tmp_path / "room.glb", colors=True, texture="")
+    room = {"texcoords": "H"} if kind == "texture" else {"colors": True, "texture": ""}
+    path = write_room(tmp_path / "room.glb", color={"baseColorFactor": [*tint, 1]}, **room)
     scene = trimesh.load_scene(prepare(path, tmp_path / "cache"))
     for name, color in zip(sorted(scene.geometry), COLORS, strict=True):
-        shown = scene.geometry[name].visual.to_color().vertex_colors[:, :3]
-        np.testing.assert_allclose(shown, np.tile(color, (len(shown), 1)), atol=5)
+        visual = scene.geometry[name].visual
+        assert visual.material.baseColorFactor is None or (visual.material.baseColorFactor == 255).all()
+        if kind == "texture":
+            shown = np.asarray(visual.material.baseColorTexture)[0, 8:16, :3]  # a bright tile
+        else:
+            shown = visual.to_color().vertex_colors[:, :3]
+        np.testing.assert_allclose(linear(shown), np.tile(linear(color) * tint, (len(shown), 1)), atol=0.02)
 
 
 def refused(path, *words):
