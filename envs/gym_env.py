@@ -51,9 +51,9 @@ class GymEnv:
 
     Observations: each entry of a Dict by its name, any other space by the name `observation`. They are flat vectors
     (discrete ones one-hot) or images: uint8 of shape (H, W), (H, W, 1) or (H, W, 3) and not smaller than SMALLEST,
-    resized. Entries of no fixed size, such as text, are left out. An env whose only observation is an image, or that has
-    one by this name, returns it as `image`; otherwise `image` is rendered. Smaller arrays of bytes are grids of symbols:
-    vectors, and one called `image` becomes `symbols`.
+    resized. Entries of no fixed size, such as text, are left out. An env whose only observation is an image, or that
+    has one by this name, returns it as `image`; otherwise `image` is rendered. Smaller arrays of bytes are grids of
+    symbols: vectors, and one called `image` becomes `symbols`.
 
     Actions: a Box, flat, scaled to [-1, 1] where it is bounded, else [-1, 1] within its bounds; or Discrete, as one-hot
     vectors. `terminated` ends an episode as terminal, `truncated` does not. info has `success` of the last step, and

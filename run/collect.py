@@ -7,6 +7,7 @@ It only needs the agent to act (`Dreamer.act`).
 import contextlib
 import functools
 import itertools
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ class Collector:
         self.obs: list[dict] = [{} for _ in range(count)]
         self.episode = [0] * count  # index of the unfinished episode
         self.sent: list[list[np.ndarray]] = [[] for _ in range(count)]  # its actions so far
+        self.digests = [0] * count  # of its observations and rewards so far
         self.returns, self.lengths = np.zeros(count), np.zeros(count, int)
 
     def random_stream(self, name: str) -> np.random.Generator:
@@ -210,17 +212,24 @@ class Collector:
         return summary
 
     def begin_episode(self, env: int, episode: int, obs: dict) -> None:
-        self.episode[env], self.sent[env] = episode, []
+        self.episode[env], self.sent[env], self.digests[env] = episode, [], 0
         self.returns[env], self.lengths[env] = 0, 0
         self.add_row(env, Transition(obs, 0.0, False, {}, None), np.zeros(self.actions, np.float32))
 
     def add_row(self, env: int, transition: Transition, action: np.ndarray) -> None:
         obs = transition.obs
+        self.digests[env] = self.digest(transition, self.digests[env])
         row = {k: obs[k] for k in self.keys}
         row["action"], row["reward"] = action, np.float32(transition.reward)
         row["is_first"], row["is_terminal"] = bool(obs["is_first"]), bool(obs["is_terminal"])
         self.replay.add(self.numbers[env], row, self.episode[env], last=transition.done)
         self.obs[env] = obs
+
+    def digest(self, transition: Transition, before: int) -> int:
+        """A checksum of an episode up to this transition, from that of the episode before it."""
+        for key in self.keys:
+            before = zlib.crc32(np.ascontiguousarray(transition.obs[key]), before)
+        return zlib.crc32(np.float32(transition.reward).tobytes(), before)
 
     @contextlib.contextmanager
     def numbered(self, finishing: int) -> Iterator[int]:
@@ -232,20 +241,34 @@ class Collector:
 
     # Checkpoints
 
+    def replay_actions(self) -> list[list[Transition]]:
+        """Steps the unfinished episodes again; of each env, the first observation and the results of its actions."""
+        return self.envs.restore(self.episode, [[self.to_env(one) for one in actions] for actions in self.sent])
+
+    def differs(self, env: int, history: list[Transition], step_pending: bool) -> bool:
+        """Whether an unfinished episode went otherwise when its actions were stepped again."""
+        if step_pending and len(history) > 1:
+            history = history[:-1]
+        digest = functools.reduce(lambda before, transition: self.digest(transition, before), history, 0)
+        known = self.digests[env]
+        ended = any(transition.done for transition in history)
+        return ended or (bool(self.sent[env]) and known is not None and digest != known)
+
     def state_dict(self) -> dict[str, Any]:
         """The state of the envs of all ranks, and the counters; all ranks must call it together."""
         empty = np.zeros((0, self.actions), np.float32)
         sent = [torch.from_numpy(np.array(actions) if actions else empty) for actions in self.sent]
         policy = {k: v.cpu() for k, v in self.policy_state.items()} if self.policy_state else None
         replay = self.replay.state_dict()
-        found = distributed.all_gather((self.episode, sent, policy, replay["total_finished_steps"]))
-        episodes, sents, policies, finished_steps = zip(*found, strict=True)
+        found = distributed.all_gather((self.episode, sent, self.digests, policy, replay["total_finished_steps"]))
+        episodes, sents, digests, policies, finished_steps = zip(*found, strict=True)
         return {
             "step": self.step,
             "failures": self.failures,
             "step_pending": self.step_pending,
             "episode": [*itertools.chain(*episodes)],
             "sent": [*itertools.chain(*sents)],
+            "digests": [*itertools.chain(*digests)],
             "policy": {k: torch.cat([one[k] for one in policies]) for k in policy} if policy else None,
             "replay": {**replay, "total_finished_steps": sum(finished_steps)},
         }
@@ -257,6 +280,7 @@ class Collector:
         self.failures = state.get("failures", 0)
         self.episode = list(state["episode"][mine])
         self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
+        self.digests = list(state["digests"][mine]) if "digests" in state else [None] * len(self.sent)  # None: unknown
         if state["policy"]:
             self.policy_state = {k: v[mine].to(device) for k, v in state["policy"].items()}
         # a sum over ranks is continued by one of them
@@ -293,10 +317,19 @@ class Collector:
             if last >= self.episode[env]:
                 exact = False
                 self.episode[env], self.sent[env] = last + 1, []
-        exact = all(distributed.all_gather(exact))
         self.replay.skip(max(distributed.all_gather(self.replay.total_episodes)) - self.replay.total_episodes)
-        sent = list(self.sent)
-        histories = self.envs.restore(self.episode, [[self.to_env(action) for action in actions] for actions in sent])
+        histories, sent = self.replay_actions(), list(self.sent)
+        lost = [env for env, history in enumerate(histories) if self.differs(env, history, step_pending)]
+        if lost:
+            exact = False
+            log.info(
+                f"{len(lost)} unfinished episodes of {self.config.task} did not go as before, as no seed determines "
+                "them: they start again, as after a kill"
+            )
+            for env in lost:
+                self.sent[env] = []
+            histories, sent = self.replay_actions(), list(self.sent)
+        exact = all(distributed.all_gather(exact))
         self.step_pending = exact and step_pending
         if self.step_pending:
             self.received = [history.pop() for history in histories]

@@ -507,6 +507,45 @@ def test_a_run_trains_and_resumes_to_the_same_numbers(name, tmp_path):
     assert entries(tmp_path / "stopped") == expected
 
 
+UNSEEDED = """
+import random
+import gymnasium
+import numpy as np
+
+
+class Unseeded(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        return np.float32([random.SystemRandom().random(), 0]), {}
+
+    def step(self, action):
+        return np.float32([random.SystemRandom().random(), 0]), 0.1, random.SystemRandom().random() < 0.05, False, {}
+
+
+gymnasium.register("Unseeded-v0", Unseeded, max_episode_steps=60)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_resumes_where_no_seed_determines_an_episode(tmp_path, monkeypatch):
+    (tmp_path / "unseeded_env.py").write_text(UNSEEDED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    flags = (
+        f"--configs dmc_proprio --task gym_unseeded_env:Unseeded-v0 --steps 960 --log_every 120 --logdir {tmp_path}/run"
+    )
+    flags = [*flags.split()[:4], *TINY, *flags.split()[4:]]
+    process = start(*flags)
+    wait_for(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=600)[1]
+    assert process.returncode == 0 and "reset(seed) does not determine an episode" in err
+    code, out, err = run(*flags)
+    assert code == 0, err
+    assert "did not go as before" in out + err and entries(tmp_path / "run")[-1]["step"] >= 960
+
+
 @pytest.mark.parametrize("task, dist", [("CartPole-v1", "normal"), ("Pendulum-v1", "onehot")])
 def test_an_actor_that_does_not_fit_the_actions(task, dist, tmp_path, capsys):
     flags = ["--configs", "dmc_proprio", "--task", f"gym_{task}", "--actor_dist", dist, *TINY]
