@@ -518,25 +518,30 @@ def markdown(frame: pd.DataFrame, metric: str) -> str:
     return "\n\n".join(tables)
 
 
+def suite_table(part: pd.DataFrame) -> tuple[str, list[str]]:
+    """Methods × sets of a task, with the drop from clean, as Markdown; and the protocols that it numbers."""
+    sets, rows, protocols = in_order(part["set"]), [], {}
+    for method, cells in part.groupby("method", sort=False):
+        texts = {}
+        for row in cells.to_dict("records"):
+            drop = "" if math.isnan(row["drop"]) else f" ({-row['drop']:+.0f} %)"
+            texts[row["set"]] = span(row["mean"], row["low"], row["high"], 0) + drop
+        number = protocols.setdefault(" / ".join(dict.fromkeys(cells["protocol"])), len(protocols) + 1)
+        rows.append([f"{method} ({number})", max(cells["seeds"]) or "", *(texts.get(name, "") for name in sets)])
+    return table(["method", "seeds", *sets], rows), list(protocols)
+
+
 def suite_markdown(frame: pd.DataFrame) -> str:
-    """Methods × sets for each task, with the drop from clean; the protocol of each method below."""
+    """The table of each task, and its protocols below."""
     caption = (
         "Return, mean over seeds [95 % bootstrap interval] (change from clean in percent). "
         "The video sets of these runs are DMC-GS's: `video_hard` hides the floor, all others keep it."
     )
     tables = []
     for task, part in frame.groupby("task", sort=False):
-        sets, rows, protocols = in_order(part["set"]), [], {}
-        for method, cells in part.groupby("method", sort=False):
-            texts = {}
-            for row in cells.to_dict("records"):
-                drop = "" if math.isnan(row["drop"]) else f" ({-row['drop']:+.0f} %)"
-                texts[row["set"]] = span(row["mean"], row["low"], row["high"]) + drop
-            seeds = max(cells["seeds"]) or ""
-            number = protocols.setdefault(" / ".join(dict.fromkeys(cells["protocol"])), len(protocols) + 1)
-            rows.append([f"{method} ({number})", seeds, *(texts.get(name, "") for name in sets)])
-        notes = "\n".join(f"{number}. {protocol}" for protocol, number in protocols.items())
-        tables.append(f"`{task}`\n\n{table(['method', 'seeds', *sets], rows)}\n\n{notes}")
+        text, protocols = suite_table(part)
+        notes = "\n".join(f"{number}. {protocol}" for number, protocol in enumerate(protocols, 1))
+        tables.append(f"`{task}`\n\n{text}\n\n{notes}")
     return "\n\n".join([caption, *tables])
 
 

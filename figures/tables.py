@@ -17,6 +17,7 @@ from figures import plot
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGES = ("README.md", "results/README.md")
+AGENTS = {"agent": "HRSSM"}  # those in results/ with weights
 
 
 def load(folder: str, curves: bool = False) -> list[plot.Run]:
@@ -142,6 +143,13 @@ def one_seed() -> str:
                 rows.append([task, name(method), score, *r2(scores["state"], scores["background"]), curve])
     header = ["task", "method", "return", "R² state", "R² background", "every 10,000 steps"]
     return plot.table(header, rows, left=2)
+
+
+def suite() -> str:
+    """The agents that come with the code on test sets, beside published numbers."""
+    agents = [f"{name}={ROOT / 'results' / folder}" for folder, name in AGENTS.items()]
+    frame, _ = plot.summarize_suite(plot.find_runs(agents, log="eval.jsonl"))
+    return plot.suite_table(frame)[0]
 
 
 def quickstart() -> str:
