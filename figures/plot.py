@@ -361,7 +361,8 @@ def describe(row: dict) -> str:
     source = f" ({settings['img_source']})" if settings["task"].endswith("_video") and "img_source" in settings else ""
     size = "x".join(map(str, settings.get("size", ["?"])))
     trained = f"trained: on {settings['task']}{source}, {row.get('step', 0):,} environment steps"
-    return f"{trained}; images: {size}, color; episodes: {row.get('episodes', '?')}"
+    part = f"; {row['incomplete']}" if isinstance(row.get("incomplete"), str) else ""
+    return f"{trained}; images: {size}, color; episodes: {row.get('episodes', '?')}{part}"
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing

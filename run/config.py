@@ -573,19 +573,22 @@ def check_resume(config: Config, logdir: Path) -> str:
     path = logdir / "config.yaml"
     if not path.exists():
         return ""
-    # a setting that is newer than the run had its default
-    old, new = {**load_config([]).flat(), **read_config(path).flat()}, config.flat()
-    changed = [
-        f"{name} {old[name]!r} -> {new[name]!r}"
-        for name in sorted(new)
-        if old[name] != new[name] and name not in FREE_SETTINGS
-    ]
+    changed = [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(config, path).items()]
     if changed and not config.allow_config_change:
         raise ConfigError(
             f"--logdir {logdir} holds a run with other settings ({'; '.join(changed)}): "
             "use another --logdir, or --allow_config_change True to resume with the new ones"
         )
-    return ignored(path, old, new)
+    return ignored(path, read_config(path).flat(), config.flat())
+
+
+def changed_settings(config: Config, path: Path) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ from those of a run's config.yaml, apart from FREE_SETTINGS: (the run's, this one)."""
+    # a setting that is newer than the run had its default
+    old, new = {**load_config([]).flat(), **read_config(path).flat()}, config.flat()
+    return {
+        name: (old[name], new[name]) for name in sorted(new) if old[name] != new[name] and name not in FREE_SETTINGS
+    }
 
 
 def ignored(path: Path, found: Collection[str], known: Collection[str]) -> str:

@@ -6,6 +6,7 @@ the agent to act (`Dreamer.act`); probes need its features too.
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ import envs
 from envs.parallel import EnvGroup
 from run import checkpoint, probe, runtime, video
 from run.collect import STREAMS, make_envs, stack_obs
-from run.config import ACTIONS, FREE_SETTINGS, Config, ignored, load_config, read_config, sees_images
+from run.config import (
+    ACTIONS,
+    FREE_SETTINGS,
+    Config,
+    changed_settings,
+    ignored,
+    load_config,
+    read_config,
+    sees_images,
+)
 from run.logs import log
 
 Scores = dict[str, list[float]]  # return, length and, if there is one, success of each episode
@@ -193,6 +203,10 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config) -> N
         f"({means['episodes']} episodes{failed}, seed {config.seed}, checkpoint of step {step}{note})"
     )
     line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
+    changed = {name: new for name, (_, new) in changed_settings(config, logdir / "config.yaml").items()}
+    changed = {name: new for name, new in changed.items() if name not in ("task", "seed", "eval_envs")}
+    if changed:
+        line["changed"] = changed
     if incomplete:
         line["incomplete"] = incomplete
     if r2:
@@ -213,6 +227,8 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config) -> N
         folder = logdir / "videos"
         folder.mkdir(exist_ok=True)
         for i, frames in enumerate(videos):
-            path = folder / f"{config.task.replace('/', '_')}-step{step}-seed{config.seed}-{i}.mp4"
+            name = "".join(f"-{key}={value}" for key, value in changed.items())
+            name = re.sub(r"[^\w.=-]+", "_", f"{config.task}-step{step}-seed{config.seed}{name}")
+            path = folder / f"{name[:200]}-{i}.mp4"
             video.write(path, (video.enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
         log.info(f"videos of {len(videos)} episodes: {folder}")

@@ -11,6 +11,7 @@ from test_dmcgs import make_videos
 from test_dreamer import PIXELS, VECTORS, entries
 
 import dreamer
+from figures import plot
 from run import checkpoint, evaluate
 from run.config import Config, load_config, read_config, save_config
 from setup import export_agent
@@ -63,6 +64,21 @@ def test_a_checkpoint_is_evaluated_and_the_run_is_unchanged(run, capsys):
     out = capsys.readouterr().out
     assert f"return {first['return']:.1f} ± {first['return_std']:.1f}" in out and "step 240" in out
     assert files(run) == before
+
+
+def test_what_differs_from_the_runs_settings_stands_in_the_row_and_in_the_videos_names(run, capsys):
+    """So a table takes the rows of the run's own settings."""
+    for flags in ([], ["--time_limit", "20", "--eval_noise", "0.5", "--video"], ["--eval_envs", "1", "--seed", "1"]):
+        assert main("--eval_only", "--logdir", run, "--episodes", "2", *flags) == 0
+    own, other, seed = lines(run)
+    assert "changed" not in own and "changed" not in seed
+    assert other["changed"] == {"time_limit": 20, "eval_noise": 0.5} and other["length"] < own["length"]
+    names = {path.name for path in (run / "videos").iterdir()}
+    assert names == {f"dmc_cartpole_balance-step240-seed0-eval_noise=0.5-time_limit=20-{i}.mp4" for i in range(2)}
+    capsys.readouterr()
+    plot.main(["--suite", str(run), "--out", str(run / "suite.png")])
+    out, err = capsys.readouterr()
+    assert f"| {own['return']:.0f} |" in out and "left out: 2 rows with changed settings" in err
 
 
 class Pusher:
