@@ -202,6 +202,12 @@ def test_a_file_name_is_never_an_option_or_an_address(tmp_path, monkeypatch):
         check(Path(name))
 
 
+def test_no_ffmpeg_is_needed_on_the_path(tmp_path, monkeypatch):
+    path = encode(tmp_path / "a.mp4", LEVELS, *AV1)
+    monkeypatch.setenv("PATH", "")
+    check(path)
+
+
 def test_scikit_video_reads_where_there_is_no_ffmpeg_of_imageio(tmp_path, monkeypatch):
     if np.lib.NumpyVersion(np.__version__) >= "1.24.0":
         pytest.skip("scikit-video does not work with numpy 1.24 and later")
