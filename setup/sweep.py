@@ -150,12 +150,12 @@ class Run:
             return "waiting"
         return "failed" if self.failure(queue) else "waiting"
 
-    def note(self, queue: Queue | None) -> str:
-        """What --status adds to the state."""
+    def note(self, state: str, queue: Queue | None) -> str:
+        """What --status adds to a state."""
         job = self.slurm_job()
         if job in (queue or {}):
             return f"job {job} {queue[job].state}{queue[job].reason}"
-        if self.state(queue) == "finished":
+        if state == "finished":
             return ""
         return self.failure(queue) or self.record().get("problem", "")
 
@@ -306,7 +306,9 @@ def status(runs: list[Run]) -> str:
         state, progress = run.state(queue), run.progress()
         score = "-" if progress["eval_return"] is None else f"{progress['eval_return']:.1f}"
         step = f"{progress['step']}/{'?' if run.steps is None else run.steps}"
-        rows.append((run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), run.note(queue)))
+        rows.append(
+            (run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), run.note(state, queue))
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = (2, 4, 5, 6)
     lines = [

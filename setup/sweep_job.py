@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 STOPPED = (0, -signal.SIGTERM)  # exit statuses of a run that can resume or is finished
@@ -56,7 +57,7 @@ class Process:
         with open(folder / "stdout.log", "ab") as out, open(folder / "stderr.log", "ab") as err:
             self.process = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=[self.lock],
-                start_new_session=new_session, preexec_fn=ignore_warning,
+                start_new_session=new_session, preexec_fn=ignore(signal.SIGUSR2),
             )  # fmt: skip
         self.record()
 
@@ -126,9 +127,14 @@ def last_lines(text: str, count: int) -> str:
     return "; ".join(lines[-count:])
 
 
-def ignore_warning() -> None:
-    """In dreamer.py, before it starts: SLURM sends its warning to all processes of a job, which would kill them."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+def ignore(*numbers: int) -> Callable[[], None]:
+    """What a child does before it starts: SLURM sends signals to all processes of a job, which would kill it."""
+
+    def before_start() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+
+    return before_start
 
 
 # ------------------------------------------------------------------------------------------------------------ the job
@@ -196,7 +202,7 @@ def main(path: str) -> int:
             return 0
         problem = f"checkpoint saved, but the job could not be requeued ({refused}): repeat the command to resume"
         for process in stopped:
-            write_record(process.folder, {"exit": process.code, "problem": problem})
+            write_record(process.folder, {"exit": process.code, "stopping": True, "problem": problem})
         say(f"sweep: {problem}")
         return 1
     codes = [read_record(folder).get("exit") for folder in folders]
@@ -213,8 +219,9 @@ def checkpoint_time(folder: Path) -> int | None:
 def scontrol(*words: str) -> subprocess.CompletedProcess:
     """The answer of `scontrol WORDS JOB` about this job."""
     job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    survive = ignore(signal.SIGUSR2, signal.SIGTERM)  # the latter as soon as a requeue is granted
     try:
-        return subprocess.run(["scontrol", *words, job], capture_output=True, text=True, timeout=60)
+        return subprocess.run(["scontrol", *words, job], capture_output=True, text=True, timeout=60, preexec_fn=survive)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess([], 1, "", str(error))
 

@@ -107,12 +107,18 @@ def signal_delay(options: dict[str, str]) -> int:
     raise SweepError(f"--slurm signal_delay_s={word}: expected seconds, at most half of time={options.get('time')}")
 
 
+def gpus_of(options: dict[str, str]) -> int:
+    """The GPUs of a job on its one node, 0 if it does not say."""
+    words = [options.get("gpus_per_node", ""), options.get("gpus", "")]
+    words += re.findall(r"\bgpu:[^,]*", options.get("gres", ""))
+    return max(int(number[0]) if (number := re.search(r"\d+$", word)) else 0 for word in words)
+
+
 def submit(runs: Sequence[Run], logdir: Path, max_parallel: int | None, per_gpu: int, words: list[str]) -> int:
     """Submits the runs, `per_gpu` for each GPU of a task, as an array or several. Returns the exit status."""
     options = parse_options(words)
     setup, delay = options.pop("setup", ":"), signal_delay(options)
-    gpus = re.search(r"\d+$", options.get("gpus_per_node", ""))
-    together = per_gpu * max(1, int(gpus[0]) if gpus else 1)
+    together = per_gpu * max(1, gpus_of(options))
     tasks = [runs[i : i + together] for i in range(0, len(runs), together)]
     largest = config_number("MaxArraySize", 1001)
     arrays = [tasks[i : i + largest] for i in range(0, len(tasks), largest)]
@@ -191,7 +197,7 @@ def config_number(name: str, default: int) -> int:
 def read_queue() -> Queue:
     """The user's jobs that SLURM knows now."""
     where = "runs of this grid may be in SLURM's queue (if they cannot be, remove .slurm_job from their folders)"
-    command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r"]
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

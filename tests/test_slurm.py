@@ -188,6 +188,22 @@ def test_a_preempted_job_saves_and_is_requeued(tmp_path, grace):
     until(lambda: lines(runs[0].folder) > saved)
 
 
+def test_a_requeue_whose_answer_comes_late(tmp_path):
+    """SLURM kills the job as soon as it has granted the requeue: here before the scontrol that asked has ended."""
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "scontrol"
+    shim.write_text(f'#!/bin/bash\n{shutil.which("scontrol")} "$@"\ncode=$?\nsleep 1\nexit $code\n')
+    shim.chmod(0o755)
+    runs = stand_ins(tmp_path / "log", 1)
+    submit(runs, f"setup=export PATH={shim.parent}:$PATH")
+    until(lambda: lines(runs[0].folder))
+    cluster.ask("scancel", "--signal=USR2", runs[0].slurm_job())
+    wait_for_requeue(runs[0].slurm_job())
+    assert runs[0].record()["stopping"] and "problem" not in runs[0].record()
+    saved = int((runs[0].folder / "latest.pt").read_text())
+    until(lambda: lines(runs[0].folder) > saved)
+
+
 def test_a_requeue_that_slurm_refuses_is_said(tmp_path, capsys):
     runs = stand_ins(tmp_path, 1)
     submit(runs, "no_requeue")
@@ -210,7 +226,7 @@ def test_a_time_limit_without_time_to_save_is_no_endless_loop(tmp_path):
         cluster.ask("scancel", "--signal=USR2", runs[0].slurm_job())
         until(lambda: "RUNNING" not in queue())
     until(lambda: not queue())
-    assert states(runs) == ["failed"] and "--slurm time=" in runs[0].note({})
+    assert states(runs) == ["failed"] and "--slurm time=" in runs[0].note("failed", {})
 
 
 def test_a_warning_before_python_listens_does_not_kill_the_job(tmp_path, monkeypatch):
@@ -258,7 +274,7 @@ def test_a_death_before_the_start_has_a_reason(tmp_path, capsys, monkeypatch):
         context.setattr(sys, "executable", "/nowhere/python")
         submit(runs)
     until(lambda: not queue())
-    assert states(runs) == ["failed"] and "/nowhere/python" in runs[0].note({})
+    assert states(runs) == ["failed"] and "/nowhere/python" in runs[0].note("failed", {})
     # A repeat tries again; a cancelled one is no failure
     submit(runs, "setup=echo ready; sleep 100")
     until(lambda: states(runs) == ["running"])
@@ -281,7 +297,7 @@ def test_jobs_that_can_never_start_have_slurms_reason(tmp_path, capsys, word, re
 
 def test_runs_that_share_gpus(tmp_path):
     """One task of an array fills a node of two GPUs with two runs each."""
-    runs = stand_ins(tmp_path, 4, steps=40)
+    runs = stand_ins(tmp_path / "50% of it", 4, steps=40)
     submit(runs, "gpus_per_node=2", f"cpus_per_task={cluster.CPUS}", per_gpu=2)
     assert len({run.slurm_job() for run in runs}) == 1
     until(lambda: all(lines(run.folder) for run in runs))

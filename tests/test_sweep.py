@@ -396,6 +396,17 @@ def test_values_of_options():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "words, gpus",
+    [
+        ([], 1), (["gpus_per_node=4"], 4), (["gpus_per_node=a100:4"], 4), (["gpus_per_node=0"], 0), (["gpus=2"], 2),
+        (["gres=gpu:h200:8,license:3"], 8), (["gres=gpu"], 0), (["gpus_per_task=1"], 0),
+    ],
+)  # fmt: skip
+def test_the_gpus_of_a_job(words, gpus):
+    assert sweep_slurm.gpus_of(sweep_slurm.parse_options(words)) == gpus
+
+
 def test_runs_that_share_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     monkeypatch.delenv("OMP_NUM_THREADS")
