@@ -14,6 +14,7 @@ import baselines
 import distributions as dists
 import networks
 import tools
+from baselines.r2dreamer import barlow_twins_loss
 from run import distributed
 
 Metrics = dict[str, Tensor]  # scalars on the device
@@ -370,9 +371,7 @@ class WorldModel(nn.Module):
                 target_feat, target_prior_feat = self.dynamics.feat(target_post), self.dynamics.feat(target_prior)
                 states.update(target_post=target_post, target_prior=target_prior)
             if c.mbr_scale:  # section 3.2
-                online = self.dynamics if c.mbr_projection == "trained" else self.dynamics.frozen
-                target = self.target_dynamics.project(target_feat)
-                losses["mbr"] = latent_reconstruction_loss(online.project(feat), target)
+                losses["mbr"] = self.latent_reconstruction(feat, target_feat)
 
         if "decoder" in c.grad_heads:
             losses["decoder"] = reconstruction_loss(self.decoder(feat), data)
@@ -396,6 +395,21 @@ class WorldModel(nn.Module):
             kl=kl.mean(), prior_ent=prior_dist.entropy().detach().mean(), post_ent=post_dist.entropy().detach().mean()
         )
         return losses, states, metrics
+
+    def latent_reconstruction(self, feat: Tensor, target_feat: Tensor) -> Tensor:
+        """How far the projected features of the two branches are apart: (B, T, F) each → (B, T), or a scalar.
+
+        `mbr_loss: barlow` is a variant that is not in the paper: it compares the latents alone, without the recurrent
+        state that both branches share, by a loss that a constant projection does not lower.
+        """
+        c, stoch, deter = self.config, self.dynamics.stoch_size, self.dynamics.deter
+        if c.mbr_loss == "barlow":
+            feat, target_feat = (F.pad(x[..., :stoch], (0, deter)) for x in (feat, target_feat))
+        online = self.dynamics if c.mbr_projection == "trained" else self.dynamics.frozen
+        projected, target = online.project(feat), self.target_dynamics.project(target_feat)
+        if c.mbr_loss == "barlow":
+            return barlow_twins_loss(projected.flatten(0, 1), target.flatten(0, 1), c.barlow_lambda)
+        return latent_reconstruction_loss(projected, target)
 
     def loss(self, data: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, dict[str, networks.State], Metrics]:
         """The objective, Σ scale·loss, each a mean over (B, T); its states; its metrics and those of `losses`."""

@@ -50,6 +50,7 @@ METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
     "no_mask": "HRSSM without mask",
     "no_mbr": "HRSSM without latent reconstruction",
     "mbr_fixed": "HRSSM with a fixed projection",
+    "mbr_barlow": "HRSSM with Barlow Twins",
     "no_simsr": "HRSSM without bisimulation",
     "no_hybrid": "HRSSM without target branch",
     "continuous": "HRSSM, Normal latents",

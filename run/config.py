@@ -97,6 +97,7 @@ _ROWS = (
     ("encoder_tau dynamics_tau slow_target_fraction simsr_discount discount discount_lambda", between(0, 1)),
     ("patch_size block_size", between(1, 4096)),
     ("mbr_projection", one_of("trained", "fixed")),
+    ("mbr_loss", one_of("distance", "barlow")),
     ("baseline", one_of("none", "repo", "r2dreamer", "infonce", "dreamerpro")),
     ("repo_scale repo_target barlow_scale infonce_scale swav_scale temp_scale norm_scale", between(0, 1e6)),
     ("barlow_lambda", between(0, 1e6)),

@@ -32,7 +32,7 @@ GROUPS = [
     ("dmc_vision",),
     ("dmc_proprio",),
     ("dmc_vision", "continuous"),
-    *(("dmc_vision", name) for name in ("no_mask", "no_mbr", "mbr_fixed", "no_simsr", "no_hybrid")),
+    *(("dmc_vision", name) for name in ("no_mask", "no_mbr", "mbr_fixed", "mbr_barlow", "no_simsr", "no_hybrid")),
     *(("dmc_vision", name) for name in ("dreamerv3", "repo", "r2dreamer", "infonce", "dreamerpro")),
 ]
 QUICK = GROUPS[:3]

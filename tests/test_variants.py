@@ -38,6 +38,7 @@ def tops(names) -> set[str]:
         ("no_mask", {"mask_ratio": 0.0}, set(), set()),
         ("no_mbr", {"mbr_scale": 0.0}, {"mbr_loss"}, set()),
         ("mbr_fixed", {"mbr_projection": "fixed"}, set(), set()),
+        ("mbr_barlow", {"mbr_loss": "barlow", "mbr_scale": 0.05}, set(), set()),
         ("no_simsr", {"simsr_scale": 0.0}, {"simsr_loss"}, set()),
         ("no_hybrid", {"hybrid": False}, {"mbr_loss"}, set()),
         ("dreamerv3", DREAMER, {"mbr_loss", "simsr_loss"}, {"decoder_loss"}),
@@ -297,3 +298,19 @@ def test_a_fixed_projection_leaves_the_loss_to_the_latents():
     torch.testing.assert_close(found["fixed"][0], found["trained"][0])
     torch.testing.assert_close(found["fixed"][2], found["trained"][2])
     assert found["trained"][1].abs().max() > 0 and found["fixed"][1] is None
+
+
+def test_barlow_twins_of_the_latents_do_not_read_the_shared_recurrent_state():
+    model = agents.agent(base=("dmc_vision", "mbr_barlow")).world_model
+    states = [torch.randn(3, 8, model.dynamics.feat_size) for _ in range(2)]
+    other = [state.clone() for state in states]
+    for state in other:
+        state[..., model.dynamics.stoch_size :] = torch.randn(3, 8, model.dynamics.deter)
+    torch.testing.assert_close(model.latent_reconstruction(*other), model.latent_reconstruction(*states))
+    # equal latents have the smallest loss; a projection to one point has that of no correlation at all
+    same = model.latent_reconstruction(states[0], states[0])
+    assert same < model.latent_reconstruction(*states)
+    with torch.no_grad():
+        for dynamics in (model.dynamics, model.target_dynamics):
+            dynamics.projection.weight.zero_()
+    assert model.latent_reconstruction(*states).item() == pytest.approx(model.config.dyn_cont_stoch_size)
