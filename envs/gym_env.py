@@ -82,6 +82,8 @@ class GymEnv:
         self._kwargs = {"disable_env_checker": True, **dict(map(_read_argument, env_kwargs))}
         self._episode = -1  # the running one
         self._succeeded = False  # in the running episode
+        if image is not False:
+            opengl.pick()  # before the env's module is imported: dm_control picks its renderer at import
         self._env = self._call(gymnasium.make, name, **self._kwargs)
         space = self._env.observation_space
         self._dict = isinstance(space, spaces.Dict)
@@ -226,7 +228,6 @@ class GymEnv:
             images = [key for key, entry in self._entries.items() if _is_image(entry)]
             remedy = f"--encoder.cnn_keys '{'|'.join(images)}'" if images else "train on vectors, --configs dmc_proprio"
             raise self._error(f"renders no images (render modes: {found}): {remedy}")
-        opengl.pick()
         self._kwargs["render_mode"] = "rgb_array"
         env = self._call(gymnasium.make, self.name, **self._kwargs)
         env.reset(seed=0)

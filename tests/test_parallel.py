@@ -12,6 +12,7 @@ from pathlib import Path
 import gym
 import numpy as np
 import pytest
+from test_backgrounds import flat_frames, write_video
 
 import envs
 from envs import parallel
@@ -430,3 +431,38 @@ def test_a_parent_that_forgets_to_close_leaves_no_worker(tmp_path):
     )
     assert run.returncode == 0 and run.stderr == ""
     wait_until(lambda: not any(alive(int(pid)) for pid in run.stdout.split()))
+
+
+def test_an_envs_folder_where_the_program_was_started_is_not_imported(tmp_path):
+    """A worker runs the program's own code, wherever the user stands."""
+    (tmp_path / "here" / "envs").mkdir(parents=True)
+    (tmp_path / "here" / "envs" / "__init__.py").write_text("raise SystemExit('the wrong envs')")
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import functools, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport envs\nfrom envs.parallel import EnvGroup\n"
+        "make = functools.partial(envs.make, 'dmc_cartpole_balance', image=False)\n"
+        "with EnvGroup([make] * 2, parallel=True) as group:\n    print(len(group.reset([0, 1])))\n"
+    )
+    done = subprocess.run([sys.executable, program], cwd=tmp_path / "here", capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+def test_a_note_of_a_worker_is_printed_once_by_its_parent(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import functools, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport envs\nfrom envs.parallel import EnvGroup\n"
+        "make = functools.partial(envs.make, sys.argv[1], size=(16, 16), img_source='color', assets=sys.argv[2])\n"
+        "with EnvGroup([make] * 2, parallel=sys.argv[3] == 'parallel') as group:\n"
+        "    group.reset([0, 1])\n"
+        "    for _ in range(12):\n"
+        "        group.send([{'action': group.action_space.sample()}] * 2)\n"
+        "        group.receive()\n"
+    )
+    for i in range(10):
+        write_video(tmp_path / "dmcgb" / "video_easy" / f"video{i}.mp4", flat_frames([90, 90]))
+    for task, lines in (("dmc_reacher_easy_video_easy", 1), ("dmc_cartpole_swingup_video_easy", 0)):
+        for where in ("parallel", "here"):
+            command = [sys.executable, program, task, tmp_path, where]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0 and done.stderr.count("\n") == lines, done.stderr
+            assert not lines or f"{task}: the distraction replaces 0.0% of the pixels" in done.stderr
