@@ -214,11 +214,14 @@ USER_ERRORS = (ValueError, OSError, ImportError, WorkerDied)
 
 
 class CommandError(Exception):
-    """Ends the command with one line and an exit status."""
+    """Ends the command with one line and an exit status.
 
-    def __init__(self, message: object, status: int):
+    alone: this rank ends, whatever the others do, which may be waiting for it.
+    """
+
+    def __init__(self, message: object, status: int, alone: bool = False):
         super().__init__(str(message))
-        self.status = status
+        self.status, self.alone = status, alone and distributed.size() > 1
 
 
 def check_settings(config: Config) -> None:
@@ -273,7 +276,12 @@ def training(trainer: Trainer) -> Iterator[None]:
         problem = f"{error.strerror or error} ({error.filename or trainer.logdir})"
         step = trainer.done_at["checkpoint"]
         message = f"{problem}; the same command resumes from the last checkpoint, of step {step}"
-        raise CommandError(message, 1) from error
+        raise CommandError(message, 1, alone=True) from error
+    except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
+        message = f"another process has ended, and so does process {distributed.rank()}"
+        raise CommandError(message, 1, alone=True) from error
 
 
 def train_run(config: Config, logdir: Path) -> None:
@@ -333,8 +341,10 @@ def main(argv: list[str]) -> int:
     except SystemExit as end:
         status = end.code
     except CommandError as error:
-        if distributed.is_main():
+        if distributed.is_main() or error.alone:
             print(f"dreamer.py: {error}", file=sys.stderr)
+        if error.alone:  # waiting for the others could take days: they notice its end
+            return error.status
         status = error.status
     distributed.stop()
     return status

@@ -10,6 +10,7 @@ call these functions in the same order.
 import contextlib
 import datetime
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,11 @@ def stop() -> None:
         all_gather(None)
         dist.destroy_process_group()
         _rank, _size, _tensors = 0, 1, None
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error in an exchange says that another rank has ended."""
+    return _size > 1 and bool(re.search(r"gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE))
 
 
 def rank() -> int:

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import socket
 import struct
 import sys
@@ -306,14 +307,14 @@ class WeightsAndBiases(Writer):
 
         if not self._id.exists():
             with replacing(self._id, "w") as file:
-                file.write(wandb.util.generate_id())
+                file.write(secrets.token_hex(4))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "hrssm"),
             id=self._id.read_text().strip(),
             resume="allow",
             dir=self._logdir,
             config=dict(settings),
-            settings=wandb.Settings(console="off"),
+            settings=wandb.Settings(console="off", quiet=True),
         )
         # a row may repeat a step that wandb knows already, after a kill: its own counter only grows
         self._run.define_metric("step")

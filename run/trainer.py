@@ -126,8 +126,8 @@ class Trainer:
     def evaluate(self, interrupt: Interrupt) -> None:
         """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
-        Likewise on each of `eval_tasks`. If any rank is interrupted or an env fails, it drops the evaluation and all
-        its effects, and raises Interrupted or EnvError in all ranks.
+        Likewise on each of `eval_tasks`. It changes nothing that is learned. If any rank is interrupted or an env fails,
+        it drops the evaluation and all its effects, and raises Interrupted or EnvError in all ranks.
         """
         results, rng, episodes, failure = {}, runtime.rng_state(), self.evaluator.episodes, None
         try:
@@ -139,8 +139,8 @@ class Trainer:
         except Exception as error:
             failure = error
         stopped, failed = distributed.any_rank(interrupt.requested), distributed.any_rank(failure is not None)
+        runtime.set_rng_state(rng)  # training draws the same numbers, whatever is evaluated
         if stopped or failed:
-            runtime.set_rng_state(rng)
             self.evaluator.episodes = episodes
             raise Interrupted if stopped else EnvError("an evaluation failed") from failure
         self.done_at["eval"] = self.env_step

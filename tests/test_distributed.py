@@ -14,7 +14,6 @@ import ranks
 import torch
 from test_dreamer import ROOT, VECTORS, entries, run, start, wait_for
 
-import dreamer
 import models
 from run import checkpoint, distributed, episodes, runtime
 from run.config import check_config
@@ -185,13 +184,20 @@ def test_a_killed_rank_ends_all_and_another_number_of_ranks_resumes(tmp_path):
     assert counted == sorted(set(counted)) and counted[-1] == len(files)
 
 
-def test_bad_settings_of_ranks_are_one_line(tmp_path, monkeypatch, capfd):
+def test_bad_settings_of_ranks_are_one_line(tmp_path):
     code, out, err = run_ranks(*SHORT, "--envs", "3", "--logdir", tmp_path / "run")
     ours = [line for line in err.splitlines() if line.startswith("dreamer.py:")]
     assert code != 0 and not out and len(ours) == 1, err
     assert "--envs is 3" in ours[0] and "2 processes" in ours[0]
     assert "Traceback" not in err[: err.index(ours[0])]
-    # the rest of the errors, without the processes
+    for flags in (["--eval_only"], ["--batch_sise", "3"]):
+        code, _, err = run_ranks(*flags, "--logdir", tmp_path / "run")
+        ours = [line for line in err.splitlines() if line.startswith(("dreamer.py:", "error:"))]
+        assert code != 0 and len(ours) == 1 and flags[0] in ours[0], err
+
+
+def test_settings_and_devices_of_ranks(monkeypatch):
+    """Without the processes, and on a machine with GPUs."""
     monkeypatch.setattr(distributed, "_size", 2)
     with pytest.raises(ValueError, match="--batch_size is 3"):
         check_config(agents.config("--envs", "2"))
@@ -203,13 +209,29 @@ def test_bad_settings_of_ranks_are_one_line(tmp_path, monkeypatch, capfd):
         runtime.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert runtime.pick_device("cuda") == torch.device("cuda", 1)
-    monkeypatch.setattr(distributed, "all_gather", lambda value: [value, value])
-    monkeypatch.setattr(distributed, "stop", lambda: None)
-    for flags in (["--eval_only", "--logdir", str(tmp_path)], ["--batch_sise", "3"]):
-        capfd.readouterr()
-        assert dreamer.main(flags) == 2
-        assert len(capfd.readouterr().err.splitlines()) == 1
-    monkeypatch.setattr(distributed, "_rank", 1)
-    for flags in (["--eval_only", "--logdir", str(tmp_path)], ["--batch_sise", "3"]):
-        assert dreamer.main(flags) == 2
-        assert capfd.readouterr().err == ""
+
+
+LIMITED = """
+import os, resource, runpy, sys
+program, rank, limit, *flags = sys.argv[1:]
+if os.environ["RANK"] == rank:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+sys.argv, sys.path[0] = [program, *flags], os.path.dirname(program)
+runpy.run_path(program, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_of_one_rank_ends_all_with_its_message(rank, tmp_path):
+    """Rank 0 cannot write a checkpoint, rank 1 no episode."""
+    (tmp_path / "limited.py").write_text(LIMITED)
+    logdir = tmp_path / "log"
+    assert run_ranks(*SHORT, "--steps", "100", "--logdir", logdir)[0] == 0
+    limit = 1000 if rank else (logdir / "latest.pt").stat().st_size // 2
+    command = [*TORCHRUN, str(tmp_path / "limited.py"), str(ROOT / "dreamer.py"), str(rank), str(limit), *SHORT]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--logdir", str(logdir)], env=env, capture_output=True, text=True, timeout=200)
+    ours = [line for line in done.stderr.splitlines() if line.startswith("dreamer.py:")]
+    file = "env001-000000-31.npz" if rank else "latest.pt"
+    assert done.returncode != 0 and sum(file in line or str(logdir) in line for line in ours) == 1, done.stderr
+    assert run_ranks(*SHORT, "--steps", "200", "--logdir", logdir)[0] == 0

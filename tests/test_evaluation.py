@@ -51,6 +51,15 @@ def lines(run) -> list[dict]:
     return [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
 
 
+def test_evaluations_do_not_change_what_is_learned(trained, tmp_path):
+    flags = ["--steps", "240", "--eval_every", "80", "--eval_episode_num", "2"]
+    assert main(*VECTORS, *HERE, *flags, "--logdir", tmp_path / "run") == 0
+    often, seldom = (entries(folder) for folder in (tmp_path / "run", trained))
+    assert sum("eval_return" in row for row in often) == 3 > sum("eval_return" in row for row in seldom)
+    ours, theirs = ([row for row in rows if "eval_return" not in row] for rows in (often, seldom))
+    assert ours == theirs
+
+
 def test_a_checkpoint_is_evaluated_and_the_run_is_unchanged(run, capsys):
     before = files(run)
     for flags in ([], [], ["--seed", "1"]):

@@ -240,6 +240,21 @@ def test_video_is_a_moving_gif(tmp_path):
         logger.write(600, {}, {"x": frames / 255})
 
 
+# wandb
+
+
+def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for step in (-1, 100):
+        logger = Logger(tmp_path, ["jsonl", "wandb"], resume_step=step)
+        logger.begin({"task": "a", "size": [64, 64]}, max(step, 0), 0)
+        logger.write(200, {"eval_return": 1}, {"clip": np.zeros((2, 8, 8, 3), np.uint8)})
+        logger.close()
+    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert runs == [(tmp_path / "wandb_id").read_text()] * len(runs) and runs
+
+
 # The terminal
 
 
