@@ -126,8 +126,8 @@ class Trainer:
     def evaluate(self, interrupt: Interrupt) -> None:
         """Plays `eval_episode_num` episodes with the mean action; logs their mean return, and the first one as a video.
 
-        Likewise on each of `eval_tasks`. It changes nothing that is learned. If any rank is interrupted or an env fails,
-        it drops the evaluation and all its effects, and raises Interrupted or EnvError in all ranks.
+        Likewise on each of `eval_tasks`. It changes nothing that is learned. If any rank is interrupted or an env
+        fails, it drops the evaluation and all its effects, and raises Interrupted or EnvError in all ranks.
         """
         results, rng, episodes, failure = {}, runtime.rng_state(), self.evaluator.episodes, None
         try:
