@@ -149,7 +149,7 @@ def suite() -> str:
     """The agents that come with the code on test sets, beside published numbers."""
     agents = [f"{name}={ROOT / 'results' / folder}" for folder, name in AGENTS.items()]
     frame, _ = plot.summarize_suite(plot.find_runs(agents, log="eval.jsonl"))
-    return plot.suite_table(frame)[0]
+    return re.sub(r" \(\d+\) \|", " |", plot.suite_table(frame)[0])  # without the numbers of protocols
 
 
 def quickstart() -> str:
