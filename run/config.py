@@ -391,8 +391,17 @@ def save_config(config: Config, path: Path | str) -> None:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False
+    yaml.representer.add_representer(float, _represent_float)
     with replacing(path, "w") as file:
         yaml.dump(config.to_dict(), file)
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    """3.0e-05, not 3e-05, which other YAML libraries read as a string."""
+    mantissa, e, exponent = repr(value).partition("e")
+    if e and "." not in mantissa:
+        mantissa += ".0"
+    return representer.represent_scalar("tag:yaml.org,2002:float", mantissa + e + exponent)
 
 
 def read_config(path: Path | str) -> Config:

@@ -540,6 +540,23 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     assert check_resume(config, tmp_path).endswith("ignored, as this version does not have it: encoder.act, opt")
 
 
+def test_other_yaml_libraries_read_the_numbers_of_a_run(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    config = load_config(["--value_lr", "3e-5", "--opt_eps", "1.5e-8", "--steps", "1e6"])
+    save_config(config, tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config.to_dict()
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("flags, code", [(["--help"], 0), (["--batch_sise", "3"], 2), (["--units", "many"], 2)])
+def test_help_and_wrong_flags_do_not_wait_for_torch(flags, code):
+    command = [sys.executable, "-X", "importtime", str(Path(__file__).parent.parent / "dreamer.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    imported = re.findall(r"\| +([\w.]+)$", done.stderr, re.M)
+    assert done.returncode == code and "run.config" in imported
+    assert not {"torch", "numpy", "gym", "tensorboard", "mujoco"} & set(imported)
+
+
 FLAGS = st.sampled_from(["configs", "help", "encoder", *ACTIONS, *ConfigFile(CONFIGS).defaults]).map("--{}".format)
 WORDS = st.one_of(
     FLAGS,
