@@ -583,7 +583,14 @@ def check_resume(config: Config, logdir: Path) -> str:
     path = logdir / "config.yaml"
     if not path.exists():
         return ""
-    changed = [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(config, path).items()]
+    differ = changed_settings(config, path)
+    if "action_repeat" in differ:
+        old, new = differ["action_repeat"]
+        raise ConfigError(
+            f"--action_repeat is {new}: the run in --logdir {logdir} counts its steps with {old}, which cannot change; "
+            "use another --logdir"
+        )
+    changed = [f"{name} {old!r} -> {new!r}" for name, (old, new) in differ.items()]
     if changed and not config.allow_config_change:
         raise ConfigError(
             f"--logdir {logdir} holds a run with other settings ({'; '.join(changed)}): "

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +28,40 @@ class TrainingError(Exception):
     """Training cannot continue; the message is one line."""
 
 
+class Schedule(NamedTuple):
+    """When updates are due: `updates` at agent step `step`, then train_ratio / batch for each step; none before."""
+
+    step: int
+    updates: int
+    train_ratio: float
+    batch: int
+
+    @classmethod
+    def of(cls, config: Config) -> Schedule:
+        """`pretrain` updates after prefill, then replayed steps by `train_ratio`."""
+        c = config
+        first = -(-max(c.prefill, c.envs) // c.envs) * c.envs
+        return cls(first, c.pretrain, c.train_ratio, c.batch_size * c.batch_length)
+
+    def due(self, step: int) -> int:
+        """Updates due after `step` agent steps."""
+        if step < self.step:
+            return 0
+        return self.updates + int((step - self.step) * self.train_ratio / self.batch)
+
+    def resumed(self, config: Config, step: int) -> Schedule:
+        """The schedule of a run that resumes at `step`, where changed settings hold from then on."""
+        new = Schedule.of(config)
+        if step < self.step:
+            return new
+        if (new.train_ratio, new.batch) == (self.train_ratio, self.batch):
+            return self
+        return new._replace(step=step, updates=self.due(step))
+
+
 def updates_due(config: Config, step: int) -> int:
-    """Updates due after `step` agent steps: `pretrain` after prefill, then train_ratio / (B·T) per step."""
-    c = config
-    first = -(-max(c.prefill, c.envs) // c.envs) * c.envs  # agent steps at the first update
-    if step < first:
-        return 0
-    return c.pretrain + int((step - first) * c.train_ratio / (c.batch_size * c.batch_length))
+    """Updates due after `step` agent steps of a run whose settings do not change."""
+    return Schedule.of(config).due(step)
 
 
 class Trainer:
@@ -64,6 +91,7 @@ class Trainer:
             self.device,
         )
         self.metrics = Metrics()
+        self.schedule = Schedule.of(config)
         self.updates = 0
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
         self.lines: int | None = None  # of metrics.jsonl at the checkpoint
@@ -95,7 +123,7 @@ class Trainer:
         return self.is_due("checkpoint") or self.done_at["eval"] == self.env_step > self.done_at["checkpoint"]
 
     def updates_due(self) -> int:
-        return updates_due(self.config, self.collector.step) if self.collector.can_sample else 0
+        return self.schedule.due(self.collector.step) if self.collector.can_sample else 0
 
     @property
     def max_updates(self) -> int:
@@ -265,6 +293,8 @@ class Trainer:
         self.collector.load_state_dict(state, self.device)
         self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
         self.lines = state.get("lines")
+        before = Schedule(*state["schedule"]) if "schedule" in state else self.schedule
+        self.schedule = before.resumed(self.config, self.collector.step)
         self.done_at = {name: int(state["done_at"][name]) for name in self.done_at}
         ranks = state["ranks"]
         if len(ranks) != distributed.size():
@@ -299,5 +329,6 @@ class Trainer:
         if distributed.is_main():
             state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes}
             state |= {"done_at": done_at, "lines": self.logger.lines}
+            state["schedule"] = list(self.schedule)
             checkpoint.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
         self.done_at = done_at

@@ -206,6 +206,24 @@ def test_a_changed_learning_rate_is_that_of_the_resumed_run(logdir):
     assert state["model"]["param_groups"][0]["lr"] == 2e-4 and state["actor"]["param_groups"][0]["lr"] == 3e-5
 
 
+@pytest.mark.parametrize("ratio", [2, 32])
+def test_a_changed_train_ratio_holds_from_then_on(ratio, logdir):
+    before = update_count(logdir)
+    flags = [*SHORT, "--train_ratio", ratio, "--allow_config_change", "True", "--log_every", "40", "--eval_every", "0"]
+    for steps in (560, 640):  # resumed twice
+        assert main(*flags, "--steps", steps, "--logdir", logdir) == 0
+    counts = {line["step"]: line["update_count"] for line in entries(logdir) if "update_count" in line}
+    for step in (520, 560, 600, 640):
+        assert counts[step] == before + int((step - 480) / 2 * ratio / (4 * 8))
+
+
+def test_what_cannot_change_is_refused_by_name(logdir, capsys):
+    rows = (logdir / "metrics.jsonl").read_bytes()
+    assert main(*SHORT, "--action_repeat", "4", "--allow_config_change", "True", "--logdir", logdir) == 2
+    assert "--action_repeat is 4" in one_line(capsys.readouterr().err)
+    assert (logdir / "metrics.jsonl").read_bytes() == rows
+
+
 def test_episodes_that_were_moved_away_are_one_line(logdir, capsys):
     (logdir / "train_eps").rename(logdir / "elsewhere")
     assert main(*SHORT, "--steps", "600", "--logdir", logdir) == 2
