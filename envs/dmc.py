@@ -111,6 +111,10 @@ class DMC:
                 "images need a renderer, but MUJOCO_GL is off: you set it, or neither EGL nor OSMesa works here; "
                 "setup/install_env.sh installs them"
             )
+        if image and os.environ["MUJOCO_GL"] == "glfw" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+            raise ValueError(
+                "MUJOCO_GL is glfw, which needs a screen, and DISPLAY names none: set it to egl, or unset it"
+            )
         self.seed, self.size, self.action_repeat, self.image = seed, tuple(size), action_repeat, image
         if shrunk is not None:
             edit_model = functools.partial(subtle.shrink_model, shrunk=shrunk)

@@ -340,3 +340,10 @@ def test_without_a_renderer_vectors_work_and_images_raise():
         "import envs; envs.make('dmc_cup_catch', image=False).reset(); envs.make('dmc_cup_catch')", MUJOCO_GL="off"
     )
     assert "RuntimeError: images need a renderer" in done.stderr and "setup/install_env.sh" in done.stderr
+
+
+def test_glfw_without_a_screen_is_one_line():
+    code = "import envs; envs.make('dmc_cup_catch', image=False).reset(); envs.make('dmc_cup_catch')"
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")} | {"MUJOCO_GL": "glfw"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ValueError: MUJOCO_GL is glfw, which needs a screen")
