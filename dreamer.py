@@ -7,6 +7,7 @@ evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (run
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import models
 import networks
 from envs.parallel import EnvGroup, WorkerDied
 from run import checkpoint, collect, evaluate, runtime
-from run.logs import check_loggers, log
+from run.logs import check_loggers, first_line, log
 from run.process import Interrupt, lock_folder
 from run.public import import_checkpoint
 from run.trainer import Trainer, TrainingError
@@ -269,9 +270,10 @@ def training(trainer: Trainer) -> Iterator[None]:
     except TrainingError as error:
         raise CommandError(error, 1) from error
     except collect.EnvError as error:
-        if not isinstance(error.__cause__, WorkerDied):
-            raise  # with the traceback of the env
-        raise CommandError(f"{error.__cause__}; the same command resumes from step {trainer.env_step}", 1) from error
+        cause = error.__cause__ or error  # none if the env is another process's
+        if error.__cause__ and not isinstance(cause, WorkerDied):
+            traceback.print_exception(cause)
+        raise CommandError(f"{first_line(cause)}; the same command resumes from step {trainer.env_step}", 1) from error
     except OSError as error:  # a full disk, or a deleted folder
         problem = f"{error.strerror or error} ({error.filename or trainer.logdir})"
         step = trainer.done_at["checkpoint"]

@@ -194,7 +194,10 @@ def test_a_run_survives_its_diverging_episodes(tmp_path, monkeypatch):
     code, out, err = run("--eval_only", "--logdir", tmp_path / "run", "--episodes", "24", "--device", "cpu")
     assert code == 0 and "more failed" in out, (out, err)
     code, _, err = run(*flags, tmp_path / "strict", "--env_failures", "0")
-    assert code != 0 and "Physics state is invalid" in err
+    last = err.splitlines()[-1]
+    assert code == 1 and last.startswith("dreamer.py: ")
+    assert "Physics state is invalid" in last and "the same command resumes from" in last
+    assert err.count("Traceback") <= 2  # of the worker, and of what waited for it
 
 
 sys.path.append(str(Path(__file__).parent))  # for the workers, which import `Fragile`
