@@ -58,8 +58,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".gif"), help="the GIF to write")
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation (0)")
     parser.add_argument("--episode", type=int, default=0, help="which episode of the evaluation (0)")
-    parser.add_argument("--steps", type=int, default=120, help="agent steps to show (120)")
-    parser.add_argument("--colors", type=int, default=48, help="of the GIF (48)")
+    parser.add_argument("--steps", type=int, default=140, help="agent steps to show (140)")
+    parser.add_argument("--colors", type=int, default=56, help="of the GIF (56)")
     args = parser.parse_args()
     names, shown = [], []
     try:

@@ -147,7 +147,7 @@ class Process(multiprocessing.get_context("fork").Process):
         result = Result(self.exitcode, *texts)
         shutil.rmtree(self.folder)
         assert not hung, f"hung for {seconds:g} s: {result}"
-        out_of_memory = re.search("MemoryError|can't allocate", result.err)
+        out_of_memory = re.search("MemoryError|(can't|not) allocate", result.err)
         if self.limits and (out_of_memory or self.exitcode == -signal.SIGXCPU):
             raise Untried("too large for this machine")
         return result
