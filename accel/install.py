@@ -29,7 +29,7 @@ def install(agent: nn.Module, backend: Backend, log: Callable[[str], Any] = lamb
     for module in agent.modules():
         module.__dict__.pop("frozen", None)  # a copy, made again from the twins
     replace_layers(agent, mode)
-    if backend.fuse == "compiled":
+    if backend.fuse:
         for module in agent.modules():
             for kind, names in STEPS.items():
                 if isinstance(module, kind):

@@ -1,15 +1,16 @@
-"""Steps of a rollout, compiled whole.
+"""Steps of a rollout: their weights are cast once and get one gradient; on a GPU, a step is compiled whole.
 
-A rollout calls the same layers at every step. Compiled, a step would cast their weights each time, and each time
-compute and add up a weight gradient. So a step is compiled with the weights as constants: within a rollout
-(`Mode.rollout`) they are cast once, and their gradient is one product over the rows of all steps, from the input of
-each call and the gradient at its output. A layer that a step calls again, or on other rows than the step's, gets its
+A rollout calls the same layers at every step. As they are written, they would cast their weights each time, and each
+time compute and add up a weight gradient. Here, within a rollout (`Mode.rollout`), weights are cast once, and their
+gradient is one product over the rows of all steps, from the input of each call and the gradient at its output. A
+compiled step has the weights as constants; a layer that it calls again, or on other rows than the step's, gets its
 gradient through its weights as usual.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,22 @@ class Step:
 
     def __call__(self, *args, **kwargs):
         function = getattr(type(self.owner), self.name)
-        if self.mode.fuse != "compiled" or function in self.mode.plain or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return function(self.owner, *args, **kwargs)
         with self.mode.rollout():
-            return self.mode.run(function, self.compiled, (self.owner, *args), kwargs)
+            if self.mode.fuse == "compiled":
+                return self.mode.run(function, self.compiled, (self.owner, *args), kwargs)
+            return self.eager(function, *args, **kwargs)
+
+    def eager(self, function: Callable, *args, **kwargs):
+        layers = [layer for layer in self.owner.modules() if isinstance(layer, Linear)]
+        try:
+            for layer in layers:
+                layer.calls = {part: EagerCall(self.layer(layer, part)) for part in layer.parts()}
+            return function(self.owner, *args, **kwargs)
+        finally:
+            for layer in layers:
+                layer.calls = {}
 
     def compiled(self, owner: nn.Module, *args, **kwargs):
         rows, made = count_rows(args, kwargs), []
@@ -166,6 +179,35 @@ class Call:
         """Passes the input on to the tap."""
         if self.x is not None:
             self.seen.append(self.x)
+
+
+class EagerCall:
+    """A linear layer in the steps of a rollout that are not compiled."""
+
+    def __init__(self, layer: Layer):
+        self.layer = layer
+
+    def linear(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        if not layer.trained:
+            return F.linear(x, layer.weight, layer.bias)
+        return RecordedLinear.apply(x, layer.weight, layer.bias, layer.gradients)
+
+
+class RecordedLinear(torch.autograd.Function):
+    """A linear map that leaves the gradient of its parameters to the end of the rollout's backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, gradients: Gradients):
+        ctx.save_for_backward(x, weight)
+        ctx.gradients = gradients
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        ctx.gradients.seen.append((x.flatten(0, -2), grad.flatten(0, -2)))
+        return grad @ weight if ctx.needs_input_grad[0] else None, None, None, None
 
 
 class Tap(torch.autograd.Function):

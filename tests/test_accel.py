@@ -96,7 +96,7 @@ def dynamics(fuse: str, kind, cell, discrete: int, dtype=torch.float32, log=lamb
     if fuse or dtype != torch.float32:
         made.accelerated = backend.Mode(accel.Backend(fuse, dtype=dtype), log)
         layers.replace_layers(made, made.accelerated)
-        if fuse == "compiled":
+        if fuse:
             for name in steps.STEPS[networks.RSSM]:
                 setattr(made, name, steps.Step(made, name, made.accelerated))
     return made
