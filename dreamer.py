@@ -76,6 +76,7 @@ class Dreamer(nn.Module):
         """
         if state is None:
             state = self.initial_state(len(obs["is_first"]))
+        state = {k: state[k] for k in (*self.world_model.dynamics.carried, "action")}
         state = self.act_step(obs, state, training, explore)
         return state["action"], state
 

@@ -500,6 +500,25 @@ def test_a_captured_function_gets_its_inputs_in_the_same_memory():
     assert len(addresses) == 1
 
 
+@pytest.mark.parametrize("base", [("dmc_vision",), ("dmc_vision", "continuous")])
+def test_acting_takes_the_same_inputs_at_every_call(base):
+    """As a captured function must, into whose memory they are copied."""
+    agent, batch, memory = make("", base), agents.batch(), None
+    plain, seen = agent.act_step, []
+
+    def act_step(obs, state, training, explore):
+        nonlocal memory
+        memory = graphs.copy_into(memory, {"obs": obs, "state": state})
+        seen.append({k: v.data_ptr() for k, v in memory["state"].items()})
+        return plain(memory["obs"], memory["state"], training, explore)
+
+    agent.act_step, state = act_step, None
+    for t in range(3):
+        obs = {k: batch[k][:, t] for k in ("image", "is_first")}
+        _, state = agent.act(obs, state, training=True)
+    assert seen[0] == seen[1] == seen[2]
+
+
 def test_a_failed_capture_is_logged_and_the_update_runs(monkeypatch):
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
