@@ -266,11 +266,11 @@ class Trainer:
 
     def log_resumed(self, newer_steps: int, exact: bool) -> None:
         episodes = sum(distributed.all_gather(self.collector.replay.episodes))
-        lost = "" if exact else f", {newer_steps} of them newer than the checkpoint"
+        lost = "" if exact else f"; the last {newer_steps} steps are newer than the checkpoint"
         log.info(f"resumed at step {self.env_step} with {episodes} episodes{lost}")
         owed = self.updates_due() - self.updates
         if not exact and owed > 0:
-            log.info(f"{owed} updates lost with the last checkpoint are due")
+            log.info(f"updates lost with the last checkpoint are due: {owed}")
         elif self.env_step >= self.config.steps:
             log.info(f"nothing left to train: --steps is {self.config.steps}; a larger number resumes")
 

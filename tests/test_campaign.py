@@ -58,7 +58,7 @@ def test_verification_notices_what_is_lost_and_doubled(trial):
     lines = path.read_text().splitlines(keepends=True)
     before = campaign.snapshot(trial.logdir)
     nothing = campaign.Snapshot({}, [])
-    exact, newer = campaign.Result(0, "", ""), campaign.Result(0, "0 of them newer than the checkpoint", "")
+    exact, newer = campaign.Result(0, "", ""), campaign.Result(0, "the last 0 steps are newer than the checkpoint", "")
     assert len(before.episodes) == 6 and len(before.lines) == len(lines) == 15
     assert campaign.check_run(trial, before, exact) == campaign.check_run(trial, before, newer) == "survived"
 

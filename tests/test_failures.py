@@ -66,7 +66,8 @@ def test_updates_are_redone_without_a_checkpoint(logdir, capsys):
         (logdir / name).unlink()
     assert main(*SHORT, "--logdir", logdir) == 0
     out = capsys.readouterr().out
-    assert f"{updates} updates lost with the last checkpoint are due" in out and "nothing" not in out
+    assert f"updates lost with the last checkpoint are due: {updates}" in out and "nothing" not in out
+    assert f"; the last {before[-1]['step']} steps are newer than the checkpoint" in out
     state = checkpoint.load_checkpoint(logdir / "latest.pt")
     assert state["updates"] == update_count(logdir) == updates == 3 + (240 - 40) // 4 == first["updates"]
     episodes = [line for line in before if "train_return" in line]
