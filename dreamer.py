@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from run import distributed
-from run.config import ACTIONS, Config, check_config, check_resume, load_config, save_config
+from run.config import ACTIONS, Config, check_config, check_resume, load_config, read_config, save_config
 
 if __name__ == "__main__":
     if not distributed.launched():
@@ -317,6 +317,8 @@ def evaluate_run(argv: list[str], logdir: Path, action: Config) -> None:
         if distributed.size() > 1:
             raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
         config = evaluate.run_config(argv, logdir)
+        if config.eval_tasks and config.eval_tasks != read_config(logdir / "config.yaml").eval_tasks:
+            raise ValueError("--eval_tasks belongs to training: --eval_only plays one task, that of --task")
         check_settings(config)
         runtime.set_up(config)
         with evaluate.make_run_envs(config, action) as group:

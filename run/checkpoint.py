@@ -198,7 +198,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises various types for various kinds of damage
-        raise ValueError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+        # torch's advice about pickled files is not for a checkpoint, which holds nothing that needs it
+        reason = "not written by torch.save" if "weights_only" in str(error) else first_line(error)
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from error
 
 
 def find_nonfinite(value: Any, where: str = "") -> str | None:

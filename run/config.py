@@ -577,11 +577,17 @@ def check_config(config: Config) -> None:
 def check_resume(config: Config, logdir: Path) -> str:
     """Compares the settings with those of the run in `logdir`, if there is one.
 
-    Raises ConfigError if they differ, apart from FREE_SETTINGS. Returns a line about settings of the run that are
-    ignored, as this version does not have them; empty if there are none.
+    Raises ConfigError if they differ, apart from FREE_SETTINGS, or are lost. Returns a line about settings of the run
+    that are ignored, as this version does not have them; empty if there are none.
     """
     path = logdir / "config.yaml"
     if not path.exists():
+        left = [*logdir.glob("*.pt"), *logdir.glob("train_eps/*.npz")]
+        if left:
+            raise ConfigError(
+                f"--logdir {logdir} holds a run ({left[0].name}) that has lost its config.yaml: restore that file, or "
+                "use another --logdir"
+            )
         return ""
     differ = changed_settings(config, path)
     if "action_repeat" in differ:

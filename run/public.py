@@ -49,6 +49,10 @@ def import_checkpoint(agent: nn.Module, path: Path | str) -> list[str]:
     Raises ValueError if nothing fits.
     """
     theirs = checkpoint.load_checkpoint(Path(path))
+    if theirs.keys() >= {"agent", "step"}:
+        raise ValueError(
+            f"--from_checkpoint {path} is a checkpoint of this code, not of the public one: --logdir resumes its run"
+        )
     theirs = theirs.get("agent_state_dict", theirs)
     ours = agent.state_dict()
     found, report = {}, []

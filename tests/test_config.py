@@ -526,6 +526,12 @@ def test_totals_must_be_multiples_of_the_number_of_processes(monkeypatch):
 def test_a_resumed_run_keeps_its_settings(tmp_path):
     config = load_config(["--units", "16"])
     check_resume(config, tmp_path)  # no run yet
+    for name in ("latest.pt", "train_eps/0.npz"):
+        (tmp_path / "lost" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lost" / name).touch()
+        with pytest.raises(ConfigError, match=r"lost holds a run \(.+\) that has lost its config.yaml"):
+            check_resume(config, tmp_path / "lost")
+        (tmp_path / "lost" / name).unlink()
     saved = config.to_dict()
     del saved["kl_free"]  # a setting that is newer than the run
     save_config(Config(saved), tmp_path / "config.yaml")

@@ -264,6 +264,10 @@ def test_another_config_is_refused_unless_allowed(tmp_path):
 def test_a_damaged_checkpoint_is_reported(tmp_path):
     logdir = tmp_path / "run"
     assert run(*VECTORS, "--steps", "200", "--logdir", logdir)[0] == 0
+    code, _, err = run(*VECTORS, "--logdir", tmp_path / "other", "--from_checkpoint", logdir / "latest.pt")
+    assert code == 2 and "is a checkpoint of this code" in err and len(err.splitlines()) == 1
+    code, _, err = run("--eval_only", "True", "--logdir", logdir, "--eval_tasks", "dmc_cartpole_swingup")
+    assert code == 2 and "--eval_tasks belongs to training" in err and len(err.splitlines()) == 1
     data = (logdir / "latest.pt").read_bytes()
     (logdir / "latest.pt").write_bytes(data[: len(data) // 2])
     code, _, err = run(*VECTORS, "--steps", "400", "--logdir", logdir)
