@@ -175,8 +175,8 @@ def test_a_killed_rank_ends_all_and_another_number_of_ranks_resumes(tmp_path):
     names = [re.fullmatch(episodes.FILE_NAME, name) for name in sorted(files)]
     assert [int(name[1]) for name in names] == list(range(len(files)))
     for env in (0, 1):
-        episodes = [int(name[3]) for name in names if int(name[2]) == env]
-        assert episodes == list(range(len(episodes)))
+        numbers = [int(name[3]) for name in names if int(name[2]) == env]
+        assert numbers == list(range(len(numbers)))
     lines = entries(logdir)
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert lines[-1]["step"] >= steps

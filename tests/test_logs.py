@@ -320,8 +320,7 @@ def test_progress_tells_the_speed_of_late(tmp_path, capsys, monkeypatch):
 
 def test_progress_is_a_bar_on_a_terminal(tmp_path):
     code = """if True:
-        from envs.backgrounds import make_source
-from run import logs, video
+        from run import logs
         logger = logs.Logger(".", ["console"])
         logger.begin({"steps": 1000}, 100, 0)
         logger.write(600, {"train_return": 12.34})
