@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from run.logs import first_line
+
 from . import native
 
 
@@ -52,12 +54,6 @@ def try_compiler(device: torch.device) -> str:
     except Exception as error:  # a missing compiler raises various errors
         return f"; nothing is compiled ({first_line(error)})"
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 class Mode:

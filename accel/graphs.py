@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backend import Backend, Mode, first_line
+from run.logs import first_line
+
+from .backend import Backend, Mode
 from .functions import replaced, twins
 
 Tensors = dict[str, "Tensor | Tensors"]
