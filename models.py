@@ -14,6 +14,7 @@ import baselines
 import distributions as dists
 import networks
 import tools
+from baselines.augmentations import augment
 from baselines.r2dreamer import barlow_twins_loss
 from run import distributed
 
@@ -65,95 +66,6 @@ def cube_mask(
     columns = torch.arange(width, device=device) * grid // width
     hidden = hidden.index_select(1, rows).index_select(2, columns)
     return hidden.unsqueeze(1).expand(-1, block_size, -1, -1).flatten(0, 1)
-
-
-AUGMENTATIONS = ("affine", "crop", "rrc", "blur", "shift", "intensity")
-
-
-def augment(images: Tensor, names: tuple[str, ...], prob: float = 1.0) -> Tensor:
-    """Random image augmentations, one after the other, each image with its own draws.
-
-    affine: rotation and shear of ±5°, shift of ±14 %, scale 0.9 to 1.1. crop: a window of 84 % of the image at a
-    random place, scaled back up. rrc: a window of 80 to 100 % of the area with an aspect ratio of 3/4 to 4/3. blur: 5×5
-    Gaussian of std 1.5. shift: by up to 4 pixels, edges repeated. intensity: times 1 + 0.05·N(0, 1), truncated at ±2.
-
-    Args:
-        images: (B, T, H, W, C) float.
-        names: of `AUGMENTATIONS`.
-        prob: share of the images that each augmentation changes.
-    """
-    if not names:
-        return images
-    # (N, C, H, W)
-    x = images.flatten(0, 1).permute(0, 3, 1, 2)
-    for name in names:
-        changed = _AUGMENT[name](x)
-        keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= prob
-        x = torch.where(keep, x, changed)
-    return x.permute(0, 2, 3, 1).unflatten(0, images.shape[:2])
-
-
-def _uniform(n: int, low: float, high: float, device) -> Tensor:
-    return torch.rand(n, device=device) * (high - low) + low
-
-
-def _warp(x: Tensor, matrix: Tensor, padding: str = "border") -> Tensor:
-    """Samples images at affine coordinates, `matrix` (N, 2, 3) in units of half an image."""
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode=padding, align_corners=False)
-
-
-def _scale_and_move(sx: Tensor, sy: Tensor, tx: Tensor, ty: Tensor) -> Tensor:
-    zero = torch.zeros_like(sx)
-    return torch.stack([torch.stack([sx, zero, tx], -1), torch.stack([zero, sy, ty], -1)], 1)
-
-
-def _affine(x: Tensor) -> Tensor:
-    n, device = x.shape[0], x.device
-    angle, shear = torch.deg2rad(_uniform(n, -5, 5, device)), torch.tan(torch.deg2rad(_uniform(n, -5, 5, device)))
-    scale = 1 / _uniform(n, 0.9, 1.1, device)
-    tx, ty = _uniform(n, -0.28, 0.28, device), _uniform(n, -0.28, 0.28, device)
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    rows = [torch.stack([cos, cos * shear - sin, tx], -1), torch.stack([sin, sin * shear + cos, ty], -1)]
-    return _warp(x, torch.stack(rows, 1), "zeros")
-
-
-def _crop(x: Tensor) -> Tensor:
-    n, device = x.shape[0], x.device
-    size = torch.full((n,), 0.84, device=device)
-    return _warp(x, _scale_and_move(size, size, _uniform(n, -0.16, 0.16, device), _uniform(n, -0.16, 0.16, device)))
-
-
-def _rrc(x: Tensor) -> Tensor:
-    n, device = x.shape[0], x.device
-    area, ratio = _uniform(n, 0.8, 1, device), torch.exp(_uniform(n, -0.2877, 0.2877, device))
-    sx, sy = torch.sqrt(area * ratio).clamp(max=1), torch.sqrt(area / ratio).clamp(max=1)
-    tx, ty = _uniform(n, -1, 1, device) * (1 - sx), _uniform(n, -1, 1, device) * (1 - sy)
-    return _warp(x, _scale_and_move(sx, sy, tx, ty))
-
-
-def _blur(x: Tensor) -> Tensor:
-    taps = torch.exp(-((torch.arange(5, device=x.device) - 2.0) ** 2) / (2 * 1.5**2))
-    kernel = (taps / taps.sum()).expand(x.shape[1], 1, 1, 5)
-    x = F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, groups=x.shape[1])
-    return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
-
-
-def _shift(x: Tensor) -> Tensor:
-    n, _, height, width = x.shape
-    ones = torch.ones(n, device=x.device)
-    tx = torch.randint(-4, 5, (n,), device=x.device) * 2 / width
-    ty = torch.randint(-4, 5, (n,), device=x.device) * 2 / height
-    return _warp(x, _scale_and_move(ones, ones, tx, ty))
-
-
-def _intensity(x: Tensor) -> Tensor:
-    return x * (1 + 0.05 * torch.randn(x.shape[0], 1, 1, 1, device=x.device).clamp(-2, 2))
-
-
-_AUGMENT: dict[str, Callable[[Tensor], Tensor]] = dict(
-    zip(AUGMENTATIONS, (_affine, _crop, _rrc, _blur, _shift, _intensity), strict=True)
-)
 
 
 # Losses
@@ -426,33 +338,6 @@ class WorldModel(nn.Module):
                 out[key] = mask_pixels(out[key], mask)
             out[key] = augment(out[key], tuple(self.config.augmentation), self.config.aug_prob)
         return out
-
-    @torch.no_grad()
-    def video_pred(self, batch: dict[str, Tensor], context: int = 5) -> Tensor:
-        """Prediction video of replay rows (B, T, ...): truth, reconstruction, open-loop prediction.
-
-        Three rows of whole images, then, with masks, three of masked ones. The open-loop prediction sees `context`
-        steps, then only the recorded actions.
-
-        Returns:
-            (T, rows·H, B·W, 3) uint8, the sequences side by side.
-        """
-        data, key = preprocess(batch), self.encoder.cnn_keys[0]
-        mask = self.draw_mask(data)
-        rows = []
-        for seen in [data] if mask is None else [data, self.apply_mask(data, mask)]:
-            post, _ = self.dynamics.observe(self.encoder(seen), data["action"], data["is_first"])
-            # (B, T, H, W, 3)
-            reconstruction = self.decoder(self.dynamics.feat(post))[key]
-            state, feats = {k: v[:, context - 1] for k, v in post.items()}, []
-            for t in range(context, data["action"].shape[1]):
-                state = self.dynamics.img_step(state, data["action"][:, t])
-                feats.append(self.dynamics.feat(state))
-            prediction = self.decoder(torch.stack(feats, 1))[key]
-            rows += [seen[key], reconstruction, torch.cat([reconstruction[:, :context], prediction], 1)]
-        # (B, T, rows·H, W, 3) to (T, rows·H, B·W, 3)
-        frames = torch.cat(list(torch.cat(rows, 2)), 2)
-        return ((frames + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def update(self, batch: dict[str, Tensor]) -> tuple[networks.State, Tensor, Metrics]:
         """One optimizer step on a batch of replay rows, (B, T, ...), and one update of the EMA copies.

@@ -21,9 +21,8 @@ from typing import Any
 
 import gym_notices.notices
 
-from legal import Legal
-
 from .family import Family
+from .legal import Legal
 
 gym_notices.notices.notices.clear()  # gym prints that it is unmaintained at every import
 

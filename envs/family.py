@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from legal import Legal
+from .legal import Legal
 
 
 class Family(NamedTuple):

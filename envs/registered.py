@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from legal import Legal
-
 from .family import Family
+from .legal import Legal
 
 
 def make(task: str, *, evaluation: bool, **settings: Any):

@@ -1,8 +1,7 @@
 """The family `rms_{task}`, Realistic ManiSkill: names, settings, rewards. The engine is in maniskill.py."""
 
-from legal import TEXT, one_of
-
 from .family import Family, nearest
+from .legal import TEXT, one_of
 
 # Largest reward of an environment step.
 TASKS = {

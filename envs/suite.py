@@ -6,10 +6,9 @@ The engines are in dmc.py (plain tasks), distracted.py (`_video`; colors and vid
 
 from typing import Any, NamedTuple
 
-from legal import TEXT, Legal, between, one_of
-
 from . import subtle
 from .family import Family, nearest
+from .legal import TEXT, Legal, between, one_of
 
 IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
 DAVIS_VIDEOS = {0.025: 2, 0.05: 2, 0.1: 4, 0.15: 6, 0.2: 8, 0.3: 60, 0.4: 60, 0.5: 60}  # {intensity: the first n}

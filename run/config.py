@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import envs
-from legal import TEXT, Legal, between, one_of
+from envs.legal import TEXT, Legal, between, one_of
 from run import distributed
 from run.files import replacing
 

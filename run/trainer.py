@@ -17,6 +17,7 @@ from run.collect import STREAMS, Collector, EnvError
 from run.config import Config, sees_images
 from run.evaluate import Scores
 from run.logs import Logger, log
+from run.prediction import video_pred
 from run.prefetch import Prefetcher
 from run.process import Interrupt, Interrupted
 from tools import Metrics
@@ -175,14 +176,14 @@ class Trainer:
         self.log_evaluation(results)
 
     def predict_video(self, sequences: int = 4) -> np.ndarray:
-        """Frames of `WorldModel.video_pred` for some of the replay; draws from its own generators."""
+        """Frames of `video_pred` for some of the replay; draws from its own generators."""
         c, seed = self.config, (self.config.seed, STREAMS["video_pred"], self.env_step)
         replay = self.collector.replay
         segments = replay.draw(np.random.default_rng(seed), 8 * sequences, c.batch_length)
         segments.sort(key=len)  # few seams between episodes
         batch = {k: torch.from_numpy(v).to(self.device) for k, v in replay.gather(segments[:sequences]).items()}
         with runtime.own_randomness(self.device, *seed):
-            return self.agent.world_model.video_pred(batch).cpu().numpy()
+            return video_pred(self.agent.world_model, batch).cpu().numpy()
 
     # Logs
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import distributions as dists
 import models
 import tools
+from baselines.augmentations import AUGMENTATIONS, augment
 from run.config import LEGAL
 
 
@@ -66,25 +67,25 @@ def test_masked_pixels_are_mid_gray_and_the_target_sees_them():
     assert not torch.equal(outs[0]["target_post"]["logit"], outs[1]["target_post"]["logit"])
 
 
-@pytest.mark.parametrize("name", models.AUGMENTATIONS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentations(name):
     torch.manual_seed(0)
     images = torch.rand(4, 3, 32, 32, 3) - 0.5
-    out = models.augment(images, (name,), 1.0)
+    out = augment(images, (name,), 1.0)
     assert out.shape == images.shape and out.isfinite().all()
     assert out.min() >= -0.56 and out.max() <= 0.56
     moved = [not torch.equal(a, b) for a, b in zip(out.flatten(0, 1), images.flatten(0, 1), strict=True)]
     assert sum(moved) >= 10  # a shift by 0 is possible
-    assert torch.equal(models.augment(images, (name,), 0.0), images)
+    assert torch.equal(augment(images, (name,), 0.0), images)
     flat = torch.full((2, 2, 32, 32, 3), 0.25)
     if name in ("crop", "rrc", "blur", "shift"):  # which only move and mix pixels
-        torch.testing.assert_close(models.augment(flat, (name,)), flat)
+        torch.testing.assert_close(augment(flat, (name,)), flat)
 
 
 def test_augmentations_change_a_share_of_the_images():
     torch.manual_seed(0)
     images = torch.rand(40, 25, 8, 8, 3) - 0.5
-    out = models.augment(images, ("intensity",), 0.3)
+    out = augment(images, ("intensity",), 0.3)
     share = (out != images).flatten(2).any(-1).float().mean()
     assert share.item() == pytest.approx(0.3, abs=0.08)
 
@@ -94,7 +95,7 @@ def test_shift_moves_whole_pixels():
     image = torch.rand(1, 1, 16, 16, 1)
     padded = torch.nn.functional.pad(image[0, 0, :, :, 0][None, None], (4, 4, 4, 4), mode="replicate")[0, 0]
     for _ in range(10):
-        out = models.augment(image, ("shift",))[0, 0, :, :, 0]
+        out = augment(image, ("shift",))[0, 0, :, :, 0]
         windows = [padded[y : y + 16, x : x + 16] for y in range(9) for x in range(9)]
         assert any(torch.allclose(out, w, atol=1e-4) for w in windows)
 
@@ -303,7 +304,7 @@ def test_lambda_return_limits():
         ((), agents.VECTORS, ("dmc_proprio",)),
         (("--encoder.mlp_keys", ".*"), {**agents.IMAGE, **agents.VECTORS}, ("dmc_vision",)),
         ((), agents.IMAGE, ("dmc_vision", "continuous")),
-        (("--augmentation", *models.AUGMENTATIONS), agents.IMAGE, ("dmc_vision",)),
+        (("--augmentation", *AUGMENTATIONS), agents.IMAGE, ("dmc_vision",)),
         (("--initial", "zeros"), agents.IMAGE, ("dmc_vision",)),
         (("--hybrid", "False"), agents.IMAGE, ("dmc_vision",)),
         (("--mask_ratio", "0"), agents.IMAGE, ("dmc_vision",)),
