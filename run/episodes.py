@@ -75,6 +75,10 @@ def spec_of(row: dict[str, np.ndarray]) -> Spec:
     }
 
 
+def row_bytes(spec: Spec) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in spec.values())
+
+
 def spec_of_episode(arrays: Arrays) -> Spec:
     return {key: (array.shape[1:], array.dtype) for key, array in arrays.items()}
 

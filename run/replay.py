@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from run.episodes import Arrays, EpisodeFiles, Spec, allocate, episode_key, spec_of
+from run.config import Config
+from run.episodes import Arrays, EpisodeFiles, Spec, allocate, episode_key, row_bytes, spec_of
 
 Segment = tuple[str, int, int]  # key of the episode, its first row, number of rows
 View = tuple[Arrays, int, int]  # arrays of the episode, first row, number of rows
@@ -322,6 +323,13 @@ def collate(views: list[list[View]], out: Arrays | None = None) -> Arrays:
                     target[b, t] = True
                 t += count
     return out
+
+
+def bytes_needed(config: Config, spec: Spec) -> tuple[float, float]:
+    """Bytes of memory and of files that the replay of a whole run grows to, over all ranks."""
+    steps = config.steps / config.action_repeat
+    memory, files = (min(limit or steps, steps) for limit in (config.dataset_size, config.replay_dir_limit))
+    return memory * row_bytes(spec), files * row_bytes(spec)
 
 
 def batch_arrays(views: list[list[View]]) -> Arrays:
