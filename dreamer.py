@@ -304,6 +304,8 @@ def train_run(config: Config, logdir: Path) -> None:
             if config.from_checkpoint and not (logdir / checkpoint.LATEST).exists():
                 for line in import_checkpoint(trainer.agent, config.from_checkpoint):
                     log.info(f"--from_checkpoint: {line}")
+            if distributed.is_main():
+                trainer.log_needs()
             trainer.resume()
             if distributed.is_main():
                 save_config(config, logdir / "config.yaml")
@@ -325,6 +327,14 @@ def evaluate_run(argv: list[str], logdir: Path, action: Config) -> None:
             evaluate.evaluate_run(build(config, group), group, logdir, action)
 
 
+def own_task(logdir: Path) -> str:
+    """The task of the run in `logdir`, for a command that names none. Raises CommandError if there is no run."""
+    with starting(logdir):
+        if not (logdir / "config.yaml").exists():
+            raise ValueError("--task is missing: name one, such as --task dmc_walker_walk; README.md lists them")
+        return read_config(logdir / "config.yaml").task
+
+
 def run_command(argv: list[str]) -> None:
     """Trains or evaluates, as the command line asks. Raises CommandError, or SystemExit for --help and wrong flags."""
     config, action = load_config(argv, extra=ACTIONS)
@@ -334,6 +344,8 @@ def run_command(argv: list[str]) -> None:
     elif action.episodes or action.video or action.probe_state:
         raise CommandError("--episodes, --video and --probe_state belong to --eval_only", 2)
     else:
+        if not config.task:
+            config, _ = load_config([*argv, "--task", own_task(logdir)], extra=ACTIONS)
         train_run(config, logdir)
 
 

@@ -92,12 +92,13 @@ class Collector:
         row = {key: np.zeros(spaces[key].shape, spaces[key].dtype) for key in keys}
         row |= {"action": np.zeros(self.actions, np.float32), "reward": np.float32(0)}
         row |= {"is_first": False, "is_terminal": False}
+        self.spec = spec_of(row)
         self.replay = Replay(
             directory,
             -(-config.dataset_size // ranks),
             -(-config.replay_dir_limit // ranks),
             self.numbers if ranks > 1 else None,
-            spec_of(row),
+            self.spec,
         )
         self.step = 0  # agent steps, over all envs of all ranks
         self.failures = 0  # episodes that an error of their env has cut, likewise

@@ -59,8 +59,8 @@ PATTERN = Legal(_is_pattern, " that is a regular expression")
 # meaningless; above the upper bound, a run would not end, not fit into any machine, or not stay finite.
 _ROWS = (
     # Run
-    ("logdir task", NONEMPTY),
-    ("device eval_tasks from_checkpoint loggers", TEXT),  # checked where they are used
+    ("logdir", NONEMPTY),
+    ("task device eval_tasks from_checkpoint loggers", TEXT),  # checked where they are used
     ("seed", between(0, 1e18)),
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),

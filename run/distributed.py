@@ -77,6 +77,11 @@ def rank() -> int:
     return _rank
 
 
+def local_size() -> int:
+    """Number of ranks on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if _size > 1 else 1
+
+
 def is_main() -> bool:
     """Whether this is rank 0."""
     return _rank == 0

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from run import distributed
@@ -28,6 +28,28 @@ def tune_allocator() -> None:
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # of malloc.h
     if mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1):
         mallopt(m_top_pad, 256 << 20)
+
+
+def available_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process can still use: what the machine has, or less if a cgroup (a container's) limits it."""
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    found = [1024 * int(meminfo["MemAvailable"].split()[0])]
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2
+            root, limit, usage, cache = cgroups, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        group = root / path.lstrip("/")  # within a container, its own group may be the root
+        for folder in [group, *group.parents][: len(group.parts) - len(root.parts) + 1]:
+            with suppress(OSError, ValueError):  # no limit, which version 2 writes as "max"
+                free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                found.append(free + int(stat[cache]))
+    return max(min(found), 0)
 
 
 @contextmanager

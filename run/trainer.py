@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from envs.parallel import EnvGroup
 from run import checkpoint, distributed, evaluate, runtime
@@ -19,7 +22,7 @@ from run.evaluate import Scores
 from run.logs import Logger, log
 from run.prediction import video_pred
 from run.prefetch import Prefetcher
-from run.process import Interrupt, Interrupted
+from run.process import Interrupt, Interrupted, available_memory
 from tools import Metrics
 
 MAX_LOSS = 1e9  # a mean beyond it counts as divergence
@@ -110,6 +113,34 @@ class Trainer:
         for part in (self.collector.envs, self.evaluator, self.batches, self.logger):
             if part is not None:
                 part.close()
+
+    def log_needs(self) -> None:
+        """Logs the memory, disk space and processes that the run grows to; warns if there is too little."""
+        c = self.config
+        row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.collector.spec.values())
+        steps = c.steps / c.action_repeat
+        memory, files = (row * min(limit or steps, steps) for limit in (c.dataset_size, c.replay_dir_limit))
+        moments = [p for opt in self.agent.optimizers().values() for group in opt.param_groups for p in group["params"]]
+        weights = [*self.agent.state_dict().values(), *moments, *moments]
+        disk = files + 3 * sum(tensor.nbytes for tensor in weights)  # latest, previous, and the one being written
+        evals = evaluate.count_eval_envs(c, c.eval_episode_num)
+        processes = sum(n for n in (c.envs, evals * (2 if c.eval_tasks else 1)) if c.parallel and n > 1)
+        size = functools.partial(tqdm.format_sizeof, suffix="B")
+        log.info(
+            f"needs up to {size(memory)} of memory for the replay, {size(disk)} of disk, and {processes} env processes"
+        )
+        here, available = memory * distributed.local_size() / distributed.size(), available_memory()
+        if here > available:
+            log.warning(
+                f"the replay grows to {size(here)}, only {size(available)} of memory are free: reduce --dataset_size"
+            )
+        found = [*self.logdir.glob("*.pt"), *self.logdir.glob("train_eps/*.npz")]
+        missing, free = disk - sum(path.stat().st_size for path in found), shutil.disk_usage(self.logdir).free
+        if missing > free:
+            log.warning(
+                f"--logdir {self.logdir} grows by {size(missing)}, only {size(free)} of its disk are free: "
+                "set --replay_dir_limit, or use another disk"
+            )
 
     # Schedule
 

@@ -446,7 +446,6 @@ def test_number_out_of_its_range_is_refused(capsys, name, value):
     "line, words",
     [
         ("--logdir ''", "--logdir is '': expected a word that is not empty"),
-        ("--task ''", "--task is '': expected a word that is not empty"),
         ("--encoder.cnn_keys [", "--encoder.cnn_keys is [: expected a word that is a regular expression"),
         ("--encoder.cnn_keys *", "--encoder.cnn_keys is *: expected a word that is a regular expression"),
         ("--encoder.mlp_keys [", "--encoder.mlp_keys is [: expected a word that is a regular expression"),

@@ -92,7 +92,7 @@ def test_a_run_writes_what_it_promises(whole_run):
     assert max(line.get("update_count", 0) for line in lines) == 3 + (600 - 40) // 4
     assert (logdir / "latest.pt").exists() and read_config(logdir / "config.yaml").steps == 1200
     assert len(list((logdir / "train_eps").glob("*.npz"))) == 20
-    ours = ("step ", "allocator", "matrix products", "update: ", "resumed")
+    ours = ("step ", "allocator", "matrix products", "update: ", "needs ", "resumed")
     for line in (out + err).splitlines():
         assert line.startswith(ours) and len(line) < 160, f"not a short line of ours: {line}"
     # a line for each row of the log, one for each evaluation

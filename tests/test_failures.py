@@ -21,6 +21,7 @@ from test_dreamer import PYTHON, ROOT, VECTORS, entries, run, start, wait_for
 import dreamer
 from run import checkpoint, collect, logs
 from run.config import Config, read_config, save_config
+from run.episodes import read_episode
 from run.trainer import Trainer, TrainingError
 
 pytestmark = pytest.mark.slow
@@ -229,6 +230,51 @@ def test_episodes_that_were_moved_away_are_one_line(logdir, capsys):
     (logdir / "train_eps").rename(logdir / "elsewhere")
     assert main(*SHORT, "--steps", "600", "--logdir", logdir) == 2
     assert "train_eps holds no episode" in one_line(capsys.readouterr().err)
+
+
+# What a run needs
+
+
+def test_a_command_without_a_task_asks_for_one_or_resumes_that_of_the_folder(logdir, tmp_path, capsys):
+    flags = [*SHORT, "--logdir"]
+    at = flags.index("--task")
+    del flags[at : at + 2]
+    assert main(*flags, tmp_path / "new") == 2
+    assert "--task is missing: name one" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
+    assert main(*flags, logdir) == 0
+    assert "resumed at step 480" in capsys.readouterr().out
+
+
+def test_what_a_run_needs_is_logged_and_compared_with_the_machine(logdir, capsys):
+    config = dreamer.load_config([*SHORT, "--eval_envs", "3", "--eval_episode_num", "5", "--logdir", str(logdir)])
+    group = collect.make_train_envs(config)
+    trainer = Trainer(config, logdir, dreamer.build(config, group), group)
+    capsys.readouterr()
+
+    def needs(**settings) -> tuple[float, float, int, str]:
+        trainer.config = config.replace(**settings)
+        trainer.log_needs()
+        out, err = capsys.readouterr()
+        units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15}
+        memory, disk = (float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([kMGTP]?B)", out))
+        return memory, disk, int(re.search(r"(\d+) env processes", out)[1]), err
+
+    try:
+        memory, disk, processes, err = needs()
+        assert not err and processes == 0
+        rows = [read_episode(path) for path in (logdir / "train_eps").glob("*.npz")]
+        steps, held = sum(len(row["reward"]) - 1 for row in rows), sum(a.nbytes for row in rows for a in row.values())
+        assert steps == config.steps / config.action_repeat and memory < held < 1.1 * memory
+        weights = (logdir / "latest.pt").stat().st_size
+        assert memory + 1.5 * weights < disk < memory + 4.5 * weights
+        assert needs(parallel=True)[2] == 2 + 3 and needs(parallel=True, eval_tasks=["a"])[2] == 2 + 3 + 3
+        *_, err = needs(steps=10**12, dataset_size=10**12)
+        assert "reduce --dataset_size" in err and f"--logdir {logdir} grows by" in err and err.count("\n") == 2
+        *_, err = needs(steps=10**12, dataset_size=1000, replay_dir_limit=1000)
+        assert not err
+    finally:
+        trainer.close()
 
 
 # Divergence

@@ -4,13 +4,14 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from run import checkpoint, runtime
-from run.process import Interrupt
+from run.process import Interrupt, available_memory
 
 
 def test_missing_device():
@@ -63,3 +64,20 @@ def test_interrupt_sets_a_flag_and_a_second_ctrl_c_interrupts():
         time.sleep(0)
         assert interrupt.requested
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_available_memory_is_what_a_cgroup_leaves(tmp_path):
+    machine = available_memory(tmp_path)  # no limit there
+    assert 0 < machine <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / "memory").mkdir()
+    files = {"memory.max": "max", "memory.current": 300_000, "memory.stat": "anon 9\ninactive_file 100000\n"}
+    for name, content in files.items():  # of version 2
+        (tmp_path / name).write_text(f"{content}\n")
+    names = {"limit_in_bytes": "1000000", "usage_in_bytes": "300000", "stat": "cache 9\ntotal_inactive_file 100000\n"}
+    for name, content in names.items():  # of version 1
+        (tmp_path / "memory" / f"memory.{name}").write_text(content)
+    versions = [line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    if "memory" not in versions:
+        assert available_memory(tmp_path) > 10**6
+        (tmp_path / "memory.max").write_text("1000000\n")
+    assert available_memory(tmp_path) == 800_000
