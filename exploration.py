@@ -70,8 +70,7 @@ class Plan2Explore(nn.Module):
         }[config.disag_target]
         inputs = dynamics.feat_size + (actions if config.disag_action_cond else 0)
         self.ensemble = nn.ModuleList(
-            networks.MLP(inputs, config.disag_units, config.disag_layers, outputs)
-            for _ in range(config.disag_models)
+            networks.MLP(inputs, config.disag_units, config.disag_layers, outputs) for _ in range(config.disag_models)
         )
         self.opt = tools.Optimizer(
             self.ensemble.named_parameters(), config.model_lr, config.opt_eps, config.grad_clip, config.weight_decay
@@ -127,6 +126,4 @@ class Plan2Explore(nn.Module):
         return metrics | {f"expl_{key}": value for key, value in found.items()}
 
     def optimizers(self) -> dict[str, tools.Optimizer]:
-        return {
-            "disag": self.opt, "expl_actor": self.behavior.actor_opt, "expl_value": self.behavior.value_opt
-        }  # fmt: skip
+        return {"disag": self.opt, "expl_actor": self.behavior.actor_opt, "expl_value": self.behavior.value_opt}

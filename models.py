@@ -180,53 +180,40 @@ class WorldModel(nn.Module):
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], actions: int, config, reward_to_simsr: float = 1.0):
         super().__init__()
-        self.config = config
+        c = self.config = config
         self.reward_to_simsr = reward_to_simsr
-        self.encoder = networks.Encoder(shapes, **config.encoder.to_dict())
-        cell = {"blocks": config.dyn_blocks} if config.dyn_cell == "block_gru" else {}
+        self.encoder = networks.Encoder(shapes, c.encoder)
+        blocks = {"blocks": c.dyn_blocks} if c.dyn_cell == "block_gru" else {}
+        cell = networks.CELLS[c.dyn_cell](c.dyn_hidden, c.dyn_deter, **blocks)
         self.dynamics = networks.RSSM(
-            self.encoder.outputs,
-            actions,
-            networks.CELLS[config.dyn_cell](config.dyn_hidden, config.dyn_deter, **cell),
-            stoch=config.dyn_stoch,
-            discrete=config.dyn_discrete,
-            deter=config.dyn_deter,
-            hidden=config.dyn_hidden,
-            projection=config.dyn_cont_stoch_size,
-            unimix=config.unimix_ratio,
-            initial=config.initial,
-            mean_act=config.dyn_mean_act,
-            std_act=config.dyn_std_act,
-            min_std=config.dyn_min_std,
-        )
-        feat, units = self.dynamics.feat_size, config.units
-        self.heads = nn.ModuleDict(
-            {
-                "reward": networks.ScalarHead(feat, units, config.reward_layers, config.reward_head),
-                "cont": networks.BinaryHead(feat, units, config.cont_layers),
-            }
-        )
+            self.encoder.outputs, actions, cell, stoch=c.dyn_stoch, discrete=c.dyn_discrete, deter=c.dyn_deter,
+            hidden=c.dyn_hidden, projection=c.dyn_cont_stoch_size, unimix=c.unimix_ratio, initial=c.initial,
+            mean_act=c.dyn_mean_act, std_act=c.dyn_std_act, min_std=c.dyn_min_std,
+        )  # fmt: skip
+        feat = self.dynamics.feat_size
+        reward = networks.ScalarHead(feat, c.units, c.reward_layers, c.reward_head)
+        cont = networks.BinaryHead(feat, c.units, c.cont_layers)
+        self.heads = nn.ModuleDict({"reward": reward, "cont": cont})
         trained = dict(self.named_parameters())
-        adam = {"lr": config.model_lr, "eps": config.opt_eps, "weight_decay": config.weight_decay}
-        self.decoder = self.probe_opt = None
-        if "decoder" in config.grad_heads or config.probe_decoder:
+        adam = {"lr": c.model_lr, "eps": c.opt_eps, "clip": c.grad_clip, "weight_decay": c.weight_decay}
+        self.decoder = self.probe_opt = self.baseline = None
+        if "decoder" in c.grad_heads or c.probe_decoder:
             with torch.random.fork_rng([]):  # it does not change the initialization of other networks
-                self.decoder = networks.Decoder(feat, self.encoder, shapes, config.encoder)
-        if "decoder" in config.grad_heads:
+                self.decoder = networks.Decoder(feat, self.encoder, shapes, c.encoder)
+        if "decoder" in c.grad_heads:
             trained |= self.decoder.named_parameters("decoder")
-        elif config.probe_decoder:
-            self.probe_opt = tools.Optimizer(self.decoder.named_parameters(), clip=config.grad_clip, **adam)
-        self.baseline = None
-        if config.baseline != "none":
+        elif c.probe_decoder:
+            self.probe_opt = tools.Optimizer(self.decoder.named_parameters(), **adam)
+        if c.baseline != "none":
             with torch.random.fork_rng([]):
-                self.baseline = baselines.METHODS[config.baseline](config, self.encoder, self.dynamics)
+                self.baseline = baselines.METHODS[c.baseline](c, self.encoder, self.dynamics)
             trained |= self.baseline.model_parameters()
-        if config.hybrid:
+        if c.hybrid:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
             self.target_dynamics = copy.deepcopy(self.dynamics).requires_grad_(False)
-        compares = config.hybrid and config.mbr_scale and config.mbr_projection == "trained"
+        compares = c.hybrid and c.mbr_scale and c.mbr_projection == "trained"
         unused = () if compares else ("dynamics.projection.weight",)
-        self.opt = tools.Optimizer(trained, clip=config.grad_clip, unused=unused, **adam)
+        self.opt = tools.Optimizer(trained, unused=unused, **adam)
 
     def draw_mask(self, data: dict[str, Tensor]) -> Tensor | None:
         """A cube mask (T, H, W) for a batch; None if there is no image or nothing to hide."""
@@ -277,9 +264,7 @@ class WorldModel(nn.Module):
         if c.hybrid:
             with torch.no_grad():
                 states["embed"] = self.target_encoder(data)
-                target_post, target_prior = self.target_dynamics.target_branch(
-                    prior, states["embed"], action, is_first
-                )
+                target_post, target_prior = self.target_dynamics.target_branch(prior, states["embed"], action, is_first)
                 target_feat, target_prior_feat = self.dynamics.feat(target_post), self.dynamics.feat(target_prior)
                 states.update(target_post=target_post, target_prior=target_prior)
             if c.mbr_scale:  # section 3.2
@@ -370,32 +355,21 @@ class ImagBehavior(nn.Module):
 
     def __init__(self, config, world_model: WorldModel, actions: int):
         super().__init__()
-        self.config = config
+        c = self.config = config
         feat = world_model.dynamics.feat_size
         self.actor = networks.Actor(
-            feat,
-            config.units,
-            config.actor_layers,
-            actions,
-            dist=config.actor_dist,
-            min_std=config.actor_min_std,
-            max_std=config.actor_max_std,
-            init_std=config.actor_init_std,
-            unimix=config.action_unimix_ratio,
-        )
-        self.value = networks.ScalarHead(feat, config.units, config.value_layers, config.value_head)
-        if config.slow_value_target:
+            feat, c.units, c.actor_layers, actions, dist=c.actor_dist, min_std=c.actor_min_std,
+            max_std=c.actor_max_std, init_std=c.actor_init_std, unimix=c.action_unimix_ratio,
+        )  # fmt: skip
+        self.value = networks.ScalarHead(feat, c.units, c.value_layers, c.value_head)
+        if c.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)
         self.register_buffer("return_ema", torch.zeros(2))  # EMA of these quantiles of the returns
         self.register_buffer("updates", torch.tensor(0), persistent=False)  # a captured update counts too
-        adam = {"eps": config.ac_opt_eps, "weight_decay": config.weight_decay}
-        self.actor_opt = tools.Optimizer(
-            self.actor.named_parameters(), lr=config.actor_lr, clip=config.actor_grad_clip, **adam
-        )
-        self.value_opt = tools.Optimizer(
-            self.value.named_parameters(), lr=config.value_lr, clip=config.value_grad_clip, **adam
-        )
+        adam = {"eps": c.ac_opt_eps, "weight_decay": c.weight_decay}
+        self.actor_opt = tools.Optimizer(self.actor.named_parameters(), c.actor_lr, clip=c.actor_grad_clip, **adam)
+        self.value_opt = tools.Optimizer(self.value.named_parameters(), c.value_lr, clip=c.value_grad_clip, **adam)
 
     def loss(
         self, world_model: WorldModel, start: networks.State, objective: Callable | None = None
@@ -443,19 +417,11 @@ class ImagBehavior(nn.Module):
             value_loss = value_loss - value_dist.log_prob(slow)
         value_loss = (weights[:-1, :, 0] * value_loss).mean()
 
-        metrics = {
-            "actor_loss": actor_loss,
-            "value_loss": value_loss,
-            "actor_entropy": entropy.mean(),
-            "value_mean": value.mean(),
-            "target_mean": target.mean(),
-            "imag_reward_mean": reward.mean(),
-            "imag_reward_std": reward.std(),
-            "imag_action_mean": action.mean(),
-            "imag_action_std": action.std(),
-            "EMA_005": self.return_ema[0],
-            "EMA_095": self.return_ema[1],
-        }
+        metrics = {"actor_loss": actor_loss, "value_loss": value_loss, "actor_entropy": entropy.mean()}
+        metrics |= {"value_mean": value.mean(), "target_mean": target.mean()}
+        metrics |= {"imag_reward_mean": reward.mean(), "imag_reward_std": reward.std()}
+        metrics |= {"imag_action_mean": action.mean(), "imag_action_std": action.std()}
+        metrics |= {"EMA_005": self.return_ema[0], "EMA_095": self.return_ema[1]}
         metrics = {k: v.detach().clone() for k, v in metrics.items()}
         trajectory = {"feat": feat, "action": action, "weights": weights, "target": target, "base": base}
         return actor_loss, value_loss, trajectory, metrics

@@ -24,16 +24,12 @@ State = dict[str, Tensor]  # stoch (..., S, K) or (..., S), deter (..., D), and 
 
 def init_weights(module: nn.Module) -> None:
     """Truncated normal weights by fan-in plus fan-out, biases 0, norms 1 and 0 (for `module.apply`)."""
-    if isinstance(module, nn.Linear):
-        std = math.sqrt(2 / (module.in_features + module.out_features)) / TRUNC_STD
+    if isinstance(module, (nn.Linear, BlockLinear)):
+        std = math.sqrt(2 / sum(module.weight.shape[-2:])) / TRUNC_STD
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
     elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        area = module.kernel_size[0] * module.kernel_size[1]
-        std = math.sqrt(2 / (area * (module.in_channels + module.out_channels))) / TRUNC_STD
+        std = math.sqrt(2 / fan_in_and_out(module.weight)) / TRUNC_STD
         nn.init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
-    elif isinstance(module, BlockLinear):
-        std = math.sqrt(2 / sum(module.weight.shape[1:])) / TRUNC_STD
-        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
     if getattr(module, "bias", None) is not None:
@@ -42,10 +38,15 @@ def init_weights(module: nn.Module) -> None:
 
 def init_output(layer: nn.Linear | nn.ConvTranspose2d, scale: float) -> None:
     """Uniform weights of an output layer; scale 0 makes it output 0."""
-    inputs, outputs, *area = layer.weight.shape
-    limit = math.sqrt(3 * scale * 2 / (math.prod(area) * (inputs + outputs)))
+    limit = math.sqrt(3 * scale * 2 / fan_in_and_out(layer.weight))
     nn.init.uniform_(layer.weight, -limit, limit)
     nn.init.zeros_(layer.bias)
+
+
+def fan_in_and_out(weight: Tensor) -> int:
+    """Inputs plus outputs of a linear map, or of a convolution times its kernel's area."""
+    inputs, outputs, *area = weight.shape
+    return math.prod(area) * (inputs + outputs)
 
 
 class NormSiLU(nn.LayerNorm):
@@ -110,14 +111,7 @@ class MLP(nn.Module):
         outscale: scale of the uniform initialization of the output layer.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        units: int,
-        layers: int,
-        outputs: int = 0,
-        outscale: float = 1.0,
-    ):
+    def __init__(self, inputs: int, units: int, layers: int, outputs: int = 0, outscale: float = 1.0):
         super().__init__()
         self.layers = nn.ModuleList(Dense(units if i else inputs, units) for i in range(layers))
         self.out = nn.Linear(units, outputs) if outputs else None
@@ -136,8 +130,7 @@ class ScalarHead(MLP):
 
     def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc"):
         discrete = dist == "symlog_disc"
-        outputs = dists.BUCKETS if discrete else 1
-        super().__init__(inputs, units, layers, outputs, outscale=0.0)
+        super().__init__(inputs, units, layers, dists.BUCKETS if discrete else 1, outscale=0.0)
         self.dist = dists.TwoHotSymlog if discrete else dists.UnitNormal
 
     def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal:
@@ -168,19 +161,10 @@ class Actor(MLP):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        units: int,
-        layers: int,
-        actions: int,
-        dist: str = "normal",
-        min_std: float = 0.1,
-        max_std: float = 1.0,
-        init_std: float = 1.0,
-        unimix: float = 0.01,
-    ):
-        outputs = actions if dist == "onehot" else 2 * actions
-        super().__init__(inputs, units, layers, outputs)
+        self, inputs: int, units: int, layers: int, actions: int, dist: str = "normal",
+        min_std: float = 0.1, max_std: float = 1.0, init_std: float = 1.0, unimix: float = 0.01,
+    ):  # fmt: skip
+        super().__init__(inputs, units, layers, actions if dist == "onehot" else 2 * actions)
         self.dist, self.unimix = dist, unimix
         self.min_std, self.max_std, self.init_std = min_std, max_std, init_std
 
@@ -246,35 +230,24 @@ class Encoder(nn.Module):
 
     Args:
         shapes: shape of each observation, by name.
-        mlp_keys, cnn_keys: regular expressions that select vectors and images among them.
+        config: the settings `encoder`; mlp_keys and cnn_keys select vectors and images among the observations.
     """
 
-    def __init__(
-        self,
-        shapes: dict[str, tuple[int, ...]],
-        mlp_keys: str,
-        cnn_keys: str,
-        cnn_depth: int,
-        kernel_size: int,
-        minres: int,
-        mlp_layers: int,
-        mlp_units: int,
-        symlog_inputs: bool,
-    ):
+    def __init__(self, shapes: dict[str, tuple[int, ...]], config):
         super().__init__()
-        self.cnn_keys, self.mlp_keys = pick_keys(shapes, mlp_keys, cnn_keys)
-        self.symlog_inputs = symlog_inputs
+        self.cnn_keys, self.mlp_keys = pick_keys(shapes, config.mlp_keys, config.cnn_keys)
+        self.symlog_inputs = config.symlog_inputs
         self.cnn = self.mlp = None
         self.outputs = 0
         if self.cnn_keys:
             height, width, _ = shapes[self.cnn_keys[0]]
             channels = sum(shapes[k][-1] for k in self.cnn_keys)
-            self.cnn = ConvEncoder((height, width, channels), cnn_depth, kernel_size, minres)
+            self.cnn = ConvEncoder((height, width, channels), config.cnn_depth, config.kernel_size, config.minres)
             self.outputs += self.cnn.outputs
         if self.mlp_keys:
             inputs = sum(math.prod(shapes[k]) for k in self.mlp_keys)
-            self.mlp = MLP(inputs, mlp_units, mlp_layers)
-            self.outputs += mlp_units
+            self.mlp = MLP(inputs, config.mlp_units, config.mlp_layers)
+            self.outputs += config.mlp_units
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         parts = []
@@ -323,7 +296,7 @@ class Decoder(nn.Module):
     Args:
         encoder: the encoder whose observations and sizes it mirrors.
         shapes: shape of each observation, by name.
-        config: the encoder's settings (cnn_depth, kernel_size, minres, mlp_layers, mlp_units).
+        config: the settings `encoder`.
     """
 
     def __init__(self, inputs: int, encoder: Encoder, shapes: dict[str, tuple[int, ...]], config):
@@ -361,18 +334,10 @@ def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) 
     return cnn, mlp
 
 
-# Recurrent cells: modules with a state, of which `deter` (..., D) is the part that the rest of the model reads
-
-
-class GRU(nn.Module):
-    """DreamerV2's GRU, with one LayerNorm over its three parts (`gru_layer_norm`)."""
+class Cell(nn.Module):
+    """A recurrent cell: a step with a state, of which the rest of the model reads `deter` (..., D)."""
 
     state = ("deter",)  # names of the tensors that it carries from step to step
-
-    def __init__(self, inputs: int, deter: int):
-        super().__init__()
-        self.linear = nn.Linear(inputs + deter, 3 * deter, bias=False)
-        self.norm = nn.LayerNorm(3 * deter, eps=NORM_EPS)
 
     def initial(self, deter: Tensor) -> State:
         """The state before an episode, given its deter (1, D)."""
@@ -380,6 +345,18 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> State:
         """The state after a step with input x (N, inputs)."""
+        raise NotImplementedError
+
+
+class GRU(Cell):
+    """DreamerV2's GRU, with one LayerNorm over its three parts (`gru_layer_norm`)."""
+
+    def __init__(self, inputs: int, deter: int):
+        super().__init__()
+        self.linear = nn.Linear(inputs + deter, 3 * deter, bias=False)
+        self.norm = nn.LayerNorm(3 * deter, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, state: State) -> State:
         deter = state["deter"]
         parts = self.norm(self.linear(torch.cat([x, deter], -1)))
         return {"deter": update_deter(parts, deter)}
@@ -409,13 +386,11 @@ class BlockLinear(nn.Module):
         return torch.einsum("ngi,gio->ngo", x, self.weight).flatten(-2) + self.bias
 
 
-class BlockGRU(nn.Module):
+class BlockGRU(Cell):
     """DreamerV3's GRU with block-diagonal matrices (`block_gru`; Hafner et al., 2025, appendix on the RSSM).
 
     Every block sees its own part of the recurrent state and, whole, the input and a projection of the recurrent state.
     """
-
-    state = ("deter",)
 
     def __init__(self, inputs: int, deter: int, blocks: int = 8):
         super().__init__()
@@ -424,9 +399,6 @@ class BlockGRU(nn.Module):
         self.hidden = BlockLinear(deter + 2 * blocks * inputs, deter, blocks)
         self.norm = NormSiLU(deter)
         self.parts = BlockLinear(deter, 3 * deter, blocks)
-
-    def initial(self, deter: Tensor) -> State:
-        return {"deter": deter}
 
     def forward(self, x: Tensor, state: State) -> State:
         deter, blocks = state["deter"], self.blocks
@@ -453,28 +425,17 @@ class RSSM(nn.Module):
     `logit`, or `mean` and `std`, of the latent from which stoch was drawn.
 
     Args:
-        cell: module from inputs of size `hidden` and its own state to its next state, with a `deter` of `deter`.
+        cell: takes inputs of size `hidden`; its `deter` has size `deter`.
         stoch, discrete: S and K; K = 0 makes the latent Normal.
         projection: size of the projection for the latent reconstruction loss.
         initial: `learned` or `zeros`.
     """
 
     def __init__(
-        self,
-        embed: int,
-        actions: int,
-        cell: nn.Module,
-        stoch: int = 32,
-        discrete: int = 32,
-        deter: int = 512,
-        hidden: int = 512,
-        projection: int = 32,
-        unimix: float = 0.01,
-        initial: str = "learned",
-        mean_act: str = "none",
-        std_act: str = "sigmoid2",
-        min_std: float = 0.1,
-    ):
+        self, embed: int, actions: int, cell: Cell, stoch: int = 32, discrete: int = 32, deter: int = 512,
+        hidden: int = 512, projection: int = 32, unimix: float = 0.01, initial: str = "learned",
+        mean_act: str = "none", std_act: str = "sigmoid2", min_std: float = 0.1,
+    ):  # fmt: skip
         super().__init__()
         self.stoch, self.discrete, self.deter, self.actions = stoch, discrete, deter, actions
         self.unimix, self.initial_state = unimix, initial

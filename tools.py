@@ -76,9 +76,8 @@ class Metrics:
     """
 
     def __init__(self):
-        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
-        self._numbers: dict[str, list[float]] = {}
-        self._counts: dict[tuple[str, ...], int] = {}
+        self._sums: dict[tuple[str, ...], list] = {}  # keys of an update: their sums (number of keys), updates
+        self._numbers: dict[str, list[float]] = {}  # key: sum, count
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Adds a dict of scalar tensors (of one device) and numbers."""
@@ -91,36 +90,30 @@ class Metrics:
         if not tensors:
             return
         keys = tuple(tensors)
-        values = torch.stack([value.reshape(()).float() for value in tensors.values()])  # (number of keys)
-        if keys not in self._sums:
-            self._sums[keys] = torch.zeros(len(keys), dtype=torch.float64, device=values.device)
-            self._counts[keys] = 0
-        elif self._sums[keys].device != values.device:  # after a resume
-            self._sums[keys] = self._sums[keys].to(values.device)
-        self._sums[keys] += values
-        self._counts[keys] += 1
+        values = torch.stack([value.reshape(()).float() for value in tensors.values()])
+        sums, updates = self._sums.get(keys) or (values.new_zeros(len(keys), dtype=torch.float64), 0)
+        self._sums[keys] = [sums.to(values.device).add_(values), updates + 1]  # on another device after a resume
 
     def means(self) -> dict[str, float]:
         """The means since the last `result`."""
         totals = {key: list(total) for key, total in self._numbers.items()}
-        for keys, sums in self._sums.items():
+        for keys, (sums, updates) in self._sums.items():
             for key, value in zip(keys, sums.tolist(), strict=True):
                 total = totals.setdefault(key, [0.0, 0])
                 total[0] += value
-                total[1] += self._counts[keys]
+                total[1] += updates
         return {key: total / count for key, (total, count) in totals.items()}
 
     def result(self) -> dict[str, float]:
         """The means since the last call, which are then reset."""
         means = self.means()
-        self._sums, self._numbers, self._counts = {}, {}, {}
+        self._sums, self._numbers = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        sums = [[list(keys), values.to("cpu", copy=True), self._counts[keys]] for keys, values in self._sums.items()]
+        sums = [[list(keys), sums.to("cpu", copy=True), updates] for keys, (sums, updates) in self._sums.items()]
         return {"sums": sums, "numbers": {key: list(total) for key, total in self._numbers.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums = {tuple(keys): values.clone() for keys, values, _ in state["sums"]}
-        self._counts = {tuple(keys): count for keys, _, count in state["sums"]}
+        self._sums = {tuple(keys): [sums.clone(), updates] for keys, sums, updates in state["sums"]}
         self._numbers = {key: list(total) for key, total in state["numbers"].items()}

@@ -89,12 +89,14 @@ def test_image_sizes_that_cannot_be_halved_are_refused():
 
 
 def test_vector_and_mixed_observations():
+    def settings(mlp_keys, cnn_keys):
+        return agents.config("--encoder.mlp_keys", mlp_keys, "--encoder.cnn_keys", cnn_keys).encoder
+
     shapes = {**agents.IMAGE, **agents.VECTORS}
-    kwargs = dict(cnn_depth=4, kernel_size=4, minres=4, mlp_layers=2, mlp_units=16, symlog_inputs=True)
     batch = agents.batch(shapes)
     batch["image"] = batch["image"].float() / 255 - 0.5
-    vector = networks.Encoder(shapes, mlp_keys=".*", cnn_keys="$^", **kwargs)
-    both = networks.Encoder(shapes, mlp_keys=".*", cnn_keys="image", **kwargs)
+    vector = networks.Encoder(shapes, settings(".*", "$^"))
+    both = networks.Encoder(shapes, settings(".*", "image"))
     assert vector(batch).shape == (3, 8, 16)
     assert both(batch).shape == (3, 8, 16 + both.cnn.outputs)
     torch.testing.assert_close(both(batch)[..., : both.cnn.outputs], both.cnn(batch["image"]))
@@ -102,7 +104,7 @@ def test_vector_and_mixed_observations():
     batch["position"] = batch["position"] * 1e6
     assert vector(batch).isfinite().all()
     with pytest.raises(ValueError, match="match none"):
-        networks.Encoder(shapes, mlp_keys="$^", cnn_keys="$^", **kwargs)
+        networks.Encoder(shapes, settings("$^", "$^"))
 
 
 def rssm(**changes):
