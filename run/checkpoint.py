@@ -21,7 +21,7 @@ LATEST, PREVIOUS = "latest.pt", "previous.pt"
 KINDS = {
     "step": int, "updates": int, "failures": int, "eval_episodes": int, "lines": int | None, "step_pending": bool,
     "episode": list, "sent": list, "ranks": list, "policy": dict | None, "replay": dict, "done_at": dict, "agent": dict,
-    "schedule": list,
+    "schedule": list, "latent": dict,
 }  # fmt: skip
 
 

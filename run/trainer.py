@@ -23,9 +23,11 @@ from run.logs import Logger, log
 from run.prediction import video_pred
 from run.prefetch import Prefetcher
 from run.process import Interrupt, Interrupted, available_memory
+from run.replay import bytes_needed
 from tools import Metrics
 
 MAX_LOSS = 1e9  # a mean beyond it counts as divergence
+SPELL = {"post_ent": 1000, "kl": 4000}  # updates after which a latent that holds nothing is reported, by its sign
 
 
 class TrainingError(Exception):
@@ -68,6 +70,42 @@ def updates_due(config: Config, step: int) -> int:
     return Schedule.of(config).due(step)
 
 
+class LatentWatch:
+    """Notices spells in which the latent holds nothing, from the rows of the log.
+
+    The entropy of its posterior is at the maximum for 1,000 updates, or its KL is under the free nats, where nothing
+    trains it, for 4,000: agents that learn leave the free nats within 2,100 updates (results/small).
+    """
+
+    def __init__(self, config: Config):
+        self.maximum = config.dyn_stoch * math.log(config.dyn_discrete) if config.dyn_discrete else math.inf
+        self.free = config.kl_free
+        self.updates = 0  # at the last row
+        self.since: dict[str, int] = {}  # update at which each sign appeared
+        self.reported = False
+
+    def check(self, kl: float, post_ent: float, updates: int) -> str:
+        """A line at the row that completes a spell, else ""; takes the means over the updates since the last row."""
+        signs = {"post_ent": post_ent > 0.99 * self.maximum, "kl": kl < 0.95 * self.free}
+        self.since = {name: self.since.get(name, self.updates) for name, sign in signs.items() if sign}
+        self.updates = updates
+        over = [name for name, since in self.since.items() if updates - since >= SPELL[name]]
+        reported, self.reported = self.reported, bool(self.since and (self.reported or over))
+        if reported or not over:
+            return ""
+        words = {
+            "post_ent": f"its posterior is uniform (post_ent {post_ent:.1f} of {self.maximum:.1f} nats)",
+            "kl": f"its KL is {kl:.2f}, under --kl_free {self.free:g},",
+        }
+        return f"the latent holds nothing: {words[over[0]]} since update {self.since[over[0]]} (docs/usage.md)"
+
+    def state_dict(self) -> dict:
+        return {"updates": self.updates, "since": self.since, "reported": self.reported}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates, self.since, self.reported = state["updates"], dict(state["since"]), state["reported"]
+
+
 class Trainer:
     """A training run: the agent, its experience, evaluations and logs, and what a checkpoint holds of them.
 
@@ -95,6 +133,7 @@ class Trainer:
             self.device,
         )
         self.metrics = Metrics()
+        self.latent = LatentWatch(config)
         self.schedule = Schedule.of(config)
         self.updates = 0
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
@@ -117,9 +156,7 @@ class Trainer:
     def log_needs(self) -> None:
         """Logs the memory, disk space and processes that the run grows to; warns if there is too little."""
         c = self.config
-        row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.collector.spec.values())
-        steps = c.steps / c.action_repeat
-        memory, files = (row * min(limit or steps, steps) for limit in (c.dataset_size, c.replay_dir_limit))
+        memory, files = bytes_needed(c, self.collector.spec)
         moments = [p for opt in self.agent.optimizers().values() for group in opt.param_groups for p in group["params"]]
         weights = [*self.agent.state_dict().values(), *moments, *moments]
         disk = files + 3 * sum(tensor.nbytes for tensor in weights)  # latest, previous, and the one being written
@@ -249,6 +286,8 @@ class Trainer:
         if self.logger is not None:
             speed = self.logger.speed(self.env_step, self.updates)
             self.logger.write(self.env_step, {**values, **counts, **speed})
+            if "kl" in values and (line := self.latent.check(values["kl"], values["post_ent"], self.updates)):
+                log.warning(line)
         self.check_losses(values)
 
     def average(self, values: dict[str, float]) -> dict[str, float]:
@@ -325,6 +364,8 @@ class Trainer:
         self.collector.load_state_dict(state, self.device)
         self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
         self.lines = state.get("lines")
+        if "latent" in state:
+            self.latent.load_state_dict(state["latent"])
         before = Schedule(*state["schedule"]) if "schedule" in state else self.schedule
         self.schedule = before.resumed(self.config, self.collector.step)
         self.done_at = {name: int(state["done_at"][name]) for name in self.done_at}
@@ -361,6 +402,6 @@ class Trainer:
         if distributed.is_main():
             state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes}
             state |= {"done_at": done_at, "lines": self.logger.lines}
-            state["schedule"] = list(self.schedule)
+            state |= {"schedule": list(self.schedule), "latent": self.latent.state_dict()}
             checkpoint.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)
         self.done_at = done_at
