@@ -197,10 +197,11 @@ class WorldModel(nn.Module):
         trained = dict(self.named_parameters())
         adam = {"lr": c.model_lr, "eps": c.opt_eps, "clip": c.grad_clip, "weight_decay": c.weight_decay}
         self.decoder = self.probe_opt = self.baseline = None
-        if "decoder" in c.grad_heads or c.probe_decoder:
+        decodes = "decoder" in c.grad_heads
+        if decodes or c.probe_decoder:
             with torch.random.fork_rng([]):  # it does not change the initialization of other networks
                 self.decoder = networks.Decoder(feat, self.encoder, shapes, c.encoder)
-        if "decoder" in c.grad_heads:
+        if decodes:
             trained |= self.decoder.named_parameters("decoder")
         elif c.probe_decoder:
             self.probe_opt = tools.Optimizer(self.decoder.named_parameters(), **adam)
