@@ -6,6 +6,7 @@ evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (run
 """
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -292,6 +293,9 @@ def train_run(config: Config, logdir: Path) -> None:
     with contextlib.ExitStack() as stack:
         with starting(logdir):
             check_settings(config)
+            imports = config.from_checkpoint and not (logdir / checkpoint.LATEST).exists()
+            if imports and not os.path.isfile(config.from_checkpoint):
+                raise ValueError(f"--from_checkpoint {config.from_checkpoint}: there is no such file")
             stack.enter_context(open_logdir(logdir))
             if note := check_resume(config, logdir):
                 log.info(note)
@@ -301,7 +305,7 @@ def train_run(config: Config, logdir: Path) -> None:
         distributed.set_device(trainer.device)
         distributed.broadcast(trainer.agent.state_dict().values())
         with starting(logdir):
-            if config.from_checkpoint and not (logdir / checkpoint.LATEST).exists():
+            if imports:
                 for line in import_checkpoint(trainer.agent, config.from_checkpoint):
                     log.info(f"--from_checkpoint: {line}")
             if distributed.is_main():

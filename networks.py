@@ -328,8 +328,8 @@ def pick_keys(shapes: dict[str, tuple[int, ...]], mlp_keys: str, cnn_keys: str) 
     mlp = [k for k, s in shapes.items() if len(s) < 3 and re.match(mlp_keys, k)]
     if not cnn and not mlp:
         raise ValueError(
-            f"encoder.cnn_keys {cnn_keys!r} and encoder.mlp_keys {mlp_keys!r} match none of the observations "
-            + ", ".join(f"{k} {tuple(s)}" for k, s in shapes.items())
+            f"--encoder.cnn_keys {cnn_keys} and --encoder.mlp_keys {mlp_keys} match none of the observations: "
+            + ", ".join(["image", *(f"{k} {tuple(s)}" for k, s in shapes.items() if k != "image")])
         )
     return cnn, mlp
 

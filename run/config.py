@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import re
 import sys
 from bisect import bisect
@@ -36,9 +35,10 @@ ACTIONS = {
 # Settings that determine how long, how often or where, not what is computed: they may change when a run resumes.
 FREE_SETTINGS = {
     "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
-    "env_failures", "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "loggers",
-    "parallel", "replay_dir_limit", "scan_path", "steps", "video_pred_log",
+    "env_failures", "eval_envs", "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every",
+    "logdir", "loggers", "parallel", "replay_dir_limit", "scan_path", "steps", "video_pred_log",
 }  # fmt: skip
+MOVED = {"eval_resource_files", "resource_files"}  # likewise: the same files may lie elsewhere, or be others
 
 
 # Legal values
@@ -513,7 +513,10 @@ def _help(file: ConfigFile, extra: Mapping[str, tuple[Any, str]]) -> str:
         return f"{start:<42}  {comment}{limits}".rstrip() + "\n"
 
     text = "usage: python dreamer.py [--configs NAME ...] [--setting value ...]\n\n"
-    text += "All settings with their defaults. Step counts are environment steps, action repeat included.\n"
+    text += (
+        "All settings with their defaults. Step counts are environment steps, action repeat included, unless they are "
+        "called agent steps or updates.\n"
+    )
     title = ""
     for name, default in file.defaults.items():
         if file.titles[name] != title:
@@ -564,21 +567,21 @@ def check_config(config: Config) -> None:
     limit = c.time_limit
     require(not limit or repeat <= limit, f"--time_limit {limit} is shorter than --action_repeat {repeat}")
     require(low <= high, f"--actor_min_std {low} is above --actor_max_std {high}")
+    split = c.dyn_cell != "block_gru" or c.dyn_deter % c.dyn_blocks == 0
+    require(split, f"--dyn_deter {c.dyn_deter} cannot be split into --dyn_blocks {c.dyn_blocks}, for block_gru")
     offset, length, decoder = c.disag_offset, c.batch_length, "decoder" in c.grad_heads
     require(offset < length, f"--disag_offset {offset}: expected less than --batch_length {length}")
     require(not (c.probe_decoder and decoder), "--probe_decoder: --grad_heads has a decoder, so there already is one")
     if c.video_pred_log or c.probe_decoder:
         require(decoder or c.probe_decoder, "--video_pred_log: there is no decoder; --probe_decoder True trains one")
         require(length > 5, f"--batch_length is {length}: a decoder's videos need more than 5 steps")
-    exists = not c.from_checkpoint or os.path.isfile(c.from_checkpoint)
-    require(exists, f"--from_checkpoint {c.from_checkpoint}: there is no such file")
 
 
 def check_resume(config: Config, logdir: Path) -> str:
     """Compares the settings with those of the run in `logdir`, if there is one.
 
-    Raises ConfigError if they differ, apart from FREE_SETTINGS, or are lost. Returns a line about settings of the run
-    that are ignored, as this version does not have them; empty if there are none.
+    Raises ConfigError if they differ, apart from FREE_SETTINGS and MOVED, or are lost. Returns a line about settings of
+    the run that are ignored, as this version does not have them; empty if there are none.
     """
     path = logdir / "config.yaml"
     if not path.exists():
@@ -596,7 +599,7 @@ def check_resume(config: Config, logdir: Path) -> str:
             f"--action_repeat is {new}: the run in --logdir {logdir} counts its steps with {old}, which cannot change; "
             "use another --logdir"
         )
-    changed = [f"{name} {old!r} -> {new!r}" for name, (old, new) in differ.items()]
+    changed = [f"{name} {old!r} -> {new!r}" for name, (old, new) in differ.items() if name not in MOVED]
     if changed and not config.allow_config_change:
         raise ConfigError(
             f"--logdir {logdir} holds a run with other settings ({'; '.join(changed)}): "

@@ -182,12 +182,16 @@ def make_run_envs(config: Config, action: Config) -> EnvGroup:
     episodes = action.episodes or config.eval_episode_num
     if episodes < 1:
         raise ValueError(f"--episodes is {episodes}: expected 1 or more")
+    if action.probe_state and episodes < probe.EPISODES:
+        raise ValueError(f"--probe_state needs {probe.EPISODES} episodes or more, got {episodes}: increase --episodes")
     return make_envs(config, "eval_only", count_eval_envs(config, episodes), sees_images(config) or action.video)
 
 
 def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config) -> None:
     """Evaluates a run's checkpoint in these envs and adds a line to its eval.jsonl; the run itself is only read."""
     config, episodes = agent.config, action.episodes or agent.config.eval_episode_num
+    if action.probe_state and not any(map(probe.is_vector, group.observation_space.spaces.values())):
+        raise ValueError(f"--probe_state: {config.task} has no vector observations to predict")
     step = checkpoint.load_weights(logdir, agent)
     step *= read_config(logdir / "config.yaml").action_repeat
     recorder = probe.Recorder(agent.world_model.dynamics) if action.probe_state else None
@@ -204,7 +208,7 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config) -> N
     )
     line = {"step": step, "task": config.task, "seed": config.seed, **means, "returns": scores["return"]}
     changed = {name: new for name, (_, new) in changed_settings(config, logdir / "config.yaml").items()}
-    changed = {name: new for name, new in changed.items() if name not in ("task", "seed", "eval_envs")}
+    changed = {name: new for name, new in changed.items() if name not in ("task", "seed")}
     if changed:
         line["changed"] = changed
     if incomplete:

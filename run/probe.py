@@ -5,11 +5,13 @@ distractor has a high R² for the first and one near 0 for the second.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 import networks
 
+EPISODES = 3  # needed: to fit, to choose the penalty, held out
 RIDGE = 10.0 ** np.arange(-4, 5)  # penalties tried, for standardized features
 
 
@@ -34,12 +36,17 @@ class Recorder:
                     self.rows.setdefault(key, []).append(value)
 
 
+def is_vector(value: Any) -> bool:
+    """Whether an observation, or its space, is one of numbers to predict."""
+    return value.dtype == np.float32 and len(value.shape) <= 2
+
+
 def variables(obs: dict[str, np.ndarray]) -> dict[str, float]:
     """The numbers to predict for one observation, by name."""
     found = {}
     for key, value in obs.items():
         value = np.asarray(value)
-        if value.dtype != np.float32 or value.ndim > 2:
+        if not is_vector(value):
             continue
         flat = value.reshape(-1)
         found.update({key if len(flat) == 1 else f"{key}/{i}": float(x) for i, x in enumerate(flat)})
@@ -60,10 +67,12 @@ def probe(rows: Mapping[str, Sequence]) -> dict[str, float]:
     data = {key: np.asarray(values) for key, values in rows.items()}
     episode = data["episode"]
     numbers = np.unique(episode)
-    if len(numbers) < 3:
-        raise ValueError(f"--probe_state needs 3 episodes or more, got {len(numbers)}: increase --episodes")
+    if len(numbers) < EPISODES:
+        raise ValueError(f"probes need {EPISODES} episodes or more, got {len(numbers)}")
     part = (np.searchsorted(numbers, episode)) % 3  # 0 fit, 1 penalty, 2 held out
     names = [k for k in data if k not in ("feat", "episode") and all(data[k][part == p].std() > 1e-6 for p in range(3))]
+    if not names:
+        return {}
     targets = np.stack([data[name] for name in names], 1).astype(np.float64)
     feat = data["feat"].astype(np.float64)
     feat = (feat - feat[part < 2].mean(0)) / (feat[part < 2].std(0) + 1e-8)

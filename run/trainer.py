@@ -213,9 +213,9 @@ class Trainer:
             except Interrupted:
                 self.save()
                 log.info(f"stopped at step {self.env_step}: the same command resumes from there")
-            except EnvError:
+            except EnvError as error:
                 self.save()
-                log.info(f"an env failed: saved a checkpoint of step {self.env_step}")
+                log.info(f"{error}: saved a checkpoint of step {self.env_step}")
                 raise
 
     # Evaluation

@@ -20,8 +20,8 @@ def export(run: Path, folder: Path) -> None:
         agent = {k: v.bfloat16() if v.is_floating_point() else v for k, v in networks.items()}
     folder.mkdir(parents=True, exist_ok=True)
     # complete, even if the run is older than some settings
-    config, _ = load_config(["--logdir", str(folder)], extra=ACTIONS, base=read_config(run / "config.yaml"))
-    save_config(config, folder / "config.yaml")
+    config, _ = load_config([], extra=ACTIONS, base=read_config(run / "config.yaml"))
+    save_config(config.replace(logdir=load_config([]).logdir), folder / "config.yaml")  # no folder of this machine
     checkpoint.save_checkpoint(folder / "latest.pt", {"agent": {"agent": agent}, "step": step})
 
 

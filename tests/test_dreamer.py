@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,7 +230,8 @@ def test_a_dead_worker_ends_the_run_with_its_name(tmp_path):
         (["--precision", "8"], ["precision", "16, 32"]),
         (["--mask_ratio", "1.5"], ["mask_ratio", "0 to 1"]),
         (["--augmentation", "mirror"], ["mirror", "affine"]),
-        (["--from_checkpoint", "nowhere.pt"], ["nowhere.pt"]),
+        (["--from_checkpoint", "nowhere.pt"], ["--from_checkpoint nowhere.pt: there is no such file"]),
+        (["--from_checkpoint", 1000 * "a"], ["there is no such file"]),
         (["--batch_sise", "3"], ["batch_sise", "batch_size"]),
         (["--batch_size", "three"], ["batch_size", "three"]),
         (["--configs", "dmc_visoin"], ["dmc_visoin", "dmc_vision"]),
@@ -237,7 +239,7 @@ def test_a_dead_worker_ends_the_run_with_its_name(tmp_path):
     ],
 )
 def test_bad_settings_are_one_line(flags, words, tmp_path, capsys):
-    argv = ["--configs", "dmc_vision", "--logdir", str(tmp_path / "run"), *flags]
+    argv = ["--configs", "dmc_vision", "--task", "dmc_walker_walk", "--logdir", str(tmp_path / "run"), *flags]
     try:
         code = dreamer.main(argv)
     except SystemExit as stop:
@@ -256,6 +258,7 @@ def test_another_config_is_refused_unless_allowed(tmp_path):
     assert code == 2 and "units 16 -> 24" in err and "kl_free 1.0 -> 2.0" in err and len(err.splitlines()) == 1
     # settings that only determine how long, how often or where
     free = ["--steps", "400", "--parallel", "False", "--log_every", "50", "--eval_episode_num", "1", "--device", "cpu"]
+    free += ["--resource_files", "elsewhere/*.mp4", "--eval_envs", "1"]
     assert run(*VECTORS, *free, "--logdir", logdir)[0] == 0
     told = ["--kl_free", "2", "--allow_config_change", "True", "--steps", "500"]
     assert run(*VECTORS, *told, "--logdir", logdir)[0] == 0
@@ -282,7 +285,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
     flags += ["--encoder.cnn_depth", sizes["depth"], "--dyn_hidden", sizes["hidden"], "--dyn_deter", sizes["deter"]]
     flags += ["--dyn_stoch", sizes["stoch"], "--dyn_discrete", sizes["discrete"], "--units", sizes["units"]]
     flags += ["--dyn_cont_stoch_size", sizes["proj"], "--eval_episode_num", 0, "--logdir", tmp_path / "run"]
-    path = reference.FOLDER / "reference_checkpoint.pt"
+    path = shutil.copy(reference.FOLDER / "reference_checkpoint.pt", tmp_path)
     code, out, err = run(*flags, "--from_checkpoint", path)
     assert code == 0, err
     # cartpole has one action, the checkpoint another number: those tensors do not fit and are listed with both shapes
@@ -294,6 +297,9 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
     theirs = torch.load(path, weights_only=True)
     for name in ("_wm.dynamics._cell._layer.weight", "_wm.encoder._cnn.layers.3.weight", "_wm.target_dynamics.W"):
         assert torch.equal(saved[public_name(name)], theirs[name])
+    Path(path).unlink()  # needed once
+    assert dreamer.main([*map(str, flags), "--from_checkpoint", path]) == 0
+    assert dreamer.main(["--eval_only", "--episodes", "1", "--logdir", str(tmp_path / "run")]) == 0
 
 
 def test_schedule_of_updates():

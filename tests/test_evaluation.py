@@ -77,13 +77,16 @@ def test_a_checkpoint_is_evaluated_and_the_run_is_unchanged(run, capsys):
 
 def test_what_differs_from_the_runs_settings_stands_in_the_row_and_in_the_videos_names(run, capsys):
     """So a table takes the rows of the run's own settings."""
-    for flags in ([], ["--time_limit", "20", "--eval_noise", "0.5", "--video"], ["--eval_envs", "1", "--seed", "1"]):
+    others = ["--time_limit", "20", "--eval_noise", "0.5", "--eval_resource_files", "b/*.mp4", "--video"]
+    for flags in ([], others, ["--eval_envs", "1", "--seed", "1"]):
         assert main("--eval_only", "--logdir", run, "--episodes", "2", *flags) == 0
     own, other, seed = lines(run)
     assert "changed" not in own and "changed" not in seed
-    assert other["changed"] == {"time_limit": 20, "eval_noise": 0.5} and other["length"] < own["length"]
+    assert other["changed"] == {"time_limit": 20, "eval_noise": 0.5, "eval_resource_files": "b/*.mp4"}
+    assert other["length"] < own["length"]
     names = {path.name for path in (run / "videos").iterdir()}
-    assert names == {f"dmc_cartpole_balance-step240-seed0-eval_noise=0.5-time_limit=20-{i}.mp4" for i in range(2)}
+    changed = "-eval_noise=0.5-eval_resource_files=b_.mp4-time_limit=20"
+    assert names == {f"dmc_cartpole_balance-step240-seed0{changed}-{i}.mp4" for i in range(2)}
     capsys.readouterr()
     plot.main(["--suite", str(run), "--out", str(run / "suite.png")])
     out, err = capsys.readouterr()
@@ -200,6 +203,7 @@ def test_videos_of_all_episodes(run):
         (["--logdir", "nowhere"], ["nowhere", "config.yaml"]),
         (["--episodes", "-1"], ["--episodes"]),
         (["--episodes", "many"], ["--episodes", "many"]),
+        (["--probe_state", "--episodes", "2"], ["--probe_state needs 3 episodes or more, got 2"]),
         (["--task", "dmc_walker_walk"], ["dmc_walker_walk", "checkpoint"]),
         (["--task", "dmc_cartpole_blance"], ["blance", "balance"]),
         (["--units", "24"], ["latest.pt", "(24", "(16"]),
@@ -285,6 +289,7 @@ def test_an_exported_agent_is_evaluated_and_not_resumed(run, tmp_path, capsys):
     small = tmp_path / "agent"
     export_agent.export(run, small)
     assert (small / "latest.pt").stat().st_size < (run / "latest.pt").stat().st_size / 3
+    assert str(tmp_path) not in (small / "config.yaml").read_text()
     assert main("--eval_only", "--logdir", small, "--episodes", "2") == 0
     assert "return" in capsys.readouterr().out
     assert main(*VECTORS, *HERE, "--logdir", small, "--allow_config_change", "True") == 2

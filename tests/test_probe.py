@@ -32,7 +32,7 @@ def test_episodes_are_held_out_whole():
 
 
 def test_too_few_episodes_are_an_error():
-    with pytest.raises(ValueError, match="--episodes"):
+    with pytest.raises(ValueError, match="3 episodes or more, got 2"):
         probe.probe(made_up(np.random.default_rng(0), episodes=2))
 
 
