@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import pickle
 import re
@@ -9,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -561,43 +563,120 @@ def test_help_and_wrong_flags_do_not_wait_for_torch(flags, code):
     assert not {"torch", "numpy", "gym", "tensorboard", "mujoco"} & set(imported)
 
 
-FLAGS = st.sampled_from(["configs", "help", "encoder", *ACTIONS, *ConfigFile(CONFIGS).defaults]).map("--{}".format)
+# Properties: tests/campaign.py tries more examples of them
+
+JUNK = (
+    "", " ", "nan", "-inf", "1e999", "True", "none", "0x10", "1_000", "1,5", "٣", "--", "-", "é" * 300, "\n", "\x01",
+    "'", "1 2", "1e-400", "9" * 400, "[1]", "{}", "1e", "+5", "../..", "%s", "$(reboot)",
+)  # fmt: skip
+CACHED = functools.cache(ConfigFile)
+DEFAULTS = {**CACHED(CONFIGS).defaults, **{name: value for name, (value, _) in ACTIONS.items()}}
+BOUNDS = {  # those that --help shows
+    name: tuple(map(float, match.groups()))
+    for name, legal in LEGAL.items()
+    if (match := re.fullmatch(r" from (\S+) to (\S+)", legal.text))
+}
+CHOICES = sorted({str(choice) for legal in LEGAL.values() for choice in legal.choices})
+NAMES_OF_FLAGS = st.sampled_from(["configs", "help", "encoder", *DEFAULTS])
+FLAGS = NAMES_OF_FLAGS.map("--{}".format)
 WORDS = st.one_of(
     FLAGS,
+    NAMES_OF_FLAGS.map(lambda name: f"--{name[:-1]}"),
+    st.builds("--{}={}".format, NAMES_OF_FLAGS, st.text(max_size=8)),
     SCALARS.map(str),
     st.text(max_size=8),
-    st.sampled_from([*ConfigFile(CONFIGS).groups, "nan", "-inf", "1e999", "0", "-1", "--", "-h", "--steps=", "True"]),
-    st.sampled_from(sorted({str(choice) for legal in LEGAL.values() for choice in legal.choices})),
+    st.sampled_from([*CACHED(CONFIGS).groups, *CHOICES, *JUNK, "0", "-1", "-h"]),
+    st.sampled_from(sorted({f"{bound:g}" for bounds in BOUNDS.values() for bound in bounds})),
 )
+PLACES, INSERTED = st.integers(0, 10**5), "{}[]&*!|>'\"%@`,:#-?\\\t\0\x07\ufeff\u2028é\na "
+NEW = st.binary(max_size=9) | st.text(INSERTED, max_size=9).map(str.encode)
+EDITS = st.lists(st.tuples(PLACES, st.integers(0, 20) | PLACES, NEW), max_size=3)
+VALUE = st.sampled_from([None, None, *JUNK, "[1, [2]]", "{a: {b: 1}}", "|", ">", "~"])
+MOVES = st.lists(st.tuples(PLACES, PLACES, VALUE), max_size=3)
+
+
+def edited(text: bytes, edits: list, moves: list) -> bytes:
+    """Bytes replaced by others, then lines copied to another place or given another value."""
+    for place, count, new in edits:
+        place %= len(text) + 1
+        text = text[:place] + new + text[place + count :]
+    lines = text.splitlines(keepends=True) or [b""]
+    for i, j, value in moves:
+        line = lines[i % len(lines)]
+        lines[j % len(lines)] = line if value is None else f"{line.split(b':')[0].decode('latin')}: {value}\n".encode()
+    return b"".join(lines)
+
+
+def read(words: list[str], check: bool = True, **options) -> tuple[dict | None, str]:
+    """Legal settings and flags of a command line, or None and the one line by which it is refused."""
+    out, err = io.StringIO(), io.StringIO()
+    once = mock.patch.object(module, "ConfigFile", CACHED)
+    try:
+        with once, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            config, actions = load_config(words, extra=ACTIONS, **options)
+            found = {**config.flat(), **actions}
+            for name in found.keys() & DEFAULTS:
+                assert type(found[name]) is type(DEFAULTS[name])
+                for item in found[name] if isinstance(found[name], list) else [found[name]]:
+                    assert name not in LEGAL or LEGAL[name].allows(item), f"{name} became {item!r}"
+            if check:
+                check_config(config)
+        return found, ""
+    except ConfigError as error:  # printed by dreamer.py
+        assert str(error) and "\n" not in str(error)
+        return None, str(error)
+    except SystemExit as stop:
+        assert (stop.code, err.getvalue().count("\n")) == ((0, 0) if out.getvalue() else (2, 1)), err.getvalue()
+        return None, err.getvalue()
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(BOUNDS)), st.floats(0, 1) | st.sampled_from([-1e300, -1.0, 2.0, 1e300]))
+def test_a_number_is_legal_within_its_bounds_alone(name, place):
+    (low, high), default = BOUNDS[name], DEFAULTS[name]
+    kind = type(default[0] if isinstance(default, list) else default)
+    gap = 1 if kind is int else max(abs(low), abs(high)) * 1e-6
+    inside = min(high, low + (high - low) * place)
+    value = {-1.0: low - gap, 2.0: high + max(gap, high * 1e-6)}.get(place, inside if 0 <= place <= 1 else place)
+    text = str(int(value)) if kind is int and abs(value) < 1e20 else repr(value)
+    found, line = read([f"--{name}", *[text] * (2 if name == "size" else 1)], check=False)
+    if 0 <= place <= 1:
+        assert (found[name][0] if isinstance(default, list) else found[name]) == kind(text), line
+    else:
+        assert found is None and f"--{name} is" in line
 
 
 @settings(deadline=None)
 @given(st.one_of(st.lists(WORDS, max_size=8), st.lists(st.tuples(FLAGS, WORDS), max_size=4).map(lambda x: sum(x, ()))))
 def test_any_command_line_gives_a_legal_config_or_one_line(words):
-    defaults = {**ConfigFile(CONFIGS).defaults, "configs": []}
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            config, _ = load_config(words, extra=ACTIONS)
-    except SystemExit as stop:
-        assert (stop.code, err.getvalue().count("\n")) == ((0, 0) if out.getvalue() else (2, 1))
-        return
-    for name, value in config.flat().items():
-        assert type(value) is type(defaults[name])
-        for item in value if isinstance(value, list) else [value]:
-            assert name not in LEGAL or LEGAL[name].allows(item)
-    with contextlib.suppress(ConfigError):
-        check_config(config)
+    read(words)
 
 
 @settings(deadline=None)
-@given(st.integers(0, len(SMALL)), st.integers(0, 20), st.text(max_size=9) | st.text("{}[]&*a:,-!|>'\"\n ", max_size=9))
-def test_any_change_of_the_file_gives_a_config_or_one_line(tmp_path_factory, start, length, text):
+@given(st.sampled_from([SMALL.encode(), CONFIGS.read_bytes()]), EDITS, MOVES)
+def test_any_change_of_the_file_gives_a_config_or_one_line(tmp_path_factory, text, edits, moves):
     path = tmp_path_factory.mktemp("config") / "configs.yaml"
-    path.write_bytes((SMALL[:start] + text + SMALL[start + length :]).encode())
+    path.write_bytes(edited(text, edits, moves))
     err = io.StringIO()
     try:
         with contextlib.redirect_stderr(err):
             load_config([], path)
     except SystemExit as stop:
-        assert (stop.code, err.getvalue().count("\n")) == (2, 1)
+        assert stop.code == 2 and err.getvalue().count("\n") == 1 and str(path) in err.getvalue()
+
+
+@functools.cache
+def vision_config() -> Config:
+    return load_config(["--configs", "dmc_vision"])
+
+
+@settings(deadline=None)
+@given(EDITS, MOVES)
+def test_any_change_of_a_saved_config_gives_a_config_or_one_line(tmp_path_factory, edits, moves):
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    save_config(vision_config(), path)
+    path.write_bytes(edited(path.read_bytes(), edits, moves))
+    try:
+        read([], check=False, base=read_config(path))
+    except ConfigError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
