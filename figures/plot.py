@@ -18,6 +18,7 @@ import argparse
 import difflib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -34,6 +35,9 @@ import pandas as pd
 import scipy.stats
 import seaborn as sns
 from ruamel.yaml import YAML
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from run.config import FREE_SETTINGS, Config
 
 PUBLISHED = Path(__file__).with_name("published_returns.csv")
 PROTOCOLS = Path(__file__).with_name("published_protocols.csv")
@@ -54,6 +58,7 @@ METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
     "no_simsr": "HRSSM without bisimulation",
     "no_hybrid": "HRSSM without target branch",
     "continuous": "HRSSM, Normal latents",
+    "M": "HRSSM, size M",
 }
 # a task's name is that of its clean version and one of these
 SETS = (
@@ -61,15 +66,12 @@ SETS = (
       for level in ("easy", "hard")),
     "distracting_cs", "sensor_cs", "video",
 )  # fmt: skip
+SETUPS = {"dmc_vision", "dmc_proprio", "realistic_maniskill", "small", "debug", "quickstart", "quickstart_vectors"}
 LARGEST = 1e30  # magnitude of a step or value that can be drawn
 
 
 class PlotError(Exception):
     """A user's error, in one line."""
-
-
-class NoValues(PlotError):
-    """A run whose log does not have the metric."""
 
 
 @dataclass(eq=False)
@@ -88,9 +90,18 @@ Groups = dict[str, dict[str, list[Run]]]  # {task: {method: runs}}
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def find_runs(arguments: Iterable[str], label: str | None = None, log: str = "metrics.jsonl") -> list[Run]:
-    """The runs with this log of RUN arguments, each once; PlotError if two are the same task, method and seed."""
+def find_runs(
+    arguments: Iterable[str],
+    label: str | None = None,
+    log: str = "metrics.jsonl",
+    left_out: list[str] | None = None,
+) -> list[Run]:
+    """The runs with this log of RUN arguments, each once; PlotError if two are the same task, method and seed.
+
+    left_out: takes a line about each run whose settings are damaged, which is a PlotError without.
+    """
     runs: dict[Path, Run] = {}
+    damaged: list[PlotError] = []
     for argument in arguments:
         name, equals, rest = argument.partition("=")
         name, rest = (name, rest) if equals and not Path(argument).exists() else (label, argument)
@@ -98,10 +109,19 @@ def find_runs(arguments: Iterable[str], label: str | None = None, log: str = "me
             raise PlotError(f"{name!r}: expected the name of a method in printable characters")
         if not Path(rest).is_dir():
             raise PlotError(f"{rest}: no such folder; expected the --logdir of a run, or a folder of them")
-        folders = [path.parent for path in sorted(Path(rest).rglob(log)) if path.is_file()]
+        folders = run_folders(Path(rest), log)
         if not folders:
             raise PlotError(f"{rest}: no run there with {log}")
-        runs |= {folder: read_run(folder, name) for folder in folders}
+        for folder in folders:
+            try:
+                runs[folder.resolve()] = read_run(folder, name)
+            except PlotError as error:
+                damaged.append(error)
+    if damaged and (left_out is None or not runs):
+        raise damaged[0]
+    if damaged:
+        left_out += [f"left out: {error}" for error in damaged]
+    name_methods(list(runs.values()))
     seen: dict[tuple, Path] = {}
     for run in runs.values():
         twin = seen.setdefault((run.task, run.method, run.seed), run.path)
@@ -113,16 +133,47 @@ def find_runs(arguments: Iterable[str], label: str | None = None, log: str = "me
     return list(runs.values())
 
 
+def run_folders(root: Path, log: str) -> list[Path]:
+    """The folders below `root` with a file of this name, also behind links."""
+    found, seen = [], set()
+    for name, folders, files in os.walk(root, followlinks=True):
+        if os.path.realpath(name) in seen:  # a link to a folder above
+            folders.clear()
+        elif log in files and os.path.isfile(os.path.join(name, log)):
+            found.append(Path(name))
+        seen.add(os.path.realpath(name))
+        folders.sort()
+    return sorted(found)
+
+
+def name_methods(runs: list[Run]) -> None:
+    """Names the methods of runs by their --configs, and of runs that only differ in some settings by these too."""
+    unnamed = [run for run in runs if not run.method]
+    shared = set.intersection(*(set(run.settings["configs"]) for run in unnamed)) if unnamed else set()
+    for run in unnamed:
+        names = [name for name in run.settings["configs"] if name not in shared & SETUPS]
+        run.method = "+".join(names) or "hrssm"
+    for group in group_runs(runs).values():
+        for members in group.values():
+            if len({run.seed for run in members}) < len(members):
+                flat = [Config(run.settings).flat() for run in members]
+                names = set.intersection(*(set(settings) for settings in flat)) - {"seed", *FREE_SETTINGS}
+                differ = sorted(name for name in names if any(one[name] != flat[0][name] for one in flat))
+                if len(differ) <= 3:  # others are not a method's variants
+                    for run, settings in zip(members, flat, strict=True):
+                        run.method += "".join(f", {name} {settings[name]}" for name in differ)
+
+
 def read_run(path: Path, label: str | None = None) -> Run:
     """The run in a folder, without its curves.
 
-    Its method is the label, else METHOD of a sweep's folder TASK/METHOD/seedN, else the names of its --configs, else
-    its parent folder's name.
+    Its method is the label, else METHOD of a sweep's folder TASK/METHOD/seedN; "" for `name_methods` if the run has
+    --configs; else its parent folder's name.
     """
     try:
         settings = YAML(typ="safe", pure=True).load(path / "config.yaml")
         task, seed = str(settings["task"]), int(settings["seed"])
-        configs = "+".join(str(name) for name in settings.get("configs") or [])
+        configs = [str(name) for name in settings.get("configs") or []]
     except OSError as error:
         file = path / "config.yaml"
         raise PlotError(f"{file}: {error.strerror}; expected the settings of the run, its task and seed") from None
@@ -130,7 +181,8 @@ def read_run(path: Path, label: str | None = None) -> Run:
         raise PlotError(f"{path / 'config.yaml'}: not the config of a run (expected the keys task and seed)") from None
     folder = path.resolve()
     in_sweep = re.fullmatch(r"seed\d+", folder.name) and folder.parents[1].name == task
-    return Run(path, task, label or (not in_sweep and configs) or folder.parent.name, seed, settings)
+    method = label or ("" if configs and not in_sweep else folder.parent.name)
+    return Run(path, task, method, seed, {**settings, "configs": configs})
 
 
 def read_rows(path: Path, check: Callable[[dict], object], expected: str) -> list[dict]:
@@ -169,7 +221,7 @@ def read_curve(run: Run, metric: str, window: float = 0) -> pd.Series:
     if not curve:
         names = set().union(*rows) - {"step"}
         near = difflib.get_close_matches(metric, names, n=4, cutoff=0.4) or sorted(names)[:8]
-        raise NoValues(f"{run.path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
+        raise PlotError(f"{run.path}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
     return running_mean(pd.Series(curve).sort_index(), window)
 
 
@@ -599,6 +651,22 @@ def group_runs(runs: list[Run]) -> Groups:
     return groups
 
 
+def readable(runs: list[Run], left_out: list[str], metric: str = "", window: float = 0) -> list[Run]:
+    """The runs whose files can be read, with the curve of a metric; a line about each other one. PlotError for none."""
+    found, problem = [], None
+    for run in runs:
+        try:
+            read_evaluations(run)
+            run.curve = read_curve(run, metric, window) if metric else None
+            found.append(run)
+        except PlotError as error:
+            problem = error
+            left_out.append(f"left out: {error}")
+    if not found:
+        raise problem
+    return found
+
+
 def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     """Draws and writes everything; returns the Markdown tables and remarks."""
     if not 0 <= args.window <= LARGEST:
@@ -606,16 +674,8 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     for step in args.at or []:
         if not 0 <= step <= LARGEST:
             raise PlotError(f"--at {step:g}: expected environment steps, such as 1e5")
-    runs, remarks, empty = [], [], None
-    for run in find_runs(args.runs, args.label):
-        try:
-            run.curve = read_curve(run, args.metric, args.window)
-            runs.append(run)
-        except NoValues as error:
-            empty = error
-            remarks.append(f"left out: {error}")
-    if not runs:
-        raise empty
+    remarks: list[str] = []
+    runs = readable(find_runs(args.runs, args.label, left_out=remarks), remarks, args.metric, args.window)
     groups = group_runs(runs)
     for task, group in groups.items():
         for method, members in group.items():
@@ -644,10 +704,12 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
 
 def plot_suite(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     """Draws and writes the returns by test set; returns the Markdown tables and remarks."""
-    frame, remarks = summarize_suite(find_runs(args.runs, args.label, "eval.jsonl"), args.others)
+    remarks: list[str] = []
+    runs = readable(find_runs(args.runs, args.label, "eval.jsonl", remarks), remarks)
+    frame, left_out = summarize_suite(runs, args.others)
     draw_suite(frame, out)
     frame.drop(columns="scores").round(3).to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
-    return suite_markdown(frame), [*remarks, f"{out}, {csv}"]
+    return suite_markdown(frame), [*remarks, *left_out, f"{out}, {csv}"]
 
 
 class Parser(argparse.ArgumentParser):

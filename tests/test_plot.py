@@ -197,14 +197,51 @@ def test_method_is_the_label_the_configs_or_the_folder(tmp_path):
     named = write_run(tmp_path / "hrssm" / "0", configs="[dmc_vision, M]")
     bare = write_run(tmp_path / "hrssm" / "1", seed=1, configs="[]")
     assert [run.method for run in plot.find_runs([f"mine={named}", str(bare)])] == ["mine", "hrssm"]
-    assert [run.method for run in plot.find_runs([str(named)])] == ["dmc_vision+M"]
+    assert [run.method for run in plot.find_runs([str(named)])] == ["M"]
     assert [run.method for run in plot.find_runs([f"A={named}", str(bare)], "B")] == ["A", "B"]
 
 
 def test_a_run_does_not_hide_those_in_folders_below_it(tmp_path):
-    write_run(tmp_path / "log", configs="[quickstart]")
-    write_run(tmp_path / "log" / "walk", configs="[dmc_vision]")
-    assert {run.method for run in plot.find_runs([str(tmp_path / "log")])} == {"quickstart", "dmc_vision"}
+    write_run(tmp_path / "log", configs="[dmc_vision, small, debug]")
+    write_run(tmp_path / "log" / "walk", configs="[dmc_vision, debug]")
+    write_run(tmp_path / "log" / "walk" / "repo", configs="[dmc_vision, repo, debug]")
+    assert [run.method for run in plot.find_runs([str(tmp_path / "log")])] == ["small", "hrssm", "repo"]
+
+
+def test_runs_that_differ_in_a_setting_are_methods_of_their_own(tmp_path, capsys):
+    for seed in range(2):
+        for ratio in (0.3, 0.5):
+            write_run(tmp_path / f"{ratio}-{seed}", seed=seed, mask_ratio=ratio, configs="[dmc_vision]", logdir=seed)
+    names = [run.method for run in plot.find_runs([str(tmp_path)])]
+    assert names == ["hrssm, mask_ratio 0.3"] * 2 + ["hrssm, mask_ratio 0.5"] * 2
+    write_run(tmp_path / "copy", mask_ratio=0.5, configs="[dmc_vision]")
+    with pytest.raises(plot.PlotError, match=r"are both .*, method hrssm, mask_ratio 0\.5, seed 0"):
+        plot.find_runs([str(tmp_path)])
+
+
+def test_runs_behind_links_are_found_once(tmp_path):
+    elsewhere = write_run(tmp_path / "disk" / "walk")
+    (tmp_path / "log").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "log" / name).symlink_to(elsewhere)
+    (tmp_path / "log" / "above").symlink_to(tmp_path / "log")
+    assert [run.path for run in plot.find_runs([str(tmp_path / "log")])] == [tmp_path / "log" / "a"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "eval.jsonl"])
+@pytest.mark.parametrize("flags", [[], ["--suite"]])
+def test_a_damaged_run_is_named_and_does_not_stop_the_others(name, flags, tmp_path, capsys):
+    for seed in range(3):
+        folder = write_run(tmp_path / str(seed), seed=seed)
+        (folder / "eval.jsonl").write_text('{"task": "dmc_walker_walk", "return": 50.0}\n')
+    (folder / name).write_text("[1\n{}\n")
+    plot.main([str(tmp_path), "--label", "x", "--out", str(tmp_path / "a.png"), *flags])
+    err = capsys.readouterr().err
+    seeds = {row["seeds"] for row in table(tmp_path / "a_table.csv") if row["method"] == "x"}
+    if flags and name == "metrics.jsonl":
+        assert "left out" not in err and seeds == {"3"}  # it is not read
+    else:
+        assert f"left out: {folder / name}" in err and seeds == {"2"}
 
 
 def test_published_curves():
@@ -414,7 +451,7 @@ def test_probes_of_runs_are_a_table(tmp_path):
     assert "| dmc_walker_walk | theirs | 50.0 | -0.50 |  | 1 |" in out  # nothing in the background to probe
     (probed[3] / "eval.jsonl").write_text('{"task": "dmc_walker_walk", "probe_r2": 3}\n')
     code, _, error = run(*flags)
-    assert code != 0 and str(probed[3] / "eval.jsonl") in error
+    assert code == 0 and f"left out: {probed[3] / 'eval.jsonl'}" in error
 
 
 def test_intervals_are_the_same_in_every_call(tmp_path):
