@@ -277,7 +277,9 @@ def training(trainer: Trainer) -> Iterator[None]:
             traceback.print_exception(cause)
         raise CommandError(f"{first_line(cause)}; the same command resumes from step {trainer.env_step}", 1) from error
     except OSError as error:  # a full disk, or a deleted folder
-        problem = f"{error.strerror or error} ({error.filename or trainer.logdir})"
+        problem = error.strerror or str(error)
+        if str(trainer.logdir) not in problem:
+            problem += f" ({error.filename or trainer.logdir})"
         step = trainer.done_at["checkpoint"]
         message = f"{problem}; the same command resumes from the last checkpoint, of step {step}"
         raise CommandError(message, 1, alone=True) from error

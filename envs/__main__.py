@@ -1,4 +1,4 @@
-"""Records a task: `python -m envs --task dmc_walker_walk_video_hard --out clip.mp4` records a random policy."""
+"""Records a task: `python envs --task dmc_walker_walk_video_hard --out clip.mp4` records a random policy."""
 
 import argparse
 import sys
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+if not __package__:  # `python envs`, which takes no modules from the caller's folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import envs
 from run import video
@@ -31,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         count = video.write(args.out, (video.enlarge(frame, args.zoom) for frame in frames), args.fps)
         env.close()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"python -m envs: {error}", file=sys.stderr)
+        print(f"python envs: {error}", file=sys.stderr)
         sys.exit(2)
     ended = f", episode returns: {' '.join(f'{r:.1f}' for r in returns)}" if returns else ""
     print(f"{args.out}: {count} frames{ended}")
@@ -40,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Config]:
     """The flags of a recording, and the settings: configs.yaml, --configs and the other flags, as in training."""
     parser = argparse.ArgumentParser(
-        "python -m envs",
+        "python envs",
         description=__doc__,
         epilog="All other flags are settings of configs.yaml, such as --configs, --seed, --size, --img_source.",
         allow_abbrev=False,

@@ -301,9 +301,11 @@ class Collector:
         known, step_pending = self.replay.total_episodes, self.step_pending
         self.replay.load()
         if known and not any(distributed.all_gather(len(self.replay.finished))):
+            damaged = len(list(self.replay.directory.glob("*.damaged")))
             raise ValueError(
-                f"{self.replay.directory} holds no episode, but the checkpoint next to it counts {known}: "
-                "restore them, or use another --logdir"
+                f"{self.replay.directory} holds no episode, but the checkpoint next to it counts {known}"
+                + (f" ({damaged} are damaged: *.npz.damaged)" if damaged else "")
+                + ": restore them, or use another --logdir"
             )
         newer = [
             {

@@ -110,7 +110,7 @@ def test_tensorboard_holds_the_same_scalars_and_the_videos(whole_run):
         theirs = [(e.step, e.value) for e in events.Scalars(logs.grouped(name))]
         assert [s for s, _ in ours] == [s for s, _ in theirs]
         np.testing.assert_allclose([v for _, v in ours], [v for _, v in theirs], rtol=1e-6)
-    videos = events.Images("eval_policy")
+    videos = events.Images("video/eval_policy")
     assert [v.step for v in videos] == [400, 800, 1200]
     from io import BytesIO
 

@@ -227,7 +227,13 @@ def test_what_cannot_change_is_refused_by_name(logdir, capsys):
 
 
 def test_episodes_that_were_moved_away_are_one_line(logdir, capsys):
-    (logdir / "train_eps").rename(logdir / "elsewhere")
+    shutil.copytree(logdir / "train_eps", logdir / "elsewhere")
+    for path in (logdir / "train_eps").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    assert main(*SHORT, "--steps", "600", "--logdir", logdir) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert "train_eps holds no episode" in last and "(8 are damaged: *.npz.damaged)" in last
+    shutil.rmtree(logdir / "train_eps")
     assert main(*SHORT, "--steps", "600", "--logdir", logdir) == 2
     assert "train_eps holds no episode" in one_line(capsys.readouterr().err)
 
@@ -520,7 +526,7 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(logdir):
     process = start(*SHORT, "--steps", "800", "--logdir", logdir, preexec_fn=limit)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
-    assert str(logdir) in one_line(err) and "from the last checkpoint, of step 480" in err
+    assert one_line(err).count(str(logdir)) == 1 and "from the last checkpoint, of step 480" in err
     assert (logdir / "latest.pt").read_bytes() == before
     assert run(*SHORT, "--steps", "800", "--logdir", logdir)[0] == 0
 

@@ -36,6 +36,12 @@ def test_too_few_episodes_are_an_error():
         probe.probe(made_up(np.random.default_rng(0), episodes=2))
 
 
+def test_images_are_not_predicted():
+    image, height = np.zeros((8, 8, 3), np.uint8), np.float32(1)
+    assert probe.variables({"image": image, "height": height}) == {"height": 1.0}
+    assert [probe.is_vector(value) for value in (image, height, np.zeros(3, np.float32))] == [False, True, True]
+
+
 def test_means_of_groups():
     r2 = {"height": 0.5, "velocity/0": 0.0, "velocity/1": 1.0, "background/0": 0.2, "background/mean": 0.8}
     expected = {"state": 0.5, "height": 0.5, "velocity": 0.5, "background": 0.2, "background_mean": 0.8}

@@ -269,8 +269,8 @@ def test_a_probe_in_a_run_logs_videos_and_changes_no_number(tmp_path):
     assert [{k: v for k, v in line.items() if not k.startswith("probe_")} for line in probed] == plain
     assert any("probe_loss" in line for line in probed)
     events = EventAccumulator(str(tmp_path / "probed"), size_guidance={"images": 0}).Reload()
-    assert [video.step for video in events.Images("video_pred")] == [60]
-    gif = Image.open(BytesIO(events.Images("video_pred")[0].encoded_image_string))
+    assert [video.step for video in events.Images("video/video_pred")] == [60]
+    gif = Image.open(BytesIO(events.Images("video/video_pred")[0].encoded_image_string))
     assert gif.n_frames == 8 and gif.size == (4 * 16, 6 * 16)
 
 
