@@ -108,7 +108,8 @@ class Host:
         return [Transition(self.reset(episode), 0.0, False, {}, None), *map(self.step, actions)]
 
     def close(self) -> None:
-        self.env.close()
+        with contextlib.suppress(Exception):  # nothing of the env is needed any more
+            self.env.close()
 
 
 class InProcess:

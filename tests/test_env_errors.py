@@ -41,7 +41,7 @@ class Fragile:
         return self.obs(), 1.0, self.t == 5, {}
 
     def close(self):
-        pass
+        raise RuntimeError("not closed")
 
 
 class Infinite(Fragile):
@@ -69,7 +69,7 @@ def steps(group, count):
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_an_error_in_a_step_cuts_the_episode(parallel):
+def test_an_error_in_a_step_cuts_the_episode(parallel, capfd):
     with EnvGroup([partial(make, steps=(4,))], parallel, max_failures=1) as group:
         group.reset([4])
         *_, before, cut, after = steps(group, 4)
@@ -81,6 +81,7 @@ def test_an_error_in_a_step_cuts_the_episode(parallel):
         (history,) = group.restore([4], [[{"action": np.zeros(1, np.float32)}] * 3])
         assert [one.done for one in history] == [False, False, False, True]
         assert history[-1].info == cut.info and history[-1].first["count"].tolist() == [5, 0]
+    assert capfd.readouterr().err == ""  # of an env that cannot be closed
 
 
 @pytest.mark.parametrize("parallel", [False, True])
