@@ -28,14 +28,9 @@ class Baseline(nn.Module):
         super().__init__()
 
     def loss(
-        self,
-        model: nn.Module,
-        data: dict[str, Tensor],
-        post: networks.State,
-        prior: networks.State,
-        feat: Tensor,
+        self, model: nn.Module, data: dict[str, Tensor], post: networks.State, prior: networks.State, feat: Tensor,
         embed: Tensor,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         """The method's losses.
 
         Args:

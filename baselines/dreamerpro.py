@@ -65,14 +65,9 @@ def assign(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
 
 
 def prototype_losses(
-    embed: Tensor,
-    feat: Tensor,
-    target: Tensor,
-    prototypes: Tensor,
-    temperature: float = 0.1,
-    eps: float = 0.05,
+    embed: Tensor, feat: Tensor, target: Tensor, prototypes: Tensor, temperature: float = 0.1, eps: float = 0.05,
     iterations: int = 3,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """DreamerPro's three losses (section 3 of the paper).
 
     The first step of each sequence is left out of `swav` and `temp`.

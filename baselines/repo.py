@@ -18,12 +18,9 @@ from .base import Baseline
 
 
 def kl_budget_loss(
-    post: dists.OneHot | dists.Normal,
-    prior: dists.OneHot | dists.Normal,
-    beta: Tensor,
-    target: float,
+    post: dists.OneHot | dists.Normal, prior: dists.OneHot | dists.Normal, beta: Tensor, target: float,
     balance: float = 5 / 6,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """β·(KL − target), the Lagrangian of the constraint KL ≤ target, with a balanced KL and no free nats.
 
     Args:

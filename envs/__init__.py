@@ -70,16 +70,9 @@ def time_limit(task: str) -> int:
 
 
 def make(
-    task: str,
-    *,
-    seed: int = 0,
-    size: tuple[int, int] = (64, 64),
-    action_repeat: int = 2,
-    time_limit: int = 0,
-    image: bool | None = True,
-    evaluation: bool = False,
-    **family_settings: Any,
-):
+    task: str, *, seed: int = 0, size: tuple[int, int] = (64, 64), action_repeat: int = 2, time_limit: int = 0,
+    image: bool | None = True, evaluation: bool = False, **family_settings: Any,
+):  # fmt: skip
     """Makes the env of a task.
 
     seed: of the env's whole stream of episodes. size: (height, width) of the image. action_repeat: environment steps of
@@ -110,14 +103,9 @@ def make(
             text = known[name].text
             raise ValueError(f"--{name} is {value}: expected {text[2:] if text[:2] == ', ' else 'a value' + text}")
     env = found.make(
-        parsed,
-        seed=int(seed),
-        size=tuple(map(int, size)),
-        action_repeat=int(action_repeat),
-        image=image,
-        evaluation=evaluation,
-        **{name: value for name, value in family_settings.items() if name in found.settings},
-    )
+        parsed, seed=int(seed), size=tuple(map(int, size)), action_repeat=int(action_repeat), image=image,
+        evaluation=evaluation, **{name: value for name, value in family_settings.items() if name in found.settings},
+    )  # fmt: skip
     from .wrappers import CheckAction, CheckFinite, TimeLimit
 
     limit = int(time_limit or found.time_limit)

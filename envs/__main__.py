@@ -22,13 +22,9 @@ def main(argv: list[str] | None = None) -> None:
     args, config = parse(argv)
     try:
         env = envs.make(
-            config.task,
-            seed=config.seed,
-            size=config.size,
-            action_repeat=config.action_repeat,
-            time_limit=config.time_limit,
-            **{key: config[key] for key in envs.settings()},
-        )
+            config.task, seed=config.seed, size=config.size, action_repeat=config.action_repeat,
+            time_limit=config.time_limit, **{key: config[key] for key in envs.settings()},
+        )  # fmt: skip
         returns = []
         frames = play(env, args.steps, args.episodes, config.seed, returns)
         count = video.write(args.out, (video.enlarge(frame, args.zoom) for frame in frames), args.fps)

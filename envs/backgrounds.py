@@ -133,16 +133,9 @@ class Clouds:
 
 
 def make_source(
-    img_source: str,
-    size: tuple[int, int],
-    *,
-    seed: int = 0,
-    evaluation: bool = False,
-    resource_files: str = "",
-    eval_resource_files: str = "",
-    total_frames: int = 1000,
-    cache: str | Path,
-) -> Frames | Clouds | Noise | Color:
+    img_source: str, size: tuple[int, int], *, seed: int = 0, evaluation: bool = False, resource_files: str = "",
+    eval_resource_files: str = "", total_frames: int = 1000, cache: str | Path,
+) -> Frames | Clouds | Noise | Color:  # fmt: skip
     """The background of a `_video` task.
 
     img_source: `video` (all frames of the files, the files in an order that depends on the seed, up to total_frames),
@@ -197,14 +190,9 @@ def read_image(path: Path) -> Iterator[np.ndarray]:
 
 
 def load_clips(
-    clips: Sequence[Sequence[Path]],
-    size: tuple[int, int],
-    *,
-    grayscale: bool = False,
-    limit: int | None = None,
-    cache: str | Path,
-    read=read_video,
-) -> list[np.ndarray]:
+    clips: Sequence[Sequence[Path]], size: tuple[int, int], *, grayscale: bool = False, limit: int | None = None,
+    cache: str | Path, read=read_video,
+) -> list[np.ndarray]:  # fmt: skip
     """Clips as read-only arrays (N, H, W, 3), or (N, H, W, 1) in grayscale, that all processes share.
 
     A clip is a list of files whose frames follow one another, resized bilinearly to `size` (height, width). `limit` is

@@ -37,32 +37,15 @@ class DistractedDMC(DMC):
     """
 
     def __init__(
-        self,
-        domain: str,
-        task: str,
-        *,
-        seed: int = 0,
-        size: tuple[int, int] = (64, 64),
-        image: bool = True,
-        evaluation: bool = False,
-        img_source: str = "video",
-        resource_files: str = "",
-        eval_resource_files: str = "",
-        total_frames: int = 1000,
-        assets: str = "assets",
-        **kwargs,
-    ):
+        self, domain: str, task: str, *, seed: int = 0, size: tuple[int, int] = (64, 64), image: bool = True,
+        evaluation: bool = False, img_source: str = "video", resource_files: str = "", eval_resource_files: str = "",
+        total_frames: int = 1000, assets: str = "assets", **kwargs,
+    ):  # fmt: skip
         if image:
             self._background = backgrounds.make_source(
-                img_source,
-                size,
-                seed=seed,
-                evaluation=evaluation,
-                resource_files=resource_files,
-                eval_resource_files=eval_resource_files,
-                total_frames=total_frames,
-                cache=Path(assets) / "cache",
-            )
+                img_source, size, seed=seed, evaluation=evaluation, resource_files=resource_files,
+                eval_resource_files=eval_resource_files, total_frames=total_frames, cache=Path(assets) / "cache",
+            )  # fmt: skip
         look = {"camera": CAMERAS.get(domain), "assets": altered_look(domain)}
         super().__init__(domain, task, seed=seed, size=size, image=image, evaluation=evaluation, **look, **kwargs)
         self._coverage = Coverage(f"dmc_{domain}_{task}_video")
@@ -157,16 +140,9 @@ class DMCGS(DMC):
     """
 
     def __init__(
-        self,
-        domain: str,
-        task: str,
-        mode: str,
-        *,
-        size: tuple[int, int] = (64, 64),
-        image: bool = True,
-        assets: str = "assets",
-        **kwargs,
-    ):
+        self, domain: str, task: str, mode: str, *, size: tuple[int, int] = (64, 64), image: bool = True,
+        assets: str = "assets", **kwargs,
+    ):  # fmt: skip
         if mode not in (*COLOR_STD, *VIDEOS):
             raise ValueError(f"mode {mode}: expected one of {', '.join((*COLOR_STD, *VIDEOS))}")
         self._colors = load_colors(mode, assets) if image and mode in COLOR_STD else None

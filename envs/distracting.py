@@ -39,17 +39,9 @@ class DistractingCS(DMC):
     """
 
     def __init__(
-        self,
-        domain: str,
-        task: str,
-        mode: str,
-        *,
-        distracting_cs_intensity: float = 0.1,
-        ds_resource_path: str = "",
-        assets: str = "assets",
-        image: bool = True,
-        **kwargs,
-    ):
+        self, domain: str, task: str, mode: str, *, distracting_cs_intensity: float = 0.1, ds_resource_path: str = "",
+        assets: str = "assets", image: bool = True, **kwargs,
+    ):  # fmt: skip
         if mode not in ("distracting_cs", "sensor_cs"):
             raise ValueError(f"mode {mode}: expected distracting_cs or sensor_cs")
         if domain not in DOMAINS:

@@ -28,26 +28,11 @@ from mujoco import mjtGeom  # noqa: E402
 TASKS = suite.TASKS_BY_DOMAIN  # {domain: (task, ...)}
 RENDERS = _render.BACKEND != "off"
 CAMERAS = {  # the one that shows the task, of each domain
-    "acrobot": "fixed",
-    "ball_in_cup": "cam0",
-    "cartpole": "fixed",
-    "cheetah": "side",
-    "dog": "y-axis",
-    "finger": "cam0",
-    "fish": "tracking_top",
-    "hopper": "cam0",
-    "humanoid": "back",
-    "humanoid_CMU": "back",
-    "lqr": "cam0",
-    "manipulator": "fixed",
-    "pendulum": "fixed",
-    "point_mass": "fixed",
-    "quadruped": "y",
-    "reacher": "fixed",
-    "stacker": "fixed",
-    "swimmer": "tracking1",
-    "walker": "side",
-}
+    "acrobot": "fixed", "ball_in_cup": "cam0", "cartpole": "fixed", "cheetah": "side", "dog": "y-axis",
+    "finger": "cam0", "fish": "tracking_top", "hopper": "cam0", "humanoid": "back", "humanoid_CMU": "back",
+    "lqr": "cam0", "manipulator": "fixed", "pendulum": "fixed", "point_mass": "fixed", "quadruped": "y",
+    "reacher": "fixed", "stacker": "fixed", "swimmer": "tracking1", "walker": "side",
+}  # fmt: skip
 
 
 def _load(domain: str, task: str, seed: int, assets: dict[str, bytes], edit_model: Callable[[Element], None] | None):
@@ -90,22 +75,11 @@ class DMC:
     """
 
     def __init__(
-        self,
-        domain: str,
-        task: str,
-        *,
-        seed: int = 0,
-        size: tuple[int, int] = (64, 64),
-        action_repeat: int = 2,
-        image: bool = True,
-        camera: str | None = None,
-        shadow_size: int = 0,
-        old_floor: bool = False,
-        shrunk: subtle.Shrunk | None = None,
-        evaluation: bool = False,
-        assets: dict[str, bytes] | None = None,
+        self, domain: str, task: str, *, seed: int = 0, size: tuple[int, int] = (64, 64), action_repeat: int = 2,
+        image: bool = True, camera: str | None = None, shadow_size: int = 0, old_floor: bool = False,
+        shrunk: subtle.Shrunk | None = None, evaluation: bool = False, assets: dict[str, bytes] | None = None,
         edit_model: Callable[[Element], None] | None = None,
-    ):
+    ):  # fmt: skip
         if image and not RENDERS:
             raise RuntimeError(
                 "images need a renderer, but MUJOCO_GL is off: you set it, or neither EGL nor OSMesa works here; "

@@ -144,16 +144,10 @@ class ColorVideo(DMCGS):
         SubElement(asset, "texture", name="screen", type="cube", builtin="flat", width=str(SIDE), height=str(SIDE))
         SubElement(asset, "material", name="screen", texture="screen")
         SubElement(
-            root.find("worldbody"),
-            "site",
-            name="screen",
-            type="box",
-            material="screen",
-            rgba="1 1 1 1",
-            size=" ".join(map(str, place.half_size)),
-            pos=" ".join(map(str, place.position)),
+            root.find("worldbody"), "site", name="screen", type="box", material="screen", rgba="1 1 1 1",
+            size=" ".join(map(str, place.half_size)), pos=" ".join(map(str, place.position)),
             quat=f"{math.cos(half)} {math.sin(half)} 0 0",
-        )
+        )  # fmt: skip
 
     def begin_episode(self) -> None:
         super().begin_episode()

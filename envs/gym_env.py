@@ -29,19 +29,11 @@ RESERVED = ("action", "reward", "is_first", "is_last", "is_terminal")  # names o
 
 
 MODULES = {  # start of an id -> the module that registers it
-    "ALE/": "ale_py",
-    "BabyAI-": "minigrid",
-    "MiniGrid-": "minigrid",
-    "MiniWorld-": "miniworld",
-    "Meta-World/": "metaworld",
-    "dm_control/": "shimmy",
-    "highway-": "highway_env",
-    "Fetch": "gymnasium_robotics",
-    "Hand": "gymnasium_robotics",
-    "Adroit": "gymnasium_robotics",
-    "AntMaze_": "gymnasium_robotics",
+    "ALE/": "ale_py", "BabyAI-": "minigrid", "MiniGrid-": "minigrid", "MiniWorld-": "miniworld",
+    "Meta-World/": "metaworld", "dm_control/": "shimmy", "highway-": "highway_env", "Fetch": "gymnasium_robotics",
+    "Hand": "gymnasium_robotics", "Adroit": "gymnasium_robotics", "AntMaze_": "gymnasium_robotics",
     "PointMaze_": "gymnasium_robotics",
-}
+}  # fmt: skip
 SMALLEST = 16  # pixels of the longer side of an image; smaller arrays of bytes are symbols
 PROBE_STEPS = 20  # steps that are compared to see whether a seed determines an episode
 
@@ -69,15 +61,9 @@ class GymEnv:
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        seed: int = 0,
-        size: tuple[int, int] = (64, 64),
-        action_repeat: int = 2,
-        image: bool | None = True,
-        env_kwargs: Sequence[str] = (),
-    ):
+        self, name: str, *, seed: int = 0, size: tuple[int, int] = (64, 64), action_repeat: int = 2,
+        image: bool | None = True, env_kwargs: Sequence[str] = (),
+    ):  # fmt: skip
         self.name, self.seed, self.size, self.action_repeat = name, seed, tuple(size), action_repeat
         self._kwargs = {"disable_env_checker": True, **dict(map(_read_argument, env_kwargs))}
         self._episode = -1  # the running one

@@ -202,17 +202,9 @@ class RealisticManiSkill:
     """
 
     def __init__(
-        self,
-        task: str,
-        *,
-        seed: int = 0,
-        size: tuple[int, int] = (64, 64),
-        action_repeat: int = 1,
-        image: bool = True,
-        scan_path: str = "",
-        scan_up: str = "z",
-        assets: str = "assets",
-    ):
+        self, task: str, *, seed: int = 0, size: tuple[int, int] = (64, 64), action_repeat: int = 1, image: bool = True,
+        scan_path: str = "", scan_up: str = "z", assets: str = "assets",
+    ):  # fmt: skip
         if not image:
             raise ValueError(f"rms_{task} has only image observations: --encoder.cnn_keys must match 'image'")
         self.seed, self.size, self.action_repeat = seed, tuple(size), action_repeat

@@ -19,10 +19,7 @@ def parse(name: str) -> str:
 
 
 FAMILY = Family(
-    form="gym_{id}",
-    parse=parse,
-    make=make,
-    rewards=lambda task: None,
+    form="gym_{id}", parse=parse, make=make, rewards=lambda task: None,
     settings={"env_kwargs": Legal(lambda value: value.partition("=")[0].isidentifier(), " such as difficulty=2")},
     time_limit=0,
-)
+)  # fmt: skip

@@ -29,10 +29,6 @@ def make(task: str, *, image: bool | None, evaluation: bool, **settings):
 
 
 FAMILY = Family(
-    form="rms_{task}",
-    parse=parse,
-    make=make,
-    rewards=lambda task: (0.0, TASKS[task]),
-    settings={"scan_path": TEXT, "scan_up": one_of("z", "y"), "assets": TEXT},
-    time_limit=100,
-)
+    form="rms_{task}", parse=parse, make=make, rewards=lambda task: (0.0, TASKS[task]),
+    settings={"scan_path": TEXT, "scan_up": one_of("z", "y"), "assets": TEXT}, time_limit=100,
+)  # fmt: skip

@@ -119,11 +119,6 @@ def make(task: Task, *, image: bool | None, **settings: Any):
 
 
 FAMILY = Family(
-    form="dmc_{domain}_{task}[_{mode}]",
-    parse=parse,
-    make=make,
-    rewards=rewards,
-    settings=SETTINGS,
-    incomplete=incomplete,
-    time_limit=1000,
-)
+    form="dmc_{domain}_{task}[_{mode}]", parse=parse, make=make, rewards=rewards, settings=SETTINGS,
+    incomplete=incomplete, time_limit=1000,
+)  # fmt: skip

@@ -39,13 +39,9 @@ class Process:
     """
 
     def __init__(
-        self,
-        command: list[str],
-        folder: Path,
-        gpu: str | None = None,
-        threads: int | None = None,
+        self, command: list[str], folder: Path, gpu: str | None = None, threads: int | None = None,
         new_session: bool = True,
-    ):
+    ):  # fmt: skip
         self.folder, self.gpu, self.code, self.stopping = folder, gpu, None, False
         folder.mkdir(parents=True, exist_ok=True)
         env = dict(os.environ)

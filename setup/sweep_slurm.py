@@ -166,13 +166,9 @@ def sbatch(options: dict[str, str], script: str) -> str:
     env = {name: value for name, value in os.environ.items() if not SESSION.match(name)}
     try:
         answer = subprocess.run(
-            ["sbatch", "--parsable", *flags],
-            input=script,
-            env=env,
-            start_new_session=True,
-            capture_output=True,
+            ["sbatch", "--parsable", *flags], input=script, env=env, start_new_session=True, capture_output=True,
             text=True,
-        )
+        )  # fmt: skip
     except OSError as error:
         raise SweepError(f"--executor slurm: sbatch cannot be run here ({error.strerror})") from None
     if answer.returncode == 0 and (match := re.match(r"\d+", answer.stdout)):
