@@ -326,11 +326,13 @@ def evaluate_run(argv: list[str], logdir: Path, action: Config) -> None:
             raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
         config = evaluate.run_config(argv, logdir)
         if config.eval_tasks and config.eval_tasks != read_config(logdir / "config.yaml").eval_tasks:
-            raise ValueError("--eval_tasks belongs to training: --eval_only plays one task, that of --task")
+            raise ValueError("--eval_tasks belongs to training: --eval_only plays --task, or --eval_suite")
         check_settings(config)
+        tasks = evaluate.find_tasks(config, action)
+        config = config.replace(task=tasks[0])
         runtime.set_up(config)
         with evaluate.make_run_envs(config, action) as group:
-            evaluate.evaluate_run(build(config, group), group, logdir, action)
+            evaluate.evaluate_run(build(config, group), group, logdir, action, tasks)
 
 
 def own_task(logdir: Path) -> str:
@@ -347,8 +349,8 @@ def run_command(argv: list[str]) -> None:
     logdir = Path(config.logdir).expanduser()
     if action.eval_only:
         evaluate_run(argv, logdir, action)
-    elif action.episodes or action.video or action.probe_state:
-        raise CommandError("--episodes, --video and --probe_state belong to --eval_only", 2)
+    elif action.eval_suite or action.episodes or action.video or action.probe_state:
+        raise CommandError("--eval_suite, --episodes, --video and --probe_state belong to --eval_only", 2)
     else:
         if not config.task:
             config, _ = load_config([*argv, "--task", own_task(logdir)], extra=ACTIONS)

@@ -57,10 +57,23 @@ def reward_range(task: str) -> tuple[float, float] | None:
     return found.rewards(parsed)
 
 
-def incomplete(task: str, **family_settings: Any) -> str:
-    """What the installed files of a task lack of the benchmark's, such as `2 of 10 videos`; empty if they are whole."""
+def videos(task: str, **family_settings: Any) -> tuple[int, int] | None:
+    """How many videos a task's files hold, and how many its benchmark has; None for a task that shows none.
+
+    Raises FileNotFoundError if there are no files.
+    """
     found, parsed = parse(task)
-    return found.incomplete(parsed, **family_settings)
+    return found.videos(parsed, **family_settings)
+
+
+def suite(name: str, task: str) -> list[str]:
+    """The test sets of a suite, as tasks: variants of a task, the clean one first.
+
+    Raises ValueError for an unknown suite, and for a task that does not have it.
+    """
+    prefix = task.partition("_")[0]
+    found, _ = parse(task)
+    return [f"{prefix}_{one}" for one in found.suite(name, task.removeprefix(f"{prefix}_"))]
 
 
 def time_limit(task: str) -> int:

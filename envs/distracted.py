@@ -146,7 +146,11 @@ class DMCGS(DMC):
         if mode not in (*COLOR_STD, *VIDEOS):
             raise ValueError(f"mode {mode}: expected one of {', '.join((*COLOR_STD, *VIDEOS))}")
         self._colors = load_colors(mode, assets) if image and mode in COLOR_STD else None
-        self._videos = load_videos(mode, size, assets) if image and mode in VIDEOS else None
+        self._color_file = f"{mode}.pt" if (Path(assets) / "dmcgb" / f"{mode}.pt").exists() else "drawn colors"
+        self._videos = None
+        if image and mode in VIDEOS:
+            self._names = [f"{mode}/{path.name}" for path in find_videos(mode, assets)]
+            self._videos = load_videos(mode, size, assets)
         super().__init__(domain, task, size=size, image=image, camera=CAMERAS.get(domain), **kwargs)
         self._coverage = Coverage(f"dmc_{domain}_{task}_{mode}")
         if self._colors is not None:
@@ -159,9 +163,11 @@ class DMCGS(DMC):
     def begin_episode(self) -> None:
         if self._colors is not None:
             index = self.rng.integers(COLORS)
+            self.shown = (self._color_file,)
             self._recolor(**{name: colors[index] for name, colors in self._colors.items()})
         if self._videos is not None:
-            self._video = backgrounds.Frames([self._videos[(self.seed + self._episode) % len(self._videos)]])
+            number = (self.seed + self._episode) % len(self._videos)
+            self._video, self.shown = backgrounds.Frames([self._videos[number]]), (self._names[number],)
 
     def render(self) -> np.ndarray:
         frame = super().render()

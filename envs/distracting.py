@@ -13,7 +13,6 @@ from .suite import DAVIS_VIDEOS as VIDEOS
 # isort: split
 import mujoco  # after .dmc, which picks the renderer at import
 
-DOMAINS = ("reacher", "cartpole", "finger", "cheetah", "ball_in_cup", "walker")
 FLOOR_ALPHA = {"reacher": 0.0, "walker": 1.0, "cheetah": 1.0}  # 0.3 for the others
 EVERY = 2  # environment steps between moves
 FACE = 800  # pixels of a side of the sky's texture
@@ -35,7 +34,7 @@ class DistractingCS(DMC):
     distracting_cs_intensity: one of VIDEOS. ds_resource_path: DAVIS-2017 (see DAVIS_FRAMES), by default the folder
     davis in `assets`. Decoded frames are cached in `assets`/cache: about 2 MB each. The other arguments are DMC's.
 
-    Raises ValueError for another domain or mode; FileNotFoundError without DAVIS.
+    Raises ValueError for another mode; FileNotFoundError without DAVIS.
     """
 
     def __init__(
@@ -44,13 +43,12 @@ class DistractingCS(DMC):
     ):  # fmt: skip
         if mode not in ("distracting_cs", "sensor_cs"):
             raise ValueError(f"mode {mode}: expected distracting_cs or sensor_cs")
-        if domain not in DOMAINS:
-            raise ValueError(f"{mode} is defined for the domains {', '.join(DOMAINS)}; not for {domain}")
         intensity = distracting_cs_intensity
         self.intensity = float(intensity)
         self._videos = None
         if image and mode == "distracting_cs":
             files = find_davis(ds_resource_path or Path(assets) / "davis", VIDEOS[intensity])
+            self._names = [f"davis/{frames[0].parent.name}" for frames in files]
             cache = Path(assets) / "cache"
             self._videos = backgrounds.load_clips(files, (FACE, FACE), cache=cache, read=backgrounds.read_image)
         super().__init__(domain, task, image=image, **kwargs)
@@ -72,7 +70,8 @@ class DistractingCS(DMC):
         self._camera_walk = CameraWalk(position - self._target(), self.intensity, self._free, self.rng)
         if self._videos is not None:
             self._color_walk = ColorWalk(self._stock_colors, self.intensity, self.rng)
-            self._frames = self._videos[self.rng.integers(len(self._videos))]
+            number = self.rng.integers(len(self._videos))
+            self._frames, self.shown = self._videos[number], (self._names[number],)
             self._frame = int(self.rng.integers(len(self._frames)))
             self._direction = int(self.rng.choice([-1, 1]))
             self._uploaded = None

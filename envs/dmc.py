@@ -111,6 +111,7 @@ class DMC:
         self._view = None
         self.evaluation = evaluation
         self.background = None  # (H, W, 3) shown behind the robot by a subclass in the latest frame
+        self.shown: tuple[str, ...] = ()  # the files of which a subclass shows something in the episode
         self.rng = np.random.default_rng([seed, 0])
         self._episode = -1  # the running one
 
@@ -160,7 +161,8 @@ class DMC:
             self.after_substep()
             if time_step.last():
                 break
-        return self._observe(time_step), float(reward), time_step.last(), {}
+        info = {"files": self.shown} if self.shown else {}
+        return self._observe(time_step), float(reward), time_step.last(), info
 
     def close(self) -> None:
         self._env.close()

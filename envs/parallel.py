@@ -46,7 +46,7 @@ class Transition(NamedTuple):
 
 
 class Host:
-    """One env and the requests that it serves.
+    """An env and the requests that it serves; others wait in `envs` for their turn.
 
     An error of the env in a step cuts the episode: it ends with the observation before, not as terminal. Where a reset
     fails, another episode takes the place, the same one every time.
@@ -56,10 +56,18 @@ class Host:
     """
 
     def __init__(self, constructor: Callable[[], Any], max_failures: int = 0):
-        self.env, self.max_failures = constructor(), max_failures
+        self.envs: dict[str, Any] = {}
+        self.max_failures = max_failures
         self.episode, self.stride = None, 1
         self.obs: dict = {}  # the newest
-        self.failures = 0  # episodes in a row that failed
+        self.change("", constructor)
+
+    def change(self, name: str, constructor: Callable[[], Any], keep: int = 1) -> tuple:
+        if name not in self.envs:
+            self.close(keep - 1)
+            self.envs[name] = constructor()
+        self.env, self.failures = self.envs[name], 0  # failures: episodes in a row that failed
+        return self.spaces()
 
     def spaces(self) -> tuple:
         return self.env.observation_space, self.env.action_space
@@ -107,9 +115,11 @@ class Host:
         self.failures = 0
         return [Transition(self.reset(episode), 0.0, False, {}, None), *map(self.step, actions)]
 
-    def close(self) -> None:
-        with contextlib.suppress(Exception):  # nothing of the env is needed any more
-            self.env.close()
+    def close(self, keep: int = 0) -> None:
+        """Closes all envs but the `keep` oldest: who takes turns finds the oldest again."""
+        while len(self.envs) > keep:
+            with contextlib.suppress(Exception):  # nothing of the env is needed any more
+                self.envs.popitem()[1].close()
 
 
 class InProcess:
@@ -142,6 +152,10 @@ class Worker:
         root = str(Path(__file__).resolve().parent.parent)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         env.setdefault("OMP_NUM_THREADS", "1")  # the parallelism is in the workers
+        # What an env leaves behind goes back to the system: with thresholds that move, a worker that changes its env a
+        # few times holds twice the memory.
+        env.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 << 20))
+        env.setdefault("MALLOC_TRIM_THRESHOLD_", str(32 << 20))
         # -P: not the folder where the program was started, which may hold another `envs`
         command = [sys.executable, "-P", "-m", "envs.parallel", str(theirs.fileno())]
         # A child inherits its parent's mask: blocked here, Ctrl-C cannot reach it before it ignores signals itself.
@@ -229,6 +243,15 @@ class EnvGroup:
 
     def __exit__(self, *_):
         self.close()
+
+    def change(self, name: str, constructors: list[Callable[[], Any]], keep: int = 1) -> None:
+        """Puts other envs into the same processes, which saves their imports; `reset` must follow.
+
+        name: of these envs; "" are the first ones. A group holds up to `keep` sets of envs, and makes one that it does
+        not hold in place of the newest.
+        """
+        self._post("change", [(name, constructor, keep) for constructor in constructors])
+        self.observation_space, self.action_space = self._results()[0]
 
     def reset(self, episodes: list[int], stride: int = 1) -> list[dict]:
         """Resets each env to its given episode; first observations, in env order.

@@ -18,6 +18,16 @@ DISTRACTING = ("distracting_cs", "sensor_cs")
 GEOMETRIC = tuple(f"{kind}_{level}" for kind in ("rotate", "shift", "rotate_shift") for level in ("easy", "hard"))
 COLOR_VIDEO = ("color_video_easy", "color_video_hard")
 MODES = ("video", *DMCGS, *DISTRACTING, *GEOMETRIC, *COLOR_VIDEO)
+SUITES = {  # {name: the modes of its test sets}; every suite has the clean task too
+    "dmcgb": DMCGS,
+    "dmcgb2": (*DMCGS, *COLOR_VIDEO, *GEOMETRIC),
+    "dmcgb2_geometric": GEOMETRIC,
+    "distracting": DISTRACTING,
+}
+DOMAINS = {  # of modes that not every domain has
+    **dict.fromkeys(DISTRACTING, ("reacher", "cartpole", "finger", "cheetah", "ball_in_cup", "walker")),
+    **dict.fromkeys((*GEOMETRIC, *COLOR_VIDEO), ("walker", "cheetah", "cartpole", "ball_in_cup", "finger")),
+}
 
 # What lqr's rewards were seen to reach (in docs/data.md); all others are in [0, 1] by definition.
 LQR_REWARDS = (-0.6, 1.0)
@@ -69,6 +79,8 @@ def parse(name: str) -> Task:
     mode = rest[len(found) + 1 :]
     if rest != found and mode not in MODES:
         raise ValueError(f"{task}: no such mode {mode!r}; {nearest(mode, MODES)}")
+    if domain not in DOMAINS.get(mode, (domain,)):
+        raise ValueError(f"{task}: {mode} is defined for the domains {', '.join(DOMAINS[mode])}; not for {domain}")
     return Task(domain, found, mode)
 
 
@@ -76,14 +88,38 @@ def rewards(task: Task) -> tuple[float, float]:
     return LQR_REWARDS if task.domain == "lqr" else (0.0, 1.0)
 
 
-def incomplete(task: Task, *, assets: str = "assets", **_: Any) -> str:
-    if not task.mode.endswith(("video_easy", "video_hard")):
-        return ""
-    from .distracted import VIDEOS, find_videos
+def videos(
+    task: Task,
+    *,
+    assets: str = "assets",
+    ds_resource_path: str = "",
+    distracting_cs_intensity: float = 0.1,
+    **_: Any,
+) -> tuple[int, int] | None:
+    if task.mode == "distracting_cs":
+        from .distracting import find_davis
 
-    mode = task.mode.removeprefix("color_")
-    held = len(find_videos(mode, assets))
-    return f"{held} of {VIDEOS[mode]} videos" if held < VIDEOS[mode] else ""
+        count = DAVIS_VIDEOS[distracting_cs_intensity]
+        return len(find_davis(ds_resource_path or f"{assets}/davis", count)), count
+    if task.mode.endswith(("video_easy", "video_hard")):
+        from .distracted import VIDEOS, find_videos
+
+        mode = task.mode.removeprefix("color_")
+        return len(find_videos(mode, assets)), VIDEOS[mode]
+    return None
+
+
+def suite(name: str, task: str) -> list[str]:
+    if name not in SUITES:
+        raise ValueError(f"no such suite; {nearest(name, SUITES)}")
+    found = parse(task)
+    if found.shrunk is not None:
+        raise ValueError(f"dmc_{task} is of DMC-Subtle, which has no test sets")
+    clean = task.removesuffix(f"_{found.mode}")
+    sets = [clean, *(f"{clean}_{mode}" for mode in SUITES[name])]
+    for one in sets:
+        parse(one)  # raises for a domain that does not have it
+    return sets
 
 
 def make(task: Task, *, image: bool | None, **settings: Any):
@@ -120,5 +156,5 @@ def make(task: Task, *, image: bool | None, **settings: Any):
 
 FAMILY = Family(
     form="dmc_{domain}_{task}[_{mode}]", parse=parse, make=make, rewards=rewards, settings=SETTINGS,
-    incomplete=incomplete, time_limit=1000,
+    videos=videos, suite=suite, time_limit=1000,
 )  # fmt: skip

@@ -36,7 +36,7 @@ def record(run: Path, seed: int, episode: int) -> tuple[np.ndarray, np.ndarray]:
             return transitions
 
         group.receive = receive_and_note
-        _, (frames,) = evaluate.play(agent, group, 1, episode)
+        _, (frames,), _ = evaluate.play(agent, group, 1, episode)
     return frames, np.concatenate([[0.0], np.cumsum(rewards)])
 
 

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,13 @@ STREAMS = {
 }  # fmt: skip
 
 
-def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0) -> EnvGroup:
-    """`count` envs of the task, numbered from `first`.
+def env_constructors(config: Config, mode: str, count: int, image: bool, first: int = 0) -> list[Callable[[], Any]]:
+    """Make `count` envs of the task, numbered from `first`.
 
     Each training env has a stream of episodes of its own. The envs of an evaluation (mode eval or eval_only) share one,
     of which they play different episodes.
     """
-    constructors = [
+    return [
         functools.partial(
             envs.make,
             config.task,
@@ -51,8 +51,12 @@ def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0
         )
         for index in (range(first, first + count) if mode == "train" else [0] * count)
     ]
+
+
+def make_envs(config: Config, mode: str, count: int, image: bool, first: int = 0) -> EnvGroup:
+    """The envs of `env_constructors`, each in its own process if there are several."""
     parallel = config.parallel and count * distributed.size() > 1
-    return EnvGroup(constructors, parallel, config.env_failures)
+    return EnvGroup(env_constructors(config, mode, count, image, first), parallel, config.env_failures)
 
 
 def make_train_envs(config: Config) -> EnvGroup:

@@ -27,6 +27,7 @@ CONFIGS = Path(__file__).parent.parent / "configs.yaml"
 # Flags that are not settings of a run: name -> (default, comment).
 ACTIONS = {
     "eval_only": (False, "evaluate the checkpoint in --logdir, on --task if that is given, and exit"),
+    "eval_suite": ("", "with --eval_only: a suite of test sets, dmcgb, dmcgb2, dmcgb2_geometric or distracting"),
     "episodes": (0, "episodes of --eval_only; 0 for eval_episode_num"),
     "video": (False, "with --eval_only: write videos of the episodes to logdir/videos"),
     "probe_state": (False, "with --eval_only: R² of linear probes from the features to state variables and background"),

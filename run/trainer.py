@@ -18,7 +18,7 @@ from envs.parallel import EnvGroup
 from run import checkpoint, distributed, evaluate, runtime
 from run.collect import STREAMS, Collector, EnvError
 from run.config import Config, sees_images
-from run.evaluate import Scores
+from run.evaluate import Played
 from run.logs import Logger, log
 from run.prediction import video_pred
 from run.prefetch import Prefetcher
@@ -120,7 +120,7 @@ class Trainer:
     def __init__(self, config: Config, logdir: Path, agent: Any, envs: EnvGroup):
         self.config, self.logdir, self.agent, self.device = config, logdir, agent, agent.device
         self.evaluator = evaluate.Evaluator(config)
-        for task in config.eval_tasks:
+        for task in self.evaluator.tasks:
             evaluate.check_eval_task(config, task, envs, agent.keys)
         self.collector = Collector(config, envs, agent.keys, logdir / "train_eps")
         if not distributed.is_main():  # other noise than the main rank, which continues its stream from initialization
@@ -261,11 +261,11 @@ class Trainer:
                 self.logger.write(self.env_step, summary)
         self.show_progress()
 
-    def log_evaluation(self, results: dict[str, tuple[Scores, list[np.ndarray]]]) -> None:
+    def log_evaluation(self, results: dict[str, Played]) -> None:
         if self.logger is None or not results:
             return
         scalars, shown = {}, {}
-        for task, (scores, videos) in results.items():
+        for task, (scores, videos, _) in results.items():
             suffix = f"/{task}" if task else ""
             means = evaluate.summary(scores)
             if failures := self.config.eval_episode_num - means["episodes"]:

@@ -136,7 +136,7 @@ class Still:
 
 def test_an_evaluation_counts_the_episodes_that_did_not_fail(capsys):
     with EnvGroup([partial(make, steps=(2, 3))] * 2, False, max_failures=5) as group:
-        scores, videos = evaluate.play(Still(), group, 6, 0)
+        scores, videos, _ = evaluate.play(Still(), group, 6, 0)
     assert scores == {"return": [5.0] * 4, "length": [5.0] * 4} and videos == []
     assert evaluate.summary(scores)["episodes"] == 4
     assert capsys.readouterr().err.count("of the evaluation failed and does not count: Physics state is invalid") == 2

@@ -113,9 +113,9 @@ def test_episodes_are_numbered_whoever_plays_them(mode, videos, tmp_path):
     for count in (1, 3, 10):
         with evaluate.make_envs(config, "eval_only", count, True) as group:
             played.append(evaluate.play(Pusher(), group, 10, 7, record_all=True))
-    scores, frames = played[0]
+    scores, frames, _ = played[0]
     assert len(set(scores["return"])) == 10 and scores["length"] == [3.0] * 10
-    for others, other_frames in played[1:]:
+    for others, other_frames, _ in played[1:]:
         assert others == scores
         np.testing.assert_array_equal(other_frames, frames)
     if mode == "video_easy":  # a corner of the sky is the video
