@@ -298,6 +298,7 @@ def train_run(config: Config, logdir: Path) -> None:
             imports = config.from_checkpoint and not (logdir / checkpoint.LATEST).exists()
             if imports and not os.path.isfile(config.from_checkpoint):
                 raise ValueError(f"--from_checkpoint {config.from_checkpoint}: there is no such file")
+            evaluate.eval_tasks(config)  # raises for unknown suites and missing files
             stack.enter_context(open_logdir(logdir))
             if note := check_resume(config, logdir):
                 log.info(note)

@@ -57,7 +57,7 @@ def reward_range(task: str) -> tuple[float, float] | None:
     return found.rewards(parsed)
 
 
-def videos(task: str, **family_settings: Any) -> tuple[int, int] | None:
+def count_videos(task: str, **family_settings: Any) -> tuple[int, int] | None:
     """How many videos a task's files hold, and how many its benchmark has; None for a task that shows none.
 
     Raises FileNotFoundError if there are no files.
@@ -66,7 +66,7 @@ def videos(task: str, **family_settings: Any) -> tuple[int, int] | None:
     return found.videos(parsed, **family_settings)
 
 
-def suite(name: str, task: str) -> list[str]:
+def suite_tasks(name: str, task: str) -> list[str]:
     """The test sets of a suite, as tasks: variants of a task, the clean one first.
 
     Raises ValueError for an unknown suite, and for a task that does not have it.

@@ -73,7 +73,7 @@ def eval_tasks(config: Config) -> list[str]:
 def find_suite(flag: str, name: str, config: Config) -> list[str]:
     """The test sets of a suite for the run's task, the clean task first; errors begin with `flag` and the name."""
     try:
-        tasks = envs.suite(name, config.task)
+        tasks = envs.suite_tasks(name, config.task)
     except ValueError as error:
         raise ValueError(f"{flag}{name}: {error}") from None
     for task in tasks:
@@ -82,9 +82,9 @@ def find_suite(flag: str, name: str, config: Config) -> list[str]:
 
 
 def check_files(flag: str, task: str, config: Config) -> tuple[int, int] | None:
-    """See `envs.videos`; an agent that sees no images needs none. Raises an error that begins with `flag`."""
+    """See `envs.count_videos`; an agent that sees no images needs none. Raises an error that begins with `flag`."""
     try:
-        return envs.videos(task, **{key: config[key] for key in envs.settings()}) if sees_images(config) else None
+        return envs.count_videos(task, **{key: config[key] for key in envs.settings()}) if sees_images(config) else None
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{flag}: {error}") from None
 

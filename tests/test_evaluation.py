@@ -240,6 +240,91 @@ def test_flags_of_eval_only_are_refused_in_training(tmp_path, capsys):
     assert "--eval_only" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """A run that sees images, beside the files of DMC-GS."""
+    folder = tmp_path_factory.mktemp("seeing")
+    make_videos(folder, "video_easy", [3, 4, 5])
+    make_videos(folder, "video_hard", [3] * 100)
+    flags = ["--steps", "40", "--assets", folder, "--logdir", folder / "run"]
+    assert main(*PIXELS, *HERE, *flags) == 0
+    return folder / "run"
+
+
+def test_a_suite_is_a_row_for_each_set_and_resumes(seeing, tmp_path, capsys):
+    """Each row is that of the set alone; sets that are done are not played again, whatever was killed in between."""
+    run = tmp_path / "run"
+    shutil.copytree(seeing, run)
+    suite = ["--eval_only", "--logdir", run, "--episodes", "2", "--eval_suite", "dmcgb", "--parallel", "True"]
+    assert main(*suite) == 0
+    rows = lines(run)
+    sets = ["", "_color_easy", "_color_hard", "_video_easy", "_video_hard"]
+    assert [row["task"] for row in rows] == [f"dmc_cartpole_balance{name}" for name in sets]
+    assert all(row["suite"] == "dmcgb" and row["episodes"] == 2 and row["seed"] == 0 for row in rows)
+    assert [row.get("videos") for row in rows] == [None, None, None, 3, 100]
+    assert [row.get("incomplete") for row in rows] == [None, None, None, "3 of 10 videos", None]
+    assert "files" not in rows[0] and rows[1]["files"] == ["drawn colors"]
+    for row in rows[3:]:  # an episode each
+        assert len(row["files"]) == 2 and all((seeing.parent / "dmcgb" / name).is_file() for name in row["files"])
+    assert len({tuple(row["returns"]) for row in rows}) == 5
+    capsys.readouterr()
+    assert main(*suite) == 0 and lines(run) == rows
+    assert "eval.jsonl has 5 of the 5 sets already" in capsys.readouterr().out
+
+    text = (run / "eval.jsonl").read_text().splitlines()
+    (run / "eval.jsonl").write_text("\n".join([text[0], text[2], text[3][:50]]))
+    assert main(*suite) == 0
+    assert "eval.jsonl has 2 of the 5 sets already" in capsys.readouterr().out
+    kept = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert kept == [rows[0], rows[2], rows[1], rows[3], rows[4]]
+
+    assert main(*suite[:5], "--task", rows[4]["task"], "--assets", seeing.parent) == 0
+    alone = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
+    assert {**alone, "suite": "dmcgb"} == rows[4]
+    before = (run / "eval.jsonl").read_bytes().count(b"\n")
+    assert main(*suite, "--parallel", "False", "--episodes", "1") == 0
+    assert (run / "eval.jsonl").read_bytes().count(b"\n") == before + 5
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--eval_suite", "dmcgb3"], ["--eval_suite dmcgb3", "dmcgb2"]),
+        (["--eval_suite", "dmcgb2", "--task", "dmc_hopper_hop"], ["--eval_suite dmcgb2", "walker", "not for hopper"]),
+        (["--eval_suite", "distracting", "--task", "dmc_reacher_subtle"], ["DMC-Subtle"]),
+        (["--eval_suite", "dmcgb", "--task", "gym_CartPole-v1"], ["--eval_suite dmcgb", "no suites"]),
+        (["--eval_suite", "dmcgb", "--assets", "nowhere"], ["--eval_suite dmcgb", "video_easy needs", "download"]),
+        (["--eval_suite", "distracting"], ["--eval_suite distracting", "DAVIS", "download"]),
+        (["--size", "32", "32"], ["--size is 32 32", "16 16"]),
+    ],
+)
+def test_a_suite_that_cannot_be_played_is_one_line_before_any_env(flags, words, seeing, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "make_envs", None)
+    assert main("--eval_only", "--logdir", seeing, *flags) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1 and all(word in err for word in words), err
+
+
+def test_a_suite_during_training(tmp_path, monkeypatch, capsys):
+    """The numbers are those of envs that are not kept; the run's own task is played once."""
+    flags = [*PIXELS, *HERE, "--steps", "80", "--eval_every", "40", "--eval_episode_num", "2", "--time_limit", "20"]
+    flags += ["--shadow_size", "64", "--eval_tasks", "@dmcgb2_geometric", "dmc_cartpole_swingup"]
+    assert main(*flags, "--logdir", tmp_path / "kept") == 0
+    monkeypatch.setattr(evaluate, "KEPT_ENVS", 1)
+    assert main(*flags, "--logdir", tmp_path / "made") == 0
+    kept = entries(tmp_path / "kept")
+    assert kept == entries(tmp_path / "made")
+    evaluation = next(row for row in kept if "eval_return" in row)
+    tasks = [name.partition("/")[2] for name in evaluation if name.startswith("eval_return/")]
+    assert len(tasks) == 7 and "dmc_cartpole_balance_rotate_shift_hard" in tasks and tasks[-1] == "dmc_cartpole_swingup"
+    monkeypatch.setattr(dreamer.collect, "make_train_envs", None)
+    for name, words in (("@dmcgb", "video_easy needs"), ("@no", "no such suite")):
+        assert main(*flags, "--eval_tasks", name, "--logdir", tmp_path / "none") == 2
+        err = capsys.readouterr().err.strip()
+        assert f"--eval_tasks {name}: " in err and words in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
 OTHER = ["dmc_cartpole_swingup", "dmc_cartpole_balance_sparse"]
 
 

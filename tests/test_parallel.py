@@ -338,6 +338,30 @@ def children():
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_envs_change_in_the_same_processes(parallel, tmp_path):
+    """To the numbers of new envs; the newest that is not wanted any more is closed."""
+    tasks = {name: partial(envs.make, f"dmc_{name}", image=False) for name in ("cartpole_balance", "reacher_easy")}
+
+    def first(group):
+        return [obs["position"].tolist() for obs in group.reset([3, 4])]
+
+    with EnvGroup([partial(Counter, folder=tmp_path)] * 2, parallel) as g:
+        processes = [host.process.pid for host in g.hosts] if parallel else []
+        for keep in (1, 2):
+            for name, make in tasks.items():
+                g.change(name, [make] * 2, keep)
+                with EnvGroup([make] * 2, False) as new:
+                    assert first(g) == first(new)
+                    assert (g.observation_space, g.action_space) == (new.observation_space, new.action_space)
+            assert (tmp_path / "closed0").exists()
+        g.change("", [Counter] * 2, 2)
+        assert g.reset([7, 8])[1]["count"].tolist() == [8, 0]
+        with pytest.raises(RuntimeError, match="1/0"):
+            g.change("bad", [partial(Counter, fail=ZeroDivisionError("1/0"))] * 2)
+        assert processes == ([host.process.pid for host in g.hosts] if parallel else [])
+
+
 def test_an_unread_result_is_not_mistaken_for_the_next_one():
     with group(1) as g:
         g.reset([0])
