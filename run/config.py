@@ -61,7 +61,7 @@ PATTERN = Legal(_is_pattern, " that is a regular expression")
 _ROWS = (
     # Run
     ("logdir", NONEMPTY),
-    ("task device eval_tasks from_checkpoint loggers", TEXT),  # checked where they are used
+    ("task device eval_suite eval_tasks from_checkpoint loggers", TEXT),  # checked where they are used
     ("seed", between(0, 1e18)),
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),
