@@ -69,9 +69,8 @@ def first_line(error: Exception) -> str:
 TIMED = ("fps", "updates_per_second")  # measured; every other number is reproducible with the seed
 GIF_FRAMES = 128  # at most, of the videos that are logged: of an episode of 500, every fourth
 
-# Group of a scalar or video on pages that sort by group: the first one whose pattern matches the whole name
+# Group of a scalar on pages that sort by group: the first one whose pattern matches the whole name; videos are one more
 GROUPS = (
-    ("video", r"eval_policy.*|video_pred"),
     ("episode", r"(train|eval)_(return|success).*"),
     ("grad", r".*_grad_norm"),
     ("loss", r".*_loss"),
@@ -83,7 +82,7 @@ GROUPS = (
 
 
 def grouped(name: str) -> str:
-    """The name of a video, or of a scalar of metrics.jsonl, under its group: `model_loss` → `loss/model_loss`."""
+    """The name of a scalar of metrics.jsonl under its group: `model_loss` → `loss/model_loss`."""
     return next(f"{group}/{name}" for group, pattern in GROUPS if re.fullmatch(pattern, name))
 
 
@@ -221,7 +220,7 @@ class TensorBoard(Writer):
                 height=frames.shape[1], width=frames.shape[2], colorspace=3,
                 encoded_image_string=video.encode_gif(frames, max_frames=GIF_FRAMES),
             )  # fmt: skip
-            values.append(Summary.Value(tag=grouped(name), image=gif))
+            values.append(Summary.Value(tag=f"video/{name}", image=gif))
         self._add(step, summary=Summary(value=values))
 
     def close(self) -> None:
@@ -326,7 +325,8 @@ class WeightsAndBiases(Writer):
 
         row = {grouped(name): value for name, value in scalars.items()}
         for name, frames in videos.items():
-            row[grouped(name)] = wandb.Video(io.BytesIO(video.encode_gif(frames, max_frames=GIF_FRAMES)), format="gif")
+            gif = io.BytesIO(video.encode_gif(frames, max_frames=GIF_FRAMES))
+            row[f"video/{name}"] = wandb.Video(gif, format="gif")
         self._run.log({"step": step, **row})
 
     def close(self) -> None:

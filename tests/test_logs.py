@@ -185,7 +185,7 @@ def test_events_beyond_the_checkpoint_are_removed(tmp_path, config):
     assert [(entry["step"], entry["a_loss"]) for entry in lines(tmp_path)] == [(100, 100), (200, 200), (300, -3)]
     events = tensorboard(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("loss/a_loss")] == [(100, 100), (200, 200), (300, -3)]
-    assert [image.step for image in events.Images("clip")] == [100, 200]
+    assert [image.step for image in events.Images("video/clip")] == [100, 200]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -227,7 +227,7 @@ def test_video_is_a_moving_gif(tmp_path):
     logger.close()
     assert not (tmp_path / "metrics.jsonl").read_text()
     events = tensorboard(tmp_path)
-    (event,) = events.Images("eval_video")
+    (event,) = events.Images("video/eval_video")
     assert (event.step, event.width, event.height) == (500, 48, 16)
     gif = Image.open(io.BytesIO(event.encoded_image_string))
     assert (gif.format, gif.n_frames, gif.info["loop"]) == ("GIF", 5, 0)
@@ -235,7 +235,7 @@ def test_video_is_a_moving_gif(tmp_path):
         gif.seek(t)
         shown = np.asarray(gif.convert("RGB"))
         assert abs(int(shown[8, 12, 0]) - 40 * t) <= 4 and abs(int(shown[8, 36, 2]) - 200) <= 4
-    assert events.Images("single")[0].width == 24
+    assert events.Images("video/single")[0].width == 24
     with pytest.raises(ValueError, match="video x: float64"):
         logger.write(600, {}, {"x": frames / 255})
 
