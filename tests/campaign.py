@@ -163,7 +163,7 @@ def command(script: str, *words, **limits: int) -> Process:
 
 
 def refused(result: Result, tried: object = "") -> str:
-    """'refused', or Failed where that is not one line with exit status 1 or 2, apart from the warning of a small disk."""
+    """'refused', or Failed where that is not one line, apart from the warning of a small disk, and status 1 or 2."""
     lines = [line for line in result.err.strip().splitlines() if " grows by " not in line]
     one = result.code in (1, 2) and len(lines) == 1 and "Traceback" not in result.err
     assert one, f"{tried}: expected one line on stderr and status 1 or 2: {result}"
