@@ -161,8 +161,7 @@ class Trainer:
         weights = [*self.agent.state_dict().values(), *moments, *moments]
         disk = files + 3 * sum(tensor.nbytes for tensor in weights)  # latest, previous, and the one being written
         evals = evaluate.count_eval_envs(c, c.eval_episode_num)
-        groups = (c.envs, evals, evals if c.eval_tasks else 0)  # of other tasks, one at a time
-        processes = sum(n for n in groups if c.parallel and n * distributed.size() > 1)
+        processes = sum(n for n in (c.envs, evals) if c.parallel and n * distributed.size() > 1)
         size = functools.partial(tqdm.format_sizeof, suffix="B")
         log.info(
             f"needs up to {size(memory)} of memory for the replay, {size(disk)} of disk, and {processes} env processes"
