@@ -62,12 +62,8 @@ class Plan2Explore(nn.Module):
         self.behavior = models.ImagBehavior(config, world_model, actions)
         self.behaviors = (self.behavior,)
         dynamics = world_model.dynamics
-        outputs = {
-            "stoch": dynamics.stoch_size,
-            "embed": world_model.encoder.outputs,
-            "feat": dynamics.feat_size,
-            "deter": dynamics.deter,
-        }[config.disag_target]
+        sizes = {"stoch": dynamics.stoch_size, "deter": dynamics.deter, "feat": dynamics.feat_size}
+        outputs = {**sizes, "embed": world_model.encoder.outputs}[config.disag_target]
         inputs = dynamics.feat_size + (actions if config.disag_action_cond else 0)
         self.ensemble = nn.ModuleList(
             networks.MLP(inputs, config.disag_units, config.disag_layers, outputs) for _ in range(config.disag_models)
@@ -105,13 +101,9 @@ class Plan2Explore(nn.Module):
         shape = embed.shape[:2]
         # (B, T, F)
         feat = world_model.dynamics.feat(start).unflatten(0, shape)
-        targets = {
-            "stoch": start["stoch"].reshape(*shape, -1),
-            "embed": embed,
-            "feat": feat,
-            "deter": start["deter"].unflatten(0, shape),
-        }
-        target, offset = targets[self.config.disag_target], self.config.disag_offset
+        latents = {"stoch": start["stoch"].reshape(*shape, -1), "deter": start["deter"].unflatten(0, shape)}
+        target = {**latents, "feat": feat, "embed": embed}[self.config.disag_target]
+        offset = self.config.disag_offset
         length = shape[1] - offset
         # row t's action led to row t; the action taken there is in row t + 1
         action = torch.cat([batch["action"][:, 1:], torch.zeros_like(batch["action"][:, :1])], 1)

@@ -191,8 +191,8 @@ class WorldModel(nn.Module):
             mean_act=c.dyn_mean_act, std_act=c.dyn_std_act, min_std=c.dyn_min_std,
         )  # fmt: skip
         feat = self.dynamics.feat_size
-        reward = networks.ScalarHead(feat, c.units, c.reward_layers, c.reward_head)
-        cont = networks.BinaryHead(feat, c.units, c.cont_layers)
+        reward = networks.Head(feat, c.units, c.reward_layers, c.reward_head)
+        cont = networks.Head(feat, c.units, c.cont_layers, "binary")
         self.heads = nn.ModuleDict({"reward": reward, "cont": cont})
         trained = dict(self.named_parameters())
         adam = {"lr": c.model_lr, "eps": c.opt_eps, "clip": c.grad_clip, "weight_decay": c.weight_decay}
@@ -362,7 +362,7 @@ class ImagBehavior(nn.Module):
             feat, c.units, c.actor_layers, actions, dist=c.actor_dist, min_std=c.actor_min_std,
             max_std=c.actor_max_std, init_std=c.actor_init_std, unimix=c.action_unimix_ratio,
         )  # fmt: skip
-        self.value = networks.ScalarHead(feat, c.units, c.value_layers, c.value_head)
+        self.value = networks.Head(feat, c.units, c.value_layers, c.value_head)
         if c.slow_value_target:
             self.slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("return_levels", torch.tensor([0.05, 0.95]), persistent=False)

@@ -125,26 +125,20 @@ class MLP(nn.Module):
         return x if self.out is None else self.out(x)
 
 
-class ScalarHead(MLP):
-    """A head that predicts a scalar from features: `symlog_disc` is two-hot over symlog, `normal` a unit Normal."""
+class Head(MLP):
+    """A prediction from features (..., F).
 
-    def __init__(self, inputs: int, units: int, layers: int, dist: str = "symlog_disc"):
-        discrete = dist == "symlog_disc"
-        super().__init__(inputs, units, layers, dists.BUCKETS if discrete else 1, outscale=0.0)
-        self.dist = dists.TwoHotSymlog if discrete else dists.UnitNormal
+    Args:
+        dist: of a scalar, `symlog_disc` (two-hot over symlog) or `normal` (of std 1); `binary`, of a flag.
+    """
 
-    def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal:
+    def __init__(self, inputs: int, units: int, layers: int, dist: str):
+        outputs, outscale = dists.BUCKETS if dist == "symlog_disc" else 1, 1.0 if dist == "binary" else 0.0
+        super().__init__(inputs, units, layers, outputs, outscale)
+        self.dist = {"symlog_disc": dists.TwoHotSymlog, "normal": dists.UnitNormal, "binary": dists.Bernoulli}[dist]
+
+    def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal | dists.Bernoulli:
         return self.dist(super().forward(feat))
-
-
-class BinaryHead(MLP):
-    """A head that predicts a probability from features: that the episode continues."""
-
-    def __init__(self, inputs: int, units: int, layers: int):
-        super().__init__(inputs, units, layers, 1, outscale=1.0)
-
-    def forward(self, feat: Tensor) -> dists.Bernoulli:
-        return dists.Bernoulli(super().forward(feat))
 
 
 def bounded_normal(out: Tensor, min_std: float, max_std: float) -> tuple[Tensor, Tensor]:
