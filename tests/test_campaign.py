@@ -8,10 +8,11 @@ import sys
 
 import campaign
 import pytest
+import trial
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = campaign.TESTS / "campaign.py"
+SCRIPT = trial.ROOT / "tests" / "campaign.py"
 
 
 def run(*flags) -> tuple[int, str, str]:
@@ -40,37 +41,37 @@ def test_one_trial_can_be_repeated():
 
 
 @pytest.fixture
-def trial(tmp_path, monkeypatch):
-    """A run that was undisturbed, in a campaign of its own."""
-    monkeypatch.setattr(campaign, "SCRATCH", tmp_path)
-    campaign.reference.cache_clear()
+def undisturbed(tmp_path, monkeypatch):
+    """A trial with a run that was undisturbed, in a campaign of its own."""
+    monkeypatch.setattr(trial, "SCRATCH", tmp_path)
     logdir = tmp_path / "reference"
-    code = [sys.executable, campaign.ROOT / "dreamer.py", *campaign.setup_runs(), "--logdir", logdir]
+    code = [sys.executable, trial.ROOT / "dreamer.py", *trial.RUN, "--logdir", logdir]
     subprocess.run(code, check=True, capture_output=True)
-    monkeypatch.setattr(campaign, "reference", lambda steps=campaign.STEPS: logdir)
-    t = campaign.Trial("trial", 0, 0)
+    monkeypatch.setattr(trial, "reference", lambda: logdir)
+    t = trial.Trial("trial", 0, 0)
     shutil.copytree(logdir, t.logdir)
     return t
 
 
-def test_verification_notices_what_is_lost_and_doubled(trial):
-    path = trial.logdir / "metrics.jsonl"
+def test_verification_notices_what_is_lost_and_doubled(undisturbed):
+    t = undisturbed
+    path = t.logdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    before = campaign.snapshot(trial.logdir)
-    nothing = campaign.Snapshot({}, [])
-    exact, newer = campaign.Result(0, "", ""), campaign.Result(0, "the last 0 steps are newer than the checkpoint", "")
+    before = trial.snapshot(t.logdir)
+    nothing = trial.Snapshot({}, [])
+    exact, newer = trial.Result(0, "", ""), trial.Result(0, "the last 0 steps are newer than the checkpoint", "")
     assert len(before.episodes) == 6 and len(before.lines) == len(lines) == 15
-    assert campaign.check_run(trial, before, exact) == campaign.check_run(trial, before, newer) == "survived"
+    assert trial.check_run(t, before, exact) == trial.check_run(t, before, newer) == "survived"
 
     def notices(words, lines, result=newer, before=nothing):
         path.write_text("".join(lines))
-        with pytest.raises(campaign.Failed, match=words):
-            campaign.check_run(trial, before, result)
+        with pytest.raises(trial.Failed, match=words):
+            trial.check_run(t, before, result)
 
     episode = next(i for i, line in enumerate(lines) if "train_episodes" in line)
     update = next(i for i, line in enumerate(lines) if "update_count" in line)
     changed = json.dumps({**json.loads(lines[update]), "kl": 9.0}) + "\n"
-    notices("did not resume", lines, campaign.Result(1, "", "dreamer.py: no"))
+    notices("did not resume", lines, trial.Result(1, "", "dreamer.py: no"))
     notices("before the checkpoint", lines[1:], before=before)
     notices("not the undisturbed run", [*lines[:update], changed, *lines[update + 1 :]], exact)
     notices("rows of episodes were lost", [*lines[:episode], *lines[episode + 1 :]])
@@ -78,7 +79,7 @@ def test_verification_notices_what_is_lost_and_doubled(trial):
     notices("update_count were doubled", [*lines[: update + 1], *lines[update:]])
     notices("updates, .* logged, .* due", lines[:-1])
     path.write_text("".join(lines))
-    (trial.logdir / "train_eps" / next(iter(before.episodes))).unlink()
+    (t.logdir / "train_eps" / next(iter(before.episodes))).unlink()
     notices("was lost or changed", lines, before=before)
     notices("5 episode files and 6 rows", lines)
 
@@ -87,6 +88,6 @@ def test_verification_notices_what_is_lost_and_doubled(trial):
     "code, err", [(1, ""), (1, "one\ntwo\n"), (-9, "one\n"), (0, "one\n"), (3, "one\n"), (1, "Traceback\n  x\n")]
 )
 def test_only_one_line_and_its_status_are_a_refusal(code, err):
-    with pytest.raises(campaign.Failed):
-        campaign.refused(campaign.Result(code, "", err))
-    assert campaign.refused(campaign.Result(2, "", "one\n")) == "refused"
+    with pytest.raises(trial.Failed):
+        trial.refused(trial.Result(code, "", err))
+    assert trial.refused(trial.Result(2, "", "one\n")) == "refused"
