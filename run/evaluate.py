@@ -33,7 +33,7 @@ from run.config import (
 from run.logs import log
 
 Scores = dict[str, list[float]]  # return, length and, if there is one, success of each episode
-KEPT_ENVS = 32  # at most, of all tasks together, between the evaluations of a run: some 60 MB each
+KEPT_ENVS = 20  # in all workers together, between the evaluations of a run: some 60 MB each
 
 
 class Played(NamedTuple):
