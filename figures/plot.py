@@ -9,9 +9,9 @@ bootstrap; curves_table.png and curves_table.csv hold IQM, mean and median at th
 (stratified bootstrap, as in "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
 2021). Markdown tables are printed: of the means, and of what linear probes found, for runs that were probed.
 
---suite: a table of methods × test sets for each task (mean over seeds, 95 % interval, drop from clean), with published
-numbers and their protocols beside it, is printed and written to suite_table.csv; the figure shows it as bars. The
-numbers are the rows that `--eval_only --task ...` adds to eval.jsonl.
+--suite: a table of methods × test sets for each task and for their mean (mean over seeds, 95 % interval, drop from
+clean), with published numbers and their protocols beside it, is printed and written to suite_table.csv; the figure
+shows it as bars. The numbers are the rows that `--eval_only --eval_suite ...` adds to eval.jsonl.
 """
 
 import argparse
@@ -387,6 +387,7 @@ def summarize_suite(runs: list[Run], others: bool = False) -> tuple[pd.DataFrame
             row |= {"task": task, "mean": row["return"], "scores": [row["return"]], "seeds": 0}
             row["method"] += f" (published: {row['protocol']})"
             rows.append(row | {"protocol": f"{row['step']:,} environment steps; {row['words']}"})
+    rows += over_tasks(rows)
     clean = {(row["task"], row["method"]): row["mean"] for row in rows if row["set"] == "clean"}
     for row in rows:
         before = clean.get((row["task"], row["method"])) if row["set"] != "clean" else None
@@ -394,6 +395,25 @@ def summarize_suite(runs: list[Run], others: bool = False) -> tuple[pd.DataFrame
     columns = ["task", "set", "method", "seeds", "mean", "low", "high", "drop", "protocol", "scores"]
     left_out = [] if others or not changed else [f"left out: {changed} rows with changed settings (--others)"]
     return pd.DataFrame(rows, columns=columns), left_out
+
+
+def over_tasks(rows: list[dict]) -> list[dict]:
+    """A row for each method and set that all of several tasks have: the mean over them, seeds drawn within each."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["set"], row["method"]), []).append(row)
+    found = []
+    for members in groups.values():
+        if len(tasks) > 1 and len(members) == len(tasks):
+            scores = [np.array(row["scores"]) for row in members]
+            mean, (low, high) = bootstrap(lambda *drawn: np.mean([one.mean(-1) for one in drawn], 0), *scores)
+            seeds = min(row["seeds"] for row in members)
+            paired = len({len(one) for one in scores}) == 1
+            row = {"task": f"mean over {len(tasks)} tasks", "seeds": seeds, "mean": mean, "low": low, "high": high}
+            row["protocol"] = " / ".join(dict.fromkeys(row["protocol"] for row in members))
+            found.append(members[0] | row | {"scores": list(np.mean(scores, 0)) if paired else [mean]})
+    return found
 
 
 def set_of(run: Run, task: str) -> str:

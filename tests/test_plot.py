@@ -298,6 +298,24 @@ def test_suite_is_a_table_of_methods_by_sets_beside_published_numbers(suite):
         assert (np.abs(image - color).max(-1) < 12).sum() > 1000
 
 
+def test_a_suite_over_tasks_has_their_mean(suite):
+    for seed in range(3):
+        folder = write_run(suite / "dmc_walker_walk" / "hrssm" / f"seed{seed}", "dmc_walker_walk", seed)
+        scores = {"": 400.0, "_color_hard": 300.0 + 30 * seed}
+        rows = [{"task": f"dmc_walker_walk{end}", "return": score, "seed": seed} for end, score in scores.items()]
+        (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = run("--suite", suite, "--out", suite / "suite.png")
+    assert code == 0 and "`mean over 2 tasks`" in out
+    rows = [row for row in table(suite / "suite_table.csv") if row["task"] == "mean over 2 tasks"]
+    ours = {row["set"]: row for row in rows if row["seeds"] == "3"}
+    assert set(ours) == {"clean", "color_hard"}  # of HRSSM: neither the other method nor other sets have both tasks
+    mean, drop = float(ours["color_hard"]["mean"]), float(ours["color_hard"]["drop"])
+    assert mean == pytest.approx((601 + 330) / 2) and drop == pytest.approx(100 * (1 - mean / ((801 + 400) / 2)), 1e-3)
+    assert 450 <= float(ours["color_hard"]["low"]) < mean < float(ours["color_hard"]["high"]) <= 481
+    published = {row["method"] for row in rows if row["seeds"] == "0" and row["set"] == "color_hard"}
+    assert "EADream (published: DMC-GB2)" in published
+
+
 def test_rows_with_changed_settings_are_shown_when_asked_for(suite):
     _, out, remarks = run("--suite", suite, "--others", "--out", suite / "suite.png")
     assert "| HRSSM (time_limit 200) (1) | 3 | 2 |" in out and "| HRSSM (seed 9) (1) | 3 |" in out
