@@ -66,8 +66,8 @@ def table(run: Path, path: Path, batches: int) -> str:
     squares: dict[tuple[str, str], Tensor] = {}  # of each loss's gradient at each part, summed over batches
     squares_of_sum = dict.fromkeys(PARTS, 0.0)
     for _ in range(batches):
-        segments = replay.draw(rng, config.batch_size, config.batch_length)
-        batch = {key: torch.from_numpy(value) for key, value in replay.gather(segments).items()}
+        rows = replay.sample(rng, config.batch_size, config.batch_length)
+        batch = {key: torch.from_numpy(value) for key, value in rows.items()}
         found = loss_gradients(agent.world_model, batch)
         for name, (value, grads) in found.items():
             norms.setdefault(name, []).append([value, *(grads[part].norm().item() for part in PARTS)])

@@ -103,6 +103,7 @@ class Collector:
             -(-config.replay_dir_limit // ranks),
             self.numbers if ranks > 1 else None,
             self.spec,
+            config.replay_memory * 1e9 / ranks,
         )
         self.step = 0  # agent steps, over all envs of all ranks
         self.failures = 0  # episodes that an error of their env has cut, likewise

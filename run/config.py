@@ -37,7 +37,7 @@ ACTIONS = {
 FREE_SETTINGS = {
     "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
     "env_failures", "eval_envs", "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every",
-    "logdir", "loggers", "parallel", "replay_dir_limit", "scan_path", "steps", "video_pred_log",
+    "logdir", "loggers", "parallel", "replay_dir_limit", "replay_memory", "scan_path", "steps", "video_pred_log",
 }  # fmt: skip
 MOVED = {"eval_resource_files", "resource_files"}  # likewise: the same files may lie elsewhere, or be others
 
@@ -65,6 +65,7 @@ _ROWS = (
     ("seed", between(0, 1e18)),
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),
+    ("replay_memory", between(0, 1e6)),
     ("eval_episode_num episodes", between(0, 1e5)),
     ("precision", one_of(16, 32)),
     # Environment

@@ -1,25 +1,32 @@
-"""Episode files: their format, their names, the folder that holds them, and what happens to damaged ones.
+"""Episodes, their files, the folder that holds these, and what happens to damaged ones.
 
 Files are uncompressed `.npz` archives named `{order}-env{env}-{episode}-{rows}.npz`, `order` counting the episodes in
 the order in which they finished. They appear under that name atomically (written aside, then renamed), so a killed
 process leaves no incomplete file. They are not synced to disk: after a power failure, the files of the last seconds may
 be missing or damaged, which is reported.
+
+Rows are read where they lie in the files. When a run starts, it reads the headers of the files; before the first rows
+of a file are used, all of its checksums are compared, and again whenever its size or time has changed. Nothing is
+mapped: a mapped file that somebody truncates kills the process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import math
 import mmap
 import os
 import re
+import resource
 import stat
+import struct
+import threading
 import zipfile
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +46,14 @@ WRITE_HINTS = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine's limit of open files is reached (fs.file-max)",
 }
+OWN_LIMITS = errno.ENOMEM, errno.EMFILE, errno.ENFILE  # errors of a read that are not the file's
 MAPPED_BYTES = 1 << 17  # a buffer of at least this size is its own mapping
+ALIGNED = 64  # start of an array in memory and in a file: copies between others take up to three times as long
+ZIP_HEADER = 30 + 4 + 20  # bytes before an array: fixed fields, those of the padding, those of large files
+PADDING = 0xD935  # in a zip archive, a field that only aligns what follows
+HEADER_BYTES = 4096  # of a .npy file, at most
+FILE_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+OPEN_FILES = 1024 if FILE_LIMIT == resource.RLIM_INFINITY else min(1024, FILE_LIMIT // 2)  # kept open after a read
 
 
 def episode_key(env: int, episode: int) -> str:
@@ -47,23 +61,24 @@ def episode_key(env: int, episode: int) -> str:
     return f"env{env:03d}-{episode:06d}"
 
 
-def allocate(spec: Spec, rows: int) -> Arrays:
+def allocate(spec: Spec, rows: int, mapped: bool = True) -> Arrays:
     """Arrays of `rows` rows for each key, next to each other in one buffer.
 
     The buffer of a real episode is an anonymous mapping, not the allocator's: it costs memory only where it was
     written, and all of it returns to the system with the last reference, regardless of the process's heap settings.
     """
     lengths = [rows * math.prod(shape) * dtype.itemsize for shape, dtype in spec.values()]
-    starts = np.cumsum([0] + [-(-length // 64) * 64 for length in lengths])
-    total = max(int(starts[-1]), 1)
-    if total < MAPPED_BYTES:
-        buffer = np.empty(total, np.uint8)
-    else:
+    total, start = sum(-(-length // ALIGNED) * ALIGNED for length in lengths), 0
+    if mapped and total >= MAPPED_BYTES:
         buffer = np.frombuffer(mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
-    return {
-        key: buffer[start : start + length].view(dtype).reshape(rows, *shape)
-        for (key, (shape, dtype)), start, length in zip(spec.items(), starts.tolist(), lengths, strict=False)
-    }
+    else:
+        buffer = np.empty(total + ALIGNED, np.uint8)
+        start = -buffer.__array_interface__["data"][0] % ALIGNED
+    arrays = {}
+    for (key, (shape, dtype)), length in zip(spec.items(), lengths, strict=True):
+        arrays[key] = buffer[start : start + length].view(dtype).reshape(rows, *shape)
+        start += -(-length // ALIGNED) * ALIGNED
+    return arrays
 
 
 def spec_of(row: dict[str, np.ndarray]) -> Spec:
@@ -83,22 +98,132 @@ def spec_of_episode(arrays: Arrays) -> Spec:
     return {key: (array.shape[1:], array.dtype) for key, array in arrays.items()}
 
 
-def most_common_spec(episodes: Iterable[Arrays]) -> Spec:
-    """Spec of the rows of most of the episodes; the first one's in a tie."""
-    specs = [spec_of_episode(arrays) for arrays in episodes]
-    most = Counter(frozenset(spec.items()) for spec in specs).most_common(1)[0][0]
-    return next(spec for spec in specs if spec.items() == most)
+class EpisodeLost(Exception):
+    """The rows of `episode` can no longer be read, because of `error`."""
+
+    def __init__(self, episode: Episode, error: OSError | ValueError):
+        super().__init__(f"{episode.path}: {error}")
+        self.episode, self.error = episode, error
 
 
-def spec_difference(found: Spec, expected: Spec) -> str:
-    """The first difference between two specs in words, "" if there is none."""
-    for key in sorted(found.keys() | expected.keys()):
-        if found.get(key) != expected.get(key):
-            theirs, ours = (
-                "{1} of shape {0}".format(*spec[key]) if key in spec else "absent" for spec in (found, expected)
-            )
-            return f"{key} is {theirs}, expected {ours}"
-    return ""
+class OtherRows(ValueError):
+    """An undamaged file that does not have the rows of this run."""
+
+
+class Episode:
+    """The rows of one episode, in memory or in a file.
+
+    A written row never changes, and `arrays` is replaced as a whole: `copy`, in another thread, needs no lock.
+    """
+
+    __slots__ = ("__weakref__", "_layout", "_lock", "arrays", "env", "index", "keep", "path", "rows", "spec")
+
+    def __init__(self, env: int, index: int, spec: Spec, rows: int = 0, path: Path | None = None):
+        self.env, self.index, self.spec, self.rows, self.path = env, index, spec, rows, path
+        self.arrays: Arrays | None = None  # the rows in memory
+        self.keep = True  # they may be there
+        self._layout: Layout | None = None  # of the file whose checksums were compared
+        self._lock = threading.Lock()  # of a change after the episode has finished
+
+    @property
+    def key(self) -> str:
+        return episode_key(self.env, self.index)
+
+    @property
+    def steps(self) -> int:
+        return self.rows - 1
+
+    def move(self, room: int) -> None:
+        """Copies the rows to new arrays with space for `room` rows."""
+        arrays = allocate(self.spec, room)
+        for key, array in (self.arrays or {}).items():
+            arrays[key][: self.rows] = array[: self.rows]
+        self.arrays = arrays
+
+    def copy(self, start: int, count: int, out: Arrays, at: tuple[int | slice, ...]) -> None:
+        """Copies `count` rows from `start` on to `out[key][at]`, which is contiguous; raises EpisodeLost."""
+        for _ in range(5):
+            layout, arrays = self._layout, self.arrays
+            if arrays is not None:
+                for key, target in out.items():
+                    target[at] = arrays[key][start : start + count]
+                return
+            if layout and self._read(layout, start, count, out, at):
+                return
+            self._load(layout)
+        raise EpisodeLost(self, OSError(errno.EBUSY, "it changes all the time"))
+
+    def _read(self, layout: Layout, start: int, count: int, out: Arrays, at: tuple[int | slice, ...]) -> bool:
+        """Reads rows from the file; False if it is no longer the one whose checksums were compared."""
+        try:
+            file = _open(self.path)
+            if file.stamp != layout.stamp:
+                return False
+            for key, target in out.items():
+                target = target[at]
+                size = target.nbytes
+                if os.preadv(file.number, [target], layout.offsets[key] + start * (size // count)) != size:
+                    return False
+        except (OSError, TypeError):  # TypeError: in memory by now
+            return False
+        return True
+
+    def _load(self, known: Layout | None) -> None:
+        """Reads the whole file, unless that was done since its layout was `known`; raises EpisodeLost."""
+        with self._lock:
+            if self.arrays is not None or self._layout is not known:
+                return
+            _open.cache_clear()
+            try:
+                layout, arrays = read_file(self.path, self.rows)
+                check_spec(layout.spec, self.spec)
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in OWN_LIMITS:
+                    raise
+                raise EpisodeLost(self, error) from error
+            if self.keep or not layout.plain:
+                self.arrays = _copies(arrays, self.rows)
+            self._layout = layout
+
+    def release(self) -> None:
+        """Leaves the rows to the file, but for those of a compressed file."""
+        with self._lock:
+            self.keep = False
+            if self.path is not None and (self._layout is None or self._layout.plain):
+                self.arrays = None
+
+    def is_gone(self) -> bool:
+        """Whether it needs its file, and that is gone."""
+        return self.arrays is None and not self.path.exists()
+
+    def leave_file(self) -> None:
+        """Takes the rows into memory: the file is no longer needed. Raises EpisodeLost."""
+        self.keep = True
+        while self.arrays is None:
+            self._load(self._layout)
+        self.path = None
+
+
+class _OpenFile:
+    """A file that is open for reading until nobody refers to it."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+        self.stamp = stamp(os.fstat(self.number))
+
+    def __del__(self):
+        if "number" in vars(self):
+            os.close(self.number)
+
+
+_open = functools.lru_cache(OPEN_FILES)(_OpenFile)
+
+
+def _copies(arrays: Arrays, rows: int) -> Arrays:
+    copies = allocate(spec_of_episode(arrays), rows)
+    for key, array in copies.items():
+        array[...] = arrays[key]
+    return copies
 
 
 class File(NamedTuple):
@@ -127,56 +252,62 @@ class EpisodeFiles:
 
     def __init__(self, folder: Path, limit: int = 0, envs: Container[int] | None = None):
         self.folder, self.limit, self.envs = folder, limit, envs
-        self._files: dict[str, tuple[Path, int]] = {}  # key -> file and its agent steps, oldest first
+        self._files: dict[str, File] = {}  # by key, oldest first
         self._steps = 0
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*.npz.tmp"):
             leftover.unlink(missing_ok=True)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._files
+    def get(self, key: str) -> File | None:
+        return self._files.get(key)
 
-    def since(self, order: int) -> Iterator[tuple[int, str]]:
-        """Place in the order of finishing and key of each episode with a file, from place `order` on."""
-        for key, (path, _) in self._files.items():
-            place = int(FILE_NAME.fullmatch(path.name)[1])
-            if place >= order:
-                yield place, key
+    def since(self, order: int) -> list[File]:
+        """The files from place `order` on."""
+        return [file for file in self._files.values() if file.order >= order]
 
-    def write(self, order: int, key: str, arrays: Arrays, rows: int) -> None:
-        """Writes an episode. Raises OSError, one line, if that fails."""
-        path = self.folder / f"{order:08d}-{key}-{rows}.npz"
+    def write(self, order: int, episode: Episode) -> None:
+        """Writes an episode, which has its path then. Raises OSError, one line, if that fails."""
+        path = self.folder / f"{order:08d}-{episode.key}-{episode.rows}.npz"
         aside = self.folder / f".{path.name}.tmp"
         try:
-            with zipfile.ZipFile(aside, "w") as archive:  # as np.savez, which does not close it if a write fails
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            # as np.savez, which does not close the file if a write fails, nor align the arrays
+            with open(aside, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+                for name, array in episode.arrays.items():
+                    info = zipfile.ZipInfo(f"{name}.npy")
+                    padding = -(file.tell() + ZIP_HEADER + len(info.filename)) % ALIGNED
+                    info.extra = struct.pack(f"<HH{padding}x", PADDING, padding)
+                    with archive.open(info, "w", force_zip64=True) as member:
+                        rows = array[: episode.rows]
+                        np.lib.format.write_array(member, rows, version=(1, 0), allow_pickle=False)
             os.replace(aside, path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             hint = f": {WRITE_HINTS[error.errno]}" if error.errno in WRITE_HINTS else ""
             raise OSError(error.errno, f"cannot write {path} ({error.strerror or error}){hint}") from error
-        self.add(key, path, rows - 1)
+        episode.path = path
+        _open.cache_clear()  # from time to time, sizes and times are compared again
+        self.add(File(order, episode.env, episode.index, episode.rows, path))
 
-    def add(self, key: str, path: Path, steps: int) -> None:
-        """Counts a file, the newest; removes the oldest ones beyond the limit."""
-        self._files[key] = (path, steps)
-        self._steps += steps
+    def add(self, file: File) -> None:
+        """Counts a file, the newest."""
+        self._files[file.key] = file
+        self._steps += file.rows - 1
+
+    def forget(self, key: str) -> File | None:
+        """Counts a file no longer; None if it was not counted."""
+        file = self._files.pop(key, None)
+        self._steps -= file.rows - 1 if file else 0
+        return file
+
+    def remove_excess(self) -> Iterator[str]:
+        """Removes the oldest files beyond the limit; yields the key of each one before."""
         while self.limit and self._steps > self.limit and len(self._files) > 1:
-            oldest = next(iter(self._files))
-            path, steps = self._files.pop(oldest)
-            path.unlink(missing_ok=True)
-            self._steps -= steps
-
-    def read(self, key: str, spec: Spec) -> Arrays:
-        """The arrays of an episode. Raises OSError or ValueError if its file is gone, damaged or of other rows."""
-        path, steps = self._files[key]
-        arrays = read_episode(path, steps + 1)
-        if difference := spec_difference(spec_of_episode(arrays), spec):
-            raise ValueError(f"{path} does not have the rows of this run ({difference})")
-        return arrays
+            key = next(iter(self._files))
+            yield key
+            if file := self.forget(key):
+                _open.cache_clear()  # an open file would keep its disk space
+                file.path.unlink(missing_ok=True)
 
     def scan(self) -> tuple[list[File], int]:
         """The episode files, oldest first (of two for the same episode, the newer), and the place of the next one."""
@@ -194,13 +325,13 @@ class EpisodeFiles:
             try:
                 status = path.stat()
             except OSError as error:
-                log.warning(f"replay: {path} cannot be read ({error.strerror}): left out")
+                report(path, error)
                 continue
             if not stat.S_ISREG(status.st_mode):  # reading a pipe would block, a device might never end
                 log.warning(f"replay: {path} is not a regular file: left out")
                 continue
             if not 2 <= file.rows <= status.st_size:
-                _set_aside(path, f"{file.rows} rows in {status.st_size} bytes")
+                report(path, ValueError(f"{file.rows} rows in {status.st_size} bytes"))
                 continue
             if file.key in found:
                 log.warning(f"replay: {path.name} and {found[file.key].path.name}: using the newer")
@@ -208,108 +339,145 @@ class EpisodeFiles:
             found[file.key] = file
         return sorted(found.values()), next_order
 
-    def read_newest(
+    def check_newest(
         self, files: list[File], capacity: int, spec: Spec | None
-    ) -> tuple[dict[Path, Arrays | None], Spec | None]:
-        """Arrays of the newest files that fit into `capacity` agent steps; None for one left out.
+    ) -> tuple[dict[Path, bool], Spec | None]:
+        """Reads the headers of the newest files that fit into `capacity` agent steps; True for those that can be used.
 
         A damaged file is reported, renamed to `*.damaged` and left out. One that cannot be read, or whose rows are not
         those of `spec` (None: of most of the files), is reported and left out. Returns the spec too.
 
         Raises ValueError if there are intact files but none with the rows of this run.
         """
-        read: dict[Path, Arrays | None] = {}
-        misfits: dict[Path, str] = {}
-        rest, steps = list(files), 0
-        # In threads, as checksums cost about as much as the copies; each round replaces what the one before left out
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            while True:
-                chosen, planned = [], steps
-                while rest and (not planned or planned + rest[-1].rows - 1 <= capacity):
-                    chosen.append(rest.pop())
-                    planned += chosen[-1].rows - 1
-                if not chosen:
-                    break
-                futures = [pool.submit(read_episode, file.path, file.rows) for file in chosen]
-                whole = {
-                    file.path: arrays
-                    for file, future in zip(chosen, futures, strict=True)
-                    if (arrays := _take(file.path, future)) is not None
-                }
-                if spec is None and whole:
-                    spec = most_common_spec(whole.values())
-                for file in chosen:
-                    arrays = whole.get(file.path)
-                    if arrays is not None and (difference := spec_difference(spec_of_episode(arrays), spec)):
-                        arrays, misfits[file.path] = None, difference
-                    read[file.path] = arrays
-                    steps += 0 if arrays is None else file.rows - 1
-        if misfits and not steps:
-            path, difference = next(iter(misfits.items()))
+        usable: dict[Path, bool] = {}
+        others: dict[Path, OtherRows] = {}
+        headers = functools.cache(functools.partial(read_file, whole=False))
+        if spec is None:
+            specs = []
+            for file in reversed(files):
+                with contextlib.suppress(OSError, ValueError):
+                    specs.append(headers(file.path, file.rows)[0].spec)
+            counts = Counter(frozenset(spec.items()) for spec in specs)
+            spec = max(specs, key=lambda spec: counts[frozenset(spec.items())], default=None)
+        steps = 0
+        for file in reversed(files):
+            if steps and steps + file.rows - 1 > capacity:
+                break
+            try:
+                check_spec(headers(file.path, file.rows)[0].spec, spec)
+                usable[file.path] = True
+                steps += file.rows - 1
+            except (OSError, ValueError) as error:
+                usable[file.path] = False
+                if isinstance(error, OtherRows):
+                    others[file.path] = error
+                else:
+                    report(file.path, error)
+        if others and not steps:
             raise ValueError(
-                f"none of the episodes in {self.folder} has the rows of this run ({path.name}: {difference}): "
+                f"none of the episodes in {self.folder} has the rows of this run ({next(iter(others.values()))}): "
                 "use the settings that they were collected with, or another --logdir"
             )
-        for path, difference in misfits.items():
-            log.warning(f"replay: {path} does not have the rows of this run ({difference}): left out")
-        return read, spec
+        for path, error in others.items():
+            report(path, error)
+        return usable, spec
 
 
-def _take(path: Path, future: Future) -> Arrays | None:
-    """The arrays of a file; None, with a report, if it is damaged or unreadable."""
-    try:
-        return future.result()
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            raise
-        log.warning(f"replay: {path} cannot be read ({error.strerror or error}): left out")
-    except ValueError as error:
-        _set_aside(path, str(error))
-    return None
+def report(path: Path, error: OSError | ValueError, more: str = "") -> None:
+    """Warns that a file is left out; a damaged one is renamed. Raises the error if it is a limit of this process."""
+    if isinstance(error, OSError):
+        if error.errno in OWN_LIMITS:
+            raise error
+        problem, done = f"cannot be read ({error.strerror or error})", "left out"
+    elif isinstance(error, OtherRows):
+        problem, done = f"does not have the rows of this run ({error})", "left out"
+    else:
+        aside = path.with_name(path.name + ".damaged")
+        problem = f"is damaged ({error})"
+        try:
+            path.rename(aside)
+            done = f"renamed to {aside.name}"
+        except OSError as failure:
+            done = f"left out, as renaming it failed ({failure.strerror})"
+    log.warning(f"replay: {path} {problem}: {done}{more}")
 
 
-def _set_aside(path: Path, reason: str) -> None:
-    aside = path.with_name(path.name + ".damaged")
-    try:
-        path.rename(aside)
-        done = f"renamed to {aside.name}"
-    except OSError as error:
-        done = f"left out, as renaming it failed ({error.strerror})"
-    log.warning(f"replay: {path} is damaged ({reason}): {done}")
+# Reading
 
 
-def read_episode(path: Path, rows: int | None = None) -> Arrays:
-    """Reads the arrays of a .npz file into one buffer.
+class Layout(NamedTuple):
+    """What the headers of an episode file tell."""
+
+    spec: Spec
+    rows: int
+    offsets: dict[str, int]  # where the rows of each key begin
+    plain: bool  # and lie as in memory, not compressed
+    stamp: tuple[int, int]
+
+
+def stamp(status: os.stat_result) -> tuple[int, int]:
+    """Size and time of a file: if they are the same, it was not changed."""
+    return status.st_size, status.st_mtime_ns
+
+
+def read_file(path: Path, rows: int | None = None, whole: bool = True) -> tuple[Layout, Arrays]:
+    """Reads an episode file, with its checksums compared before anything is interpreted; or its headers alone.
 
     Raises ValueError if the file is damaged or does not hold `rows` rows, OSError if it cannot be read.
     """
+    spec, arrays, offsets, counts, plain, end = {}, {}, {}, set(), True, 0
     try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = [len(info.FileHeader(zip64=True)) + info.compress_size for info in archive.infolist()]
-            if sum(sizes) != archive.start_dir:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file, zipfile.ZipFile(file) as archive:
+            status = os.fstat(file.fileno())
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    data = member.read() if whole else member.read(HEADER_BYTES)
+                header = data[: 10 + int.from_bytes(data[8:10], "little")]
+                shape, fortran_order, dtype = _read_header(header)
+                if info.file_size != len(header) + math.prod(shape) * dtype.itemsize:
+                    raise ValueError("an array does not have the size that its header tells")
+                key = info.filename.removesuffix(".npy")
+                start = info.header_offset + len(info.FileHeader(zip64=True))
+                offsets[key], end = start + len(header), end + start - info.header_offset + info.compress_size
+                spec[key] = (shape[1:], dtype)
+                plain &= info.compress_type == zipfile.ZIP_STORED and not fortran_order
+                counts.add(shape[0] if shape else 0)
+                if whole:
+                    array = np.frombuffer(data, dtype, offset=len(header))
+                    arrays[key] = array.reshape(shape, order="F" if fortran_order else "C")
+            if end != archive.start_dir:
                 raise ValueError("its arrays do not fill it")
-            # whole, and thus with a verified checksum, before anything is interpreted
-            members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
-        found = {key: _array(data) for key, data in members.items()}
     except OSError:
         raise
     except Exception as error:  # zipfile and numpy raise almost anything for damaged bytes
         raise ValueError(str(error) or type(error).__name__) from error
-    counts = {len(array) if array.ndim else 0 for array in found.values()}
     if len(counts) != 1 or 0 in counts:
         raise ValueError("its arrays are not those of an episode")
     (count,) = counts
     if rows is not None and count != rows:
         raise ValueError(f"its arrays have {count} rows, expected {rows}")
-    arrays = allocate(spec_of_episode(found), count)
-    for key, array in arrays.items():
-        array[...] = found[key]
-    return arrays
+    return Layout(spec, count, offsets, plain, stamp(status)), arrays
 
 
-def _array(data: bytes) -> np.ndarray:
-    """The array of the contents of a .npy file, without a copy."""
-    file = io.BytesIO(data)
+@functools.lru_cache(1024)
+def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of the array in a .npy file."""
+    file = io.BytesIO(header)
     np.lib.format.read_magic(file)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")
+    return np.lib.format.read_array_header_1_0(file)
+
+
+def read_episode(path: Path, rows: int | None = None) -> Arrays:
+    """The arrays of an episode file, in one buffer. Errors as in `read_file`."""
+    layout, arrays = read_file(path, rows)
+    return _copies(arrays, layout.rows)
+
+
+def check_spec(found: Spec, expected: Spec) -> None:
+    """Raises OtherRows with the first difference between two specs in words, if there is one."""
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
+            theirs, ours = (
+                "{1} of shape {0}".format(*spec[key]) if key in spec else "absent" for spec in (found, expected)
+            )
+            raise OtherRows(f"{key} is {theirs}, expected {ours}")

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import numpy as np
 import torch
 
+from run.episodes import EpisodeLost
 from run.logs import log
 from run.replay import Replay, Segment, View, batch_arrays, collate
 
@@ -50,11 +51,19 @@ class Prefetcher:
             self._start(self.replay.draw(self.rng, self.batch, self.length))
 
     def next(self) -> dict[str, torch.Tensor]:
-        """The oldest batch, (B, T, ...) for each key, drawn now if none is in flight; raises an error of its thread."""
-        if not self._pending:
-            self._start(self.replay.draw(self.rng, self.batch, self.length))
-        _, future = self._pending.popleft()
-        tensors, uploaded = future.result()
+        """The oldest batch, (B, T, ...) for each key, drawn now if none is in flight; raises an error of its thread.
+
+        A batch with an episode whose file is damaged or gone is left out.
+        """
+        while True:
+            if not self._pending:
+                self._start(self.replay.draw(self.rng, self.batch, self.length))
+            _, future = self._pending.popleft()
+            try:
+                tensors, uploaded = future.result()
+                break
+            except EpisodeLost as lost:
+                self.replay.drop(lost)
         if uploaded is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(uploaded)

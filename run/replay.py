@@ -1,4 +1,4 @@
-"""Replay: episodes in memory, their files, and sampling of sequences.
+"""Replay: episodes, in memory and in files, and sampling of sequences.
 
 Row t of an episode holds the observation at t, the action that led to it (zeros at t = 0) and the reward received on
 reaching it (0 at t = 0), with `is_first` and whatever else the agent reads. An episode of n rows has n - 1 agent steps.
@@ -6,45 +6,36 @@ reaching it (0 at t = 0), with `is_first` and whatever else the agent reads. An 
 
 from __future__ import annotations
 
+import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from run.config import Config
-from run.episodes import Arrays, EpisodeFiles, Spec, allocate, episode_key, row_bytes, spec_of
+from run.episodes import (
+    Arrays,
+    Episode,
+    EpisodeFiles,
+    EpisodeLost,
+    Spec,
+    allocate,
+    episode_key,
+    report,
+    row_bytes,
+    spec_of,
+)
+
+if TYPE_CHECKING:
+    from run.config import Config
 
 Segment = tuple[str, int, int]  # key of the episode, its first row, number of rows
-View = tuple[Arrays, int, int]  # arrays of the episode, first row, number of rows
+View = tuple[Episode, int, int]  # the episode, first row, number of rows
 
 FIRST_ROWS = 128  # capacity for the first episode of a run
-
-
-class Episode:
-    """The rows of one episode.
-
-    `arrays` is replaced as a whole when more room is needed, and a written row never changes: a reader in another
-    thread that holds `arrays` keeps every row that it has seen.
-    """
-
-    def __init__(self, env: int, index: int, arrays: Arrays, rows: int):
-        self.env, self.index, self.arrays, self.rows = env, index, arrays, rows
-
-    @property
-    def key(self) -> str:
-        return episode_key(self.env, self.index)
-
-    @property
-    def steps(self) -> int:
-        return self.rows - 1
-
-    def move(self, spec: Spec, room: int) -> None:
-        """Copies the rows to new arrays with space for `room` rows."""
-        arrays = allocate(spec, room)
-        for key, array in arrays.items():
-            array[: self.rows] = self.arrays[key][: self.rows]
-        self.arrays = arrays
 
 
 class Replay:
@@ -52,13 +43,16 @@ class Replay:
 
     Args:
         directory: folder of the episode files; None keeps them in memory only.
-        capacity: maximum number of agent steps held in memory. Whole episodes are evicted, oldest first; unfinished
-            ones and the newest finished one stay.
+        capacity: maximum number of agent steps held. Whole episodes are evicted, oldest first; unfinished ones and the
+            newest finished one stay.
         directory_limit: maximum number of agent steps kept as files, 0 for no limit. The oldest files are removed
-            first, the newest stays. Below `capacity`, a resumed run finds less than it had.
+            first, the newest stays. Below `capacity`, episodes without a file stay in memory, and a resumed run finds
+            less than it had.
         envs: whose episodes it holds, where several replays share a directory; None for all.
         spec: keys, shapes and types of a row, which files must match. None takes those of the first row, or of most
             of the files.
+        memory: bytes that the newest finished episodes may take; rows of older ones are read from the files. Those of
+            a resumed run come into memory as they are drawn.
     """
 
     def __init__(
@@ -68,19 +62,21 @@ class Replay:
         directory_limit: int = 0,
         envs: Container[int] | None = None,
         spec: Spec | None = None,
+        memory: float = 0,
     ):
         if capacity < 1:
             raise ValueError(f"dataset_size is {capacity}: expected at least one agent step")
         self.directory = None if directory is None else Path(directory)
-        self.capacity = capacity
+        self.capacity, self.memory = capacity, memory
         self.finished: dict[int, tuple[int, int]] = {}  # env -> index and rows of its last finished episode
         self._spec = spec
         self._unfinished: dict[int, Episode] = {}  # env -> episode
-        self._by_key: dict[str, Episode] = {}  # all held ones, finished or not
-        self._held: list[Episode] = []  # finished, in order; those before _head are evicted
+        self._by_key: WeakValueDictionary[str, Episode] = WeakValueDictionary()  # all that are held or in a view
+        self._held: list[Episode | None] = []  # finished, in order; those before _head are evicted
         self._ends: list[int] = []  # rows of all finished episodes up to and with the one at the same index in _held
         self._head = 0
         self._gone_rows = 0  # rows of the evicted ones, counted as in _ends
+        self._released = 0  # index in _held of the oldest one that may stay in memory
         self._finished_steps = 0  # agent steps held in finished episodes
         self._longest = FIRST_ROWS
         self._order = 0  # of the next episode to finish
@@ -102,7 +98,7 @@ class Replay:
     @property
     def episodes(self) -> int:
         """Episodes held, unfinished ones included."""
-        return len(self._by_key)
+        return len(self._held) - self._head + len(self._unfinished)
 
     @property
     def total_episodes(self) -> int:
@@ -125,8 +121,14 @@ class Replay:
 
     def rewards_since(self, order: int) -> Iterator[tuple[int, np.ndarray]]:
         """Place in the order of finishing and rewards (rows,) of each episode with a file, from place `order` on."""
-        for place, key in self._files.since(order) if self._files else ():
-            yield place, self._arrays(key)["reward"]
+        for file in self._files.since(order) if self._files else ():
+            reward = np.empty(file.rows, self._spec["reward"][1])
+            try:
+                self._episode(file.key).copy(0, file.rows, {"reward": reward}, ())
+            except EpisodeLost as lost:
+                self.drop(lost)
+            else:
+                yield file.order, reward
 
     def state_dict(self) -> dict[str, int]:
         """Counters of the finished episodes; their rows are in the files."""
@@ -134,7 +136,7 @@ class Replay:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores the counters. Call it before `load`, which counts the episodes finished since."""
-        if self._by_key:
+        if self.episodes:
             raise RuntimeError("Replay.load_state_dict must come before load and add")
         self._order = int(state["order"])
         self._total_finished_steps = int(state["total_finished_steps"])
@@ -157,15 +159,16 @@ class Replay:
         current = self._unfinished.get(env)
         if current is None:
             key = episode_key(env, episode)
-            if key in self._by_key or (self._files and key in self._files):
+            if key in self._by_key or (self._files and self._files.get(key)):
                 raise ValueError(f"episode {episode} of env {env} is already in the replay")
-            current = Episode(env, episode, allocate(self._spec, self._longest), 0)
+            current = Episode(env, episode, self._spec)
+            current.move(self._longest)
             self._unfinished[env] = self._by_key[key] = current
         if current.index != episode:
             raise ValueError(f"row of episode {episode} for env {env}, whose episode {current.index} has not ended")
         self._check(row)
         if current.rows == len(current.arrays["is_first"]):
-            current.move(self._spec, 2 * current.rows)
+            current.move(2 * current.rows)
         for key, array in current.arrays.items():
             array[current.rows] = row[key]
         current.rows += 1
@@ -189,12 +192,14 @@ class Replay:
         if episode.rows < 2:
             raise ValueError(f"episode {episode.index} of env {episode.env} ended without a step")
         self._longest = max(self._longest, episode.rows)
-        if episode.rows < len(episode.arrays["is_first"]):
-            episode.move(self._spec, episode.rows)
         if self._files is not None:
-            self._files.write(self._order, episode.key, episode.arrays, episode.rows)
+            self._files.write(self._order, episode)
         del self._unfinished[episode.env]
+        self.finished[episode.env] = (episode.index, episode.rows)
         self._hold(episode)
+        if episode.arrays and episode.rows < len(episode.arrays["is_first"]):
+            episode.move(episode.rows)
+        self._remove_excess()
         self._order += 1
         self._total_finished_steps += episode.steps
 
@@ -203,7 +208,14 @@ class Replay:
         self._ends.append((self._ends[-1] if self._ends else 0) + episode.rows)
         self._held.append(episode)
         self._finished_steps += episode.steps
-        self.finished[episode.env] = (episode.index, episode.rows)
+        rows = self.memory // row_bytes(self._spec)
+        self._released = max(self._released, self._head)
+        while self._released < len(self._held):
+            oldest = self._held[self._released]
+            if self._ends[-1] - self._ends[self._released] + oldest.rows <= rows:
+                break
+            oldest.release()
+            self._released += 1
 
     def _evict(self) -> None:
         steps = self.steps
@@ -212,20 +224,42 @@ class Replay:
             self._gone_rows = self._ends[self._head]
             self._held[self._head] = None
             self._head += 1
-            del self._by_key[episode.key]
             self._finished_steps -= episode.steps
             steps -= episode.steps
         if self._head > len(self._held) // 2:
             del self._held[: self._head], self._ends[: self._head]
+            self._released = max(0, self._released - self._head)
             self._head = 0
+
+    def _remove_excess(self) -> None:
+        for key in self._files.remove_excess() if self._files else ():
+            if episode := self._by_key.get(key):
+                try:
+                    episode.leave_file()
+                except EpisodeLost as lost:
+                    self.drop(lost)
+
+    def drop(self, lost: EpisodeLost) -> None:
+        """Reports an episode whose file was damaged or removed, and holds it no longer."""
+        if not self._files.forget(lost.episode.key):
+            return  # reported already
+        gone = {lost.episode}
+        if isinstance(lost.error, FileNotFoundError):  # one line for all that went with it
+            gone |= {e for e in self._held[self._head :] if e.is_gone() and self._files.forget(e.key)}
+        report(lost.episode.path, lost.error, f", and {len(gone) - 1} others" if len(gone) > 1 else "")
+        kept = [episode for episode in self._held[self._head :] if episode not in gone]
+        self._held, self._ends = [], []
+        self._head = self._gone_rows = self._released = self._finished_steps = 0
+        for episode in kept:
+            self._hold(episode)
 
     # Files
 
     def load(self) -> int:
-        """Reads the newest files, as many as `capacity` allows, and returns their agent steps.
+        """Takes in the newest files, as many as `capacity` allows, and returns their agent steps.
 
-        They keep their places: the order of the files is the order of finishing. Those that cannot be used are
-        reported and left out, see `EpisodeFiles.read_newest`.
+        Their rows stay where they are. They keep their places: the order of the files is the order of finishing. Those
+        that cannot be used are reported and left out, see `EpisodeFiles.check_newest`.
 
         Raises ValueError if there are intact files but none with the rows of this run.
         """
@@ -234,17 +268,18 @@ class Replay:
         known_order = self._order
         files, next_order = self._files.scan()
         self._order = max(self._order, next_order)
-        read, self._spec = self._files.read_newest(files, self.capacity, self._spec)
+        usable, self._spec = self._files.check_newest(files, self.capacity, self._spec)
         for file in files:
-            if file.path in read and read[file.path] is None:
+            if not usable.get(file.path, True):
                 continue
-            self._files.add(file.key, file.path, file.rows - 1)
+            self._files.add(file)
             self.finished[file.env] = (file.episode, file.rows)
-            if file.path in read:
-                self._hold(Episode(file.env, file.episode, read[file.path], file.rows))
+            if file.path in usable:
+                self._hold(Episode(file.env, file.episode, self._spec, file.rows, file.path))
                 self._longest = max(self._longest, file.rows)
             if file.order >= known_order:
                 self._total_finished_steps += file.rows - 1
+        self._remove_excess()
         self._evict()
         return self._finished_steps
 
@@ -291,48 +326,64 @@ class Replay:
         return sequences
 
     def views(self, segments: Sequence[Sequence[Segment]]) -> list[list[View]]:
-        """The arrays behind the segments, which stay readable whatever happens to the replay.
+        """The episodes behind the segments, which stay readable whatever happens to the replay.
 
-        An evicted episode is read from its file again; KeyError if that is gone too.
+        An evicted episode is read from its file; KeyError if that is gone too, ValueError for rows that it lacks.
         """
-        return [[(self._arrays(key), start, count) for key, start, count in sequence] for sequence in segments]
+        views = [[(self._episode(key), start, count) for key, start, count in sequence] for sequence in segments]
+        for episode, start, count in itertools.chain(*views):
+            if not 0 <= start < start + count <= episode.rows:
+                raise ValueError(f"episode {episode.key} has no rows from {start} to {start + count}")
+        return views
 
-    def _arrays(self, key: str) -> Arrays:
-        if key in self._by_key:
-            return self._by_key[key].arrays
-        if self._files and key in self._files:
-            return self._files.read(key, self._spec)
-        raise KeyError(f"episode {key} is no longer in the replay")
+    def _episode(self, key: str) -> Episode:
+        episode = self._by_key.get(key)
+        if episode is None:
+            file = self._files and self._files.get(key)
+            if not file:
+                raise KeyError(f"episode {key} is no longer in the replay")
+            episode = self._by_key[key] = Episode(file.env, file.episode, self._spec, file.rows, file.path)
+            episode.release()
+        return episode
 
-    def gather(
-        self, segments: Sequence[Sequence[Segment]], out: Arrays | None = None
-    ) -> Arrays:
-        """Rows of the segments as arrays of shape (B, T, ...), into `out` if given."""
+    def gather(self, segments: Sequence[Sequence[Segment]], out: Arrays | None = None) -> Arrays:
+        """Rows of the segments as arrays of shape (B, T, ...), into `out` if given; EpisodeLost if a file is."""
         return collate(self.views(segments), out)
+
+    def sample(self, rng: np.random.Generator, batch: int, length: int, candidates: int = 0) -> Arrays:
+        """A batch (B, T, ...), of lasting episodes; those with the fewest seams of so many `candidates`."""
+        while True:
+            segments = self.draw(rng, candidates or batch, length)
+            if candidates:
+                segments = sorted(segments, key=len)[:batch]
+            try:
+                return self.gather(segments)
+            except EpisodeLost as lost:
+                self.drop(lost)
 
 
 def collate(views: list[list[View]], out: Arrays | None = None) -> Arrays:
     """Copies the rows of the views into arrays of shape (B, T, ...); `is_first` is set where each view starts."""
     out = batch_arrays(views) if out is None else out
-    for key, target in out.items():
-        for b, sequence in enumerate(views):
-            t = 0
-            for arrays, start, count in sequence:
-                target[b, t : t + count] = arrays[key][start : start + count]
-                if key == "is_first":
-                    target[b, t] = True
-                t += count
+    for b, sequence in enumerate(views):
+        t = 0
+        for episode, start, count in sequence:
+            episode.copy(start, count, out, (b, slice(t, t + count)))
+            out["is_first"][b, t] = True
+            t += count
     return out
 
 
 def bytes_needed(config: Config, spec: Spec) -> tuple[float, float]:
     """Bytes of memory and of files that the replay of a whole run grows to, over all ranks."""
     steps = config.steps / config.action_repeat
-    memory, files = (min(limit or steps, steps) for limit in (config.dataset_size, config.replay_dir_limit))
-    return memory * row_bytes(spec), files * row_bytes(spec)
+    held, filed = (min(limit or steps, steps) for limit in (config.dataset_size, config.replay_dir_limit))
+    kept = max(held - filed, min(held, config.replay_memory * 1e9 / row_bytes(spec)))
+    return kept * row_bytes(spec), filed * row_bytes(spec)
 
 
 def batch_arrays(views: list[list[View]]) -> Arrays:
     """Empty arrays that hold the rows of the views: (B, T, ...) for each key."""
     size = (len(views), sum(count for _, _, count in views[0]))
-    return {key: np.empty(size + array.shape[1:], array.dtype) for key, array in views[0][0][0].items()}
+    arrays = allocate(views[0][0][0].spec, math.prod(size), mapped=False)
+    return {key: array.reshape(*size, *array.shape[1:]) for key, array in arrays.items()}

@@ -247,9 +247,8 @@ class Trainer:
         """Frames of `video_pred` for some of the replay; draws from its own generators."""
         c, seed = self.config, (self.config.seed, STREAMS["video_pred"], self.env_step)
         replay = self.collector.replay
-        segments = replay.draw(np.random.default_rng(seed), 8 * sequences, c.batch_length)
-        segments.sort(key=len)  # few seams between episodes
-        batch = {k: torch.from_numpy(v).to(self.device) for k, v in replay.gather(segments[:sequences]).items()}
+        rows = replay.sample(np.random.default_rng(seed), sequences, c.batch_length, candidates=8 * sequences)
+        batch = {k: torch.from_numpy(v).to(self.device) for k, v in rows.items()}
         with runtime.own_randomness(self.device, *seed):
             return video_pred(self.agent.world_model, batch).cpu().numpy()
 

@@ -1,15 +1,17 @@
-"""Speed of the replay: adding rows, drawing and gathering batches, prefetching them, loading files.
+"""Speed and memory of the replay: adding rows, drawing and gathering batches, prefetching them, resuming.
 
-    python tests/benchmarks/replay.py [--steps 200000] [--directory DIR]
+    python tests/benchmarks/replay.py [--steps 200000] [--directory DIR] [--before CODE]
 
-The frames are random, the batches 16×64 rows of 64×64 images with a walker's action, as in dmc_vision. The
-files, 12.4 KB per step, go to a temporary folder in DIR and are removed. Loading is measured with the files in the page
-cache: a disk that reads more slowly than this sets the time.
+The frames are random, the rows those of dmc_vision: 64×64 images with a walker's action. The files, 12.4 KB per step,
+go to a temporary folder in DIR and are removed; they stay in the page cache if the memory allows, and a disk that reads
+more slowly sets the time otherwise. With --before, the code in that folder is measured too, in a process of its own:
+the two take turns, and the ratio is that of this code to it.
 """
 
 import argparse
-import resource
 import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,18 +19,23 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+ROW = {
+    "image": ((64, 64, 3), np.dtype(np.uint8)),
+    "action": ((6,), np.dtype(np.float32)),
+    "reward": ((), np.dtype(np.float32)),
+    "is_first": ((), np.dtype(bool)),
+    "is_terminal": ((), np.dtype(bool)),
+}
+ROW_BYTES = 64 * 64 * 3 + 6 * 4 + 4 + 2
 
-from run.prefetch import Prefetcher
-from run.replay import Replay
+
+def private() -> int:
+    """Bytes of memory that belong to this process alone: neither files nor libraries."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def fill(replay: Replay, steps: int, envs: int = 4, length: int = 500) -> float:
+def fill(replay, steps: int, envs: int = 4, length: int = 500) -> float:
     """Plays episodes of random frames into the replay; returns the seconds that add() took."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (64, 64, 64, 3), np.uint8)
@@ -51,52 +58,98 @@ def fill(replay: Replay, steps: int, envs: int = 4, length: int = 500) -> float:
     return seconds
 
 
+def serve(steps: int, batches: int, directory: Path) -> None:
+    """Makes the measurements that standard input names, prints a number for each."""
+    from run.prefetch import Prefetcher
+    from run.replay import Replay
+
+    before, rng = private(), np.random.default_rng(1)
+    replay = Replay(directory, 2 * steps, spec=ROW)
+    seconds = fill(replay, steps)
+    state = replay.state_dict()
+
+    def resume() -> Replay:
+        again = Replay(directory, 2 * steps, spec=ROW)
+        again.load_state_dict(state)
+        assert again.load() == replay.steps
+        return again
+
+    def gather(length: int, of: Replay = replay) -> None:
+        of.gather(of.draw(rng, 16, length))
+
+    def rate(take, count: int = batches) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            take()
+        return count / (time.perf_counter() - start)
+
+    def prefetch() -> None:
+        prefetcher.prefetch()
+        prefetcher.next()
+
+    def first() -> float:
+        again = resume()
+        return 1000 / rate(lambda: gather(64, again), 1)
+
+    for _ in range(batches):  # so that every file was read once
+        gather(64)
+    prefetcher = Prefetcher(replay, rng, 16, 64, depth=2)
+    measures = {
+        "add": lambda: 1e6 * seconds / replay.steps,
+        "memory": lambda: (private() - before) / (replay.steps * ROW_BYTES),
+        "16x64": lambda: rate(lambda: gather(64)),
+        "16x16": lambda: rate(lambda: gather(16), 4 * batches),
+        "prefetch": lambda: rate(prefetch),
+        "load": lambda: 1000 / rate(resume, 1),
+        "first": first,
+    }
+    for line in sys.stdin:
+        print(measures[line.strip()](), flush=True)
+    prefetcher.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200_000, help="agent steps in the replay")
     parser.add_argument("--batches", type=int, default=300, help="batches of each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each kind")
     parser.add_argument("--directory", default=None, help="folder for the files")
+    parser.add_argument("--before", default=None, help="folder of the code to compare with")
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="replay-", dir=args.directory))
-    rng = np.random.default_rng(1)
+    if args.serve:
+        sys.path[0], directory = args.serve
+        serve(args.steps, args.batches, Path(directory))
+        return
+    folder = Path(tempfile.mkdtemp(prefix="replay-", dir=args.directory))
+    print(f"{args.steps} steps, {args.steps * ROW_BYTES / 1e9:.2f} GB of raw rows")
+    servers = []
     try:
-        before = resident()
-        replay = Replay(directory, 2 * args.steps)
-        seconds = fill(replay, args.steps)
-        raw = replay.steps * (64 * 64 * 3 + 6 * 4 + 4 + 2)
-        print(f"replay            {replay.steps} steps, {replay.episodes} episodes, {raw / 1e9:.2f} GB of raw rows")
-        print(f"memory            {(resident() - before) / raw:.3f} x the raw bytes")
-        print(f"add, with files   {1e6 * seconds / replay.steps:.0f} us a step, {replay.steps / seconds:.0f} steps/s")
-
-        start = time.perf_counter()
-        for _ in range(args.batches):
-            replay.draw(rng, 16, 64)
-        drawn = time.perf_counter() - start
-        print(f"draw              {1e6 * drawn / args.batches:.0f} us a batch")
-
-        start = time.perf_counter()
-        for _ in range(args.batches):
-            replay.gather(replay.draw(rng, 16, 64))
-        taken = time.perf_counter() - start
-        print(f"draw and gather   {args.batches / taken:.0f} batches/s of 16x64x64x64x3 (goal 100)")
-
-        prefetcher = Prefetcher(replay, rng, 16, 64, depth=2)
-        start = time.perf_counter()
-        for _ in range(args.batches):
-            prefetcher.prefetch()
-            prefetcher.next()
-        taken = time.perf_counter() - start
-        prefetcher.close()
-        print(f"prefetched        {args.batches / taken:.0f} batches/s")
-
-        del replay, prefetcher
-        again = Replay(directory, 2 * args.steps)
-        start = time.perf_counter()
-        steps = again.load()
-        taken = time.perf_counter() - start
-        print(f"load              {taken:.2f} s for {steps} steps, {taken / (raw / 1e9):.2f} s/GB")
+        for number, code in enumerate([Path(__file__).parents[2], args.before][: 1 + bool(args.before)]):
+            sizes = ["--steps", str(args.steps), "--batches", str(args.batches)]
+            command = [sys.executable, __file__, *sizes, "--serve", str(code), str(folder / str(number))]
+            servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        for what, label, rounds in (
+            ("add", "add, with files, us a step", 1),
+            ("memory", "private memory, of the raw bytes", 1),
+            ("16x64", "draw and gather, batches/s of 16x64", args.rounds),
+            ("16x16", "draw and gather, batches/s of 16x16", args.rounds),
+            ("prefetch", "prefetched, batches/s of 16x64", args.rounds),
+            ("load", "resume, ms", args.rounds),
+            ("first", "first batch after it, ms", args.rounds),
+        ):
+            found = [[] for _ in servers]
+            for _ in range(rounds):
+                for server, values in zip(servers, found, strict=True):
+                    print(what, file=server.stdin, flush=True)
+                    values.append(float(server.stdout.readline()))
+            medians = [statistics.median(values) for values in found]
+            ratio = f"  before {medians[1]:10.4g}  ratio {medians[0] / medians[1]:7.4f}" if args.before else ""
+            print(f"{label:36}{medians[0]:10.4g}{ratio}", flush=True)
     finally:
-        shutil.rmtree(directory)
+        for server in servers:
+            server.communicate()
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
