@@ -156,17 +156,15 @@ class Episode:
     def _read(self, layout: Layout, start: int, count: int, out: Arrays, at: tuple[int | slice, ...]) -> bool:
         """Reads rows from the file; False if it is no longer the one whose checksums were compared."""
         try:
-            file = _open(self.path)
-            if file.stamp != layout.stamp:
-                return False
+            file = _open(self.path).number
             for key, target in out.items():
                 target = target[at]
                 size = target.nbytes
-                if os.preadv(file.number, [target], layout.offsets[key] + start * (size // count)) != size:
+                if os.preadv(file, [target], layout.offsets[key] + start * (size // count)) != size:
                     return False
+            return stamp(os.fstat(file)) == layout.stamp  # afterwards, so that no change before is missed
         except (OSError, TypeError):  # TypeError: in memory by now
             return False
-        return True
 
     def _load(self, known: Layout | None) -> None:
         """Reads the whole file, unless that was done since its layout was `known`; raises EpisodeLost."""
@@ -209,7 +207,6 @@ class _OpenFile:
 
     def __init__(self, path: Path):
         self.number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
-        self.stamp = stamp(os.fstat(self.number))
 
     def __del__(self):
         if "number" in vars(self):
@@ -286,7 +283,7 @@ class EpisodeFiles:
             hint = f": {WRITE_HINTS[error.errno]}" if error.errno in WRITE_HINTS else ""
             raise OSError(error.errno, f"cannot write {path} ({error.strerror or error}){hint}") from error
         episode.path = path
-        _open.cache_clear()  # from time to time, sizes and times are compared again
+        _open.cache_clear()  # from time to time, so that removed files do not keep their space
         self.add(File(order, episode.env, episode.index, episode.rows, path))
 
     def add(self, file: File) -> None:

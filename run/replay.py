@@ -6,6 +6,7 @@ reaching it (0 at t = 0), with `is_first` and whatever else the agent reads. An 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 from bisect import bisect_right
@@ -252,6 +253,8 @@ class Replay:
         self._head = self._gone_rows = self._released = self._finished_steps = 0
         for episode in kept:
             self._hold(episode)
+        if not any(episode.rows >= 2 for episode in (*kept, *self._unfinished.values())):
+            raise FileNotFoundError(errno.ENOENT, "no episode is left to train on", str(self.directory))
 
     # Files
 

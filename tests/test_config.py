@@ -419,7 +419,7 @@ POSITIVE = """
 """.split()
 NOT_NEGATIVE = """
     seed steps time_limit eval_every eval_episode_num eval_envs episodes prefill pretrain replay_dir_limit shadow_size
-    dyn_discrete
+    replay_memory dyn_discrete
     kl_free dyn_scale rep_scale reward_scale cont_scale decoder_scale mbr_scale simsr_scale weight_decay grad_clip
     value_grad_clip actor_grad_clip imag_starts actor_entropy actor_min_std actor_init_std expl_amount eval_noise
     expl_until expl_extr_scale expl_intr_scale mask_ratio aug_prob unimix_ratio action_unimix_ratio encoder_tau
