@@ -22,9 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .notes import note
+from .suite import IMG_SOURCES
 from .videos import read_video
 
-IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
 DECODING = 2  # in the names of cached files: raised where the frames of a file change
 
 

@@ -185,12 +185,9 @@ class DMCGS(DMC):
         level = np.arange(256)[:, None]
         sky = np.where(level == 255, 1.0, np.minimum((level + 0.5) / 254, 1) * skybox_rgb)
         grid = np.select([level == 0, level == 255], [grid_rgb1, grid_rgb2], GRID_MARK)
-        contexts = self.physics.contexts
         for name, colors in (("skybox", sky), ("grid", grid)):
             cv2.applyColorMap(self._templates[name], (255 * colors).astype(np.uint8)[:, None], self._texture(name))
-            index = self.physics.model.name2id(name, "texture")
-            with contexts.gl.make_current() as ctx:
-                ctx.call(mujoco.mjr_uploadTexture, self.physics.model.ptr, contexts.mujoco.ptr, index)
+            self.upload(self.physics.model.name2id(name, "texture"))
 
     def _texture(self, name: str) -> np.ndarray:
         return texture(self.physics.model, self.physics.model.name2id(name, "texture"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import backgrounds
-from .dmc import DMC
+from .dmc import DMC, texture
 from .suite import DAVIS_VIDEOS as VIDEOS
 
 # isort: split
@@ -104,15 +104,10 @@ class DistractingCS(DMC):
 
     def _show(self, index: int) -> None:
         """Puts a frame of the episode's video on the sky."""
-        if index == self._uploaded:
-            return
-        model, contexts = self.physics.model, self.physics.contexts
-        frame = self._frames[index].reshape(-1)
-        start = model.tex_adr[self._sky]
-        model.tex_data[start : start + frame.size] = frame
-        with contexts.gl.make_current() as context:
-            context.call(mujoco.mjr_uploadTexture, model.ptr, contexts.mujoco.ptr, self._sky)
-        self._uploaded = index
+        if index != self._uploaded:
+            texture(self.physics.model, self._sky)[:] = self._frames[index]
+            self.upload(self._sky)
+            self._uploaded = index
 
 
 def find_davis(root: str | Path, count: int) -> list[list[Path]]:

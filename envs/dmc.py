@@ -23,7 +23,7 @@ logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record
 
 from dm_control import _render, mujoco, suite  # noqa: E402
 from dm_control.suite import common  # noqa: E402
-from mujoco import mjtGeom  # noqa: E402
+from mujoco import mjr_uploadTexture, mjtGeom  # noqa: E402
 
 TASKS = suite.TASKS_BY_DOMAIN  # {domain: (task, ...)}
 RENDERS = _render.BACKEND != "off"
@@ -140,6 +140,12 @@ class DMC:
         if self._view is None:  # made once and kept: allocating a scene takes a tenth of a frame's time in software
             self._view = mujoco.Camera(self.physics, *self.size, camera_id=self.camera)
         return self._view.render().copy()
+
+    def upload(self, index: int) -> None:
+        """Hands a texture that has changed in the model's memory to the renderer."""
+        contexts = self.physics.contexts
+        with contexts.gl.make_current() as context:
+            context.call(mjr_uploadTexture, self.physics.model.ptr, contexts.mujoco.ptr, index)
 
     def reset(self, episode: int | None = None) -> dict[str, np.ndarray]:
         """Starts the next episode, or the one with this number, and returns its first observation."""

@@ -17,9 +17,6 @@ from .distracted import CAMERAS, DMCGS, find_videos
 from .dmc import DMC, texture
 from .videos import read_video
 
-# isort: split
-import mujoco  # after .dmc, which picks the renderer at import
-
 VARIANTS = 100  # views of a set
 MAX_ROTATION = {"easy": 90, "hard": 180}  # degrees
 SHIFT_DIVISOR = {"easy": 1.5, "hard": 1.0}
@@ -156,11 +153,10 @@ class ColorVideo(DMCGS):
                 yield cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
     def render(self) -> np.ndarray:
-        model, data, contexts = self.physics.model, self.physics.data, self.physics.contexts
+        data = self.physics.data
         if self._torso is not None:
             data.site_xpos[self._screen, ::2] = data.subtree_com[self._torso, ::2] + self._place.offset
         self.background = next(self._video)
-        texture(model, self._picture)[:] = self.background
-        with contexts.gl.make_current() as context:
-            context.call(mujoco.mjr_uploadTexture, model.ptr, contexts.mujoco.ptr, self._picture)
+        texture(self.physics.model, self._picture)[:] = self.background
+        self.upload(self._picture)
         return super().render()

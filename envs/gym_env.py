@@ -173,12 +173,12 @@ class GymEnv:
 
     def _must_renew(self) -> bool:
         """Whether an episode follows from its seed only in a new env; says so if it does not even there."""
-        first = self._play(self._env, seed=1)  # in a new env
-        self._play(self._env, seed=2)
-        if self._play(self._env, seed=1) == first:
+        first = self._call(self._digest, self._env, 1)  # in a new env
+        self._call(self._digest, self._env, 2)
+        if self._call(self._digest, self._env, 1) == first:
             return False
         other = self._call(gymnasium.make, self.name, **self._kwargs)
-        renewed = self._play(other, seed=1)
+        renewed = self._call(self._digest, other, 1)
         other.close()
         if renewed == first:
             return True
@@ -188,11 +188,8 @@ class GymEnv:
         )
         return False
 
-    def _play(self, env: gymnasium.Env, seed: int) -> str:
-        """A digest of the first steps of an episode under random actions."""
-        return self._call(self._digest, env, seed)
-
     def _digest(self, env: gymnasium.Env, seed: int) -> str:
+        """Of the first steps of an episode under random actions."""
         digest, rng = hashlib.sha256(), np.random.default_rng(seed)
         shape = (self.action_space.n,) if hasattr(self.action_space, "n") else self.action_space.shape
         obs, end = env.reset(seed=seed)[0], False

@@ -216,7 +216,7 @@ def test_the_video_plays_back_and_forth_on_the_sky(make):
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_the_video_reverses_at_its_ends(frames, make):
     env = make("walker", image=False)
-    env._videos = [np.zeros((frames, 2, 2, 3), np.uint8)]
+    env._videos, env._names = [np.zeros((frames, 2, 2, 3), np.uint8)], ["video"]
     env.reset()
     indices = [env._frame]
     for _ in range(30):
