@@ -360,6 +360,9 @@ class Trainer:
         In that case envs are redistributed, and random numbers differ from there on.
         """
         self.agent.load(state["agent"])
+        for name, initial in self.agent.initial_state(1).items() if state["policy"] else ():
+            if state["policy"][name].shape[1:] != initial.shape[1:]:
+                raise ValueError(f"its policy state has another {name}")
         self.collector.load_state_dict(state, self.device)
         self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
         self.lines = state.get("lines")

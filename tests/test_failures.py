@@ -165,6 +165,8 @@ def other_moments(state):
         (lambda state: state.update(step={"a": 1}), "TypeError: its step is a dict"),
         (lambda state: state.update(lines="3"), "TypeError: its lines is a str"),
         (lambda state: state["replay"].update(order=[]), "TypeError: int()"),
+        (without("policy", "action"), "KeyError: 'action'"),
+        (lambda state: state["policy"].update(deter=state["policy"]["action"]), "its policy state has another deter"),
         (other_moments, "optimizer actor has moments of other shapes"),
     ],
 )
