@@ -39,7 +39,6 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-SETS = ("dmcgb", "davis", "kinetics", "matterport", "maniskill2")
 DAVIS = "https://data.vision.ee.ethz.ch/csergi/share/davis"
 DAVIS_ARCHIVE = "DAVIS-2017-trainval-480p.zip"
 DAVIS_SEQUENCES = 60  # of the training split
@@ -332,7 +331,7 @@ def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callab
 # ------------------------------------------------------------------------------------------------------------- the sets
 
 
-def dmcgb(folder: Path, source: str | None, wait: float) -> None:
+def dmcgb(folder: Path, source: str | None, wait: float, **_) -> None:
     """The files of dmcgb_manifest.json, each verified by its git blob id, existing ones too."""
     manifest = json.loads((Path(__file__).parent / "dmcgb_manifest.json").read_text())
     if source is None:
@@ -352,7 +351,7 @@ def dmcgb(folder: Path, source: str | None, wait: float) -> None:
     say(f"{folder}: {len(files)} files, {fetched} fetched now")
 
 
-def davis(folder: Path, source: str | None, wait: float) -> None:
+def davis(folder: Path, source: str | None, wait: float, **_) -> None:
     """The 60 sequences of DAVIS-2017's training split as DAVIS/JPEGImages/480p/SEQUENCE/*.jpg, and their list."""
 
     def choose(names: Iterable[str]) -> dict[str, str]:
@@ -373,7 +372,7 @@ def davis(folder: Path, source: str | None, wait: float) -> None:
     install(archive, folder, lambda: fetch(url, archive, check_zip, DAVIS_ARCHIVE, wait), choose)
 
 
-def matterport(folder: Path, source: str | None) -> None:
+def matterport(folder: Path, source: str | None, **_) -> None:
     """The scans, as *.glb in one folder. From Google Drive, through gdown."""
 
     def choose(names: Iterable[str]) -> dict[str, str]:
@@ -433,7 +432,7 @@ def check_glb(path: Path) -> None:
         raise Damaged(f"holds {path.name}, which is not a complete .glb file")
 
 
-def maniskill2(folder: Path, source: str | None, wait: float) -> None:
+def maniskill2(folder: Path, source: str | None, wait: float, **_) -> None:
     """ManiSkill2's models for the rms_* tasks, with the URLs and hashes of its own downloader."""
     try:
         from mani_skill2 import ASSET_DIR
@@ -478,7 +477,7 @@ def maniskill2(folder: Path, source: str | None, wait: float) -> None:
         install(archive, target, get, choose)
 
 
-def kinetics(folder: Path, videos: Path, short_side: int) -> None:
+def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
     """Shrinks the videos under `videos`: mp4 (H.264) without sound, the shorter side at most `short_side` pixels.
 
     All frames are kept, whatever their times. A conversion is done if `folder`'s list says that it was made from this
@@ -574,6 +573,8 @@ def _shrink(original: Path, path: Path, short_side: int) -> str:
 
 # --------------------------------------------------------------------------------------------------------- command line
 
+SETS = {function.__name__: function for function in (dmcgb, davis, kinetics, matterport, maniskill2)}
+
 
 def say(line: str) -> None:
     print(line, file=sys.stderr)
@@ -631,18 +632,7 @@ def main(argv: list[str] | None = None) -> None:
         args = parse(argv)
         with only_one(args.to):
             for name in args.sets:
-                folder = args.to / name
-                match name:
-                    case "dmcgb":
-                        dmcgb(folder, args.source, args.wait)
-                    case "davis":
-                        davis(folder, args.source, args.wait)
-                    case "matterport":
-                        matterport(folder, args.source)
-                    case "maniskill2":
-                        maniskill2(folder, args.source, args.wait)
-                    case "kinetics":
-                        kinetics(folder, args.videos, args.short_side)
+                SETS[name](args.to / name, **vars(args))
     except (AssetError, OSError) as error:  # OSError: the disk is full or not writable
         say(f"download_assets.py: {' '.join(str(error).split())}")
         sys.exit(2 if isinstance(error, UserError) else 1)
