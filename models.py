@@ -218,12 +218,20 @@ class WorldModel(nn.Module):
 
     def draw_mask(self, data: dict[str, Tensor]) -> Tensor | None:
         """A cube mask (T, H, W) for a batch; None if there is no image or nothing to hide."""
-        keys = self.encoder.cnn_keys
-        if not keys or self.config.mask_ratio == 0:
+        c, keys = self.config, self.encoder.cnn_keys
+        if not keys or c.mask_ratio == 0:
             return None
-        _, length, height, width, _ = data[keys[0]].shape
-        c = self.config
-        return cube_mask(length, height, width, c.mask_ratio, c.patch_size, c.block_size, data[keys[0]].device)
+        image = data[keys[0]]
+        return cube_mask(*image.shape[1:4], c.mask_ratio, c.patch_size, c.block_size, image.device)
+
+    def apply_mask(self, data: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
+        """The observations of the masked branch: masked pixels are 0 (mid-gray), then the augmentations."""
+        out = dict(data)
+        for key in self.encoder.cnn_keys:
+            if mask is not None:
+                out[key] = mask_pixels(out[key], mask)
+            out[key] = augment(out[key], tuple(self.config.augmentation), self.config.aug_prob)
+        return out
 
     def losses(
         self, data: dict[str, Tensor], mask: Tensor | None
@@ -281,17 +289,12 @@ class WorldModel(nn.Module):
             metrics.update(own_metrics)
         if c.simsr_scale:  # section 3.3; r at t with the states at t and at t + 1
             reward = data["reward"][:, :-1] * self.reward_to_simsr
-            losses["simsr"] = bisimulation_loss(
-                *(x[:, :-1].flatten(0, 1) for x in (feat, target_feat)),
-                *(x[:, 1:].flatten(0, 1) for x in (prior_feat, target_prior_feat)),
-                reward.flatten(),
-                c.simsr_discount,
-            )
+            pairs = feat[:, :-1], target_feat[:, :-1], prior_feat[:, 1:], target_prior_feat[:, 1:], reward
+            losses["simsr"] = bisimulation_loss(*(x.flatten(0, 1) for x in pairs), c.simsr_discount)
             metrics["simsr_reward_out_of_range"] = (reward.max() - reward.min() > 2).float()
 
-        metrics.update(
-            kl=kl.mean(), prior_ent=prior_dist.entropy().detach().mean(), post_ent=post_dist.entropy().detach().mean()
-        )
+        entropies = {"prior_ent": prior_dist.entropy(), "post_ent": post_dist.entropy()}
+        metrics |= {"kl": kl.mean(), **{k: v.detach().mean() for k, v in entropies.items()}}
         return losses, states, metrics
 
     def latent_reconstruction(self, feat: Tensor, target_feat: Tensor) -> Tensor:
@@ -315,15 +318,6 @@ class WorldModel(nn.Module):
         total = sum((self.config[f"{name}_scale"] * loss).mean() for name, loss in losses.items())
         metrics.update({f"{name}_loss": loss.detach().mean() for name, loss in losses.items()})
         return total, states, {"model_loss": total.detach(), **metrics}
-
-    def apply_mask(self, data: dict[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
-        """The observations of the masked branch: masked pixels are 0 (mid-gray), then the augmentations."""
-        out = dict(data)
-        for key in self.encoder.cnn_keys:
-            if mask is not None:
-                out[key] = mask_pixels(out[key], mask)
-            out[key] = augment(out[key], tuple(self.config.augmentation), self.config.aug_prob)
-        return out
 
     def update(self, batch: dict[str, Tensor]) -> tuple[networks.State, Tensor, Metrics]:
         """One optimizer step on a batch of replay rows, (B, T, ...), and one update of the EMA copies.
