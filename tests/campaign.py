@@ -192,11 +192,14 @@ def episodes_are_reported(t: Trial, before: trial.Snapshot, result: trial.Result
 
 def read_damaged(path: Path) -> str | None:
     """None for what the reference's checkpoint holds; exits with a line otherwise."""
-    try:
-        checkpoint.save_checkpoint(path, checkpoint.load_checkpoint(path))
-    except ValueError as error:
-        return str(error)
-    return None if path.read_bytes() == (reference() / "latest.pt").read_bytes() else "read\nas it is"
+    saved = []
+    for source in (path, reference() / "latest.pt"):
+        try:
+            checkpoint.save_checkpoint(path, checkpoint.load_checkpoint(source))
+        except ValueError as error:
+            return str(error)
+        saved.append(path.read_bytes())
+    return None if saved[0] == saved[1] else "read\nas it is"
 
 
 def checkpoint_bytes(t: Trial) -> str:
