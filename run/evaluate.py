@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 import envs
 from envs.parallel import EnvGroup
@@ -30,7 +29,7 @@ from run.config import (
     read_config,
     sees_images,
 )
-from run.logs import log
+from run.logs import log, progress_bar
 
 Scores = dict[str, list[float]]  # return, length and, if there is one, success of each episode
 KEPT_ENVS = 20  # in all workers together, between the evaluations of a run: some 60 MB each
@@ -272,7 +271,7 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config, task
         log.info(f"{logdir / 'eval.jsonl'} has {len(tasks) - len(left)} of the {len(tasks)} sets already")
     rng, image = runtime.rng_state(), sees_images(agent.config) or action.video
     steps = evaluation.episodes * (agent.config.time_limit // agent.config.action_repeat)  # of a task; 0: unknown
-    with tqdm(total=len(left) * steps or None, unit="step", disable=None) as bar:  # on a terminal
+    with progress_bar(len(left) * steps or None) as bar:
         for number, task in enumerate(left, 1):
             if task != tasks[0]:
                 config = agent.config.replace(task=task)

@@ -58,6 +58,14 @@ log.propagate = False
 log.addHandler(Terminal())
 
 
+def progress_bar(total: int | None, **settings: Any) -> tqdm:
+    """A progress bar of steps on stderr, if that is a terminal."""
+    shown, size = sys.stderr.isatty(), {"dynamic_ncols": True}
+    if shown and 0 in os.get_terminal_size(sys.stderr.fileno()):  # terminals of some containers have no size
+        size = {"ncols": 100, "nrows": 20}
+    return tqdm(total=total, unit="step", disable=not shown, **size, **settings)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -244,10 +252,7 @@ class Console(Writer):
         self.total, self.step, self.updates = settings["steps"], step, updates
         # time, step and updates of the start and of the latest rows: speeds are since the first of them
         self._marks = deque([(time.perf_counter(), step, updates)], maxlen=5)
-        if sys.stderr.isatty():
-            known = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # terminals of some containers have no size
-            width = {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 20}
-            self._bar = tqdm(total=self.total, initial=step, unit="step", smoothing=0.05, **width)
+        self._bar = progress_bar(self.total, initial=step, smoothing=0.05)
 
     def progress(self, step: int, updates: int) -> None:
         self.step, self.updates = step, updates
