@@ -308,7 +308,8 @@ class ConfigFile:
         titles = [(i, match[1]) for i, line in enumerate(self._lines) if (match := TITLE.fullmatch(line))]
         for name, key, node in _entries(path, group):
             try:
-                if name in values:
+                # also a value and a group of settings of one name
+                if {name, name.rpartition(".")[0]} & values.keys() or any(n.startswith(f"{name}.") for n in values):
                     raise ConfigError(f"{name} is defined twice")
                 if self.defaults and name not in self.defaults:
                     raise ConfigError(_unknown(name, self.defaults))

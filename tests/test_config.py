@@ -198,6 +198,8 @@ def test_wrong_flag_is_one_line(path, capsys, line, message):
         ("batch: 64", "batch: {a: 1}", 20, "unknown setting batch.a; did you mean batch"),
         ("  batch: 64", "  batch: 64\n  batch: 32", 21, "batch is defined twice"),
         ("  whole: 3", "  whole: 3\n  batch: 3", 9, "batch is defined twice"),
+        ("  rate: 1e-4", "  net: 1 2", 16, "net.depth is defined twice"),
+        ("    act: 'silu # gelu'", "  net: 1 2", 17, "net is defined twice"),
         ("fast:", "big:", 23, "group big is defined twice"),
         ("words: [a, b]", "words: [a, [b]]", 25, "words is a list of lists or settings"),
         ("words: [a, b]", "words: [a, 2]", 25, "words is 2: expected a word"),
