@@ -49,6 +49,7 @@ WRITE_HINTS = {
 OWN_LIMITS = errno.ENOMEM, errno.EMFILE, errno.ENFILE  # errors of a read that are not the file's
 MAPPED_BYTES = 1 << 17  # a buffer of at least this size is its own mapping
 ALIGNED = 64  # start of an array in memory and in a file: copies between others take up to three times as long
+SMALL_BYTES = 256  # of a row of a key: up to this size it stays in memory, as reading it takes longer than copying it
 ZIP_HEADER = 30 + 4 + 20  # bytes before an array: fixed fields, those of the padding, those of large files
 PADDING = 0xD935  # in a zip archive, a field that only aligns what follows
 HEADER_BYTES = 4096  # of a .npy file, at most
@@ -111,7 +112,7 @@ class OtherRows(ValueError):
 
 
 class Episode:
-    """The rows of one episode, in memory or in a file.
+    """The rows of one episode: in memory, or the small keys there and the others in a file.
 
     A written row never changes, and `arrays` is replaced as a whole: `copy`, in another thread, needs no lock.
     """
@@ -120,8 +121,8 @@ class Episode:
 
     def __init__(self, env: int, index: int, spec: Spec, rows: int = 0, path: Path | None = None):
         self.env, self.index, self.spec, self.rows, self.path = env, index, spec, rows, path
-        self.arrays: Arrays | None = None  # the rows in memory
-        self.keep = True  # they may be there
+        self.arrays: Arrays = {}  # of the keys in memory
+        self.keep = True  # all of them may be there
         self._layout: Layout | None = None  # of the file whose checksums were compared
         self._lock = threading.Lock()  # of a change after the episode has finished
 
@@ -133,34 +134,39 @@ class Episode:
     def steps(self) -> int:
         return self.rows - 1
 
+    @property
+    def whole(self) -> bool:
+        """Whether all keys are in memory."""
+        return len(self.arrays) == len(self.spec)
+
     def move(self, room: int) -> None:
         """Copies the rows to new arrays with space for `room` rows."""
         arrays = allocate(self.spec, room)
-        for key, array in (self.arrays or {}).items():
+        for key, array in self.arrays.items():
             arrays[key][: self.rows] = array[: self.rows]
         self.arrays = arrays
 
     def copy(self, start: int, count: int, out: Arrays, at: tuple[int | slice, ...]) -> None:
         """Copies `count` rows from `start` on to `out[key][at]`, which is contiguous; raises EpisodeLost."""
         for _ in range(5):
-            layout, arrays = self._layout, self.arrays
-            if arrays is not None:
-                for key, target in out.items():
+            layout, arrays, missing = self._layout, self.arrays, {}
+            for key, target in out.items():
+                if key in arrays:
                     target[at] = arrays[key][start : start + count]
-                return
-            if layout and self._read(layout, start, count, out, at):
+                else:
+                    missing[key] = target[at]
+            if not missing or (layout and self._read(layout, start, missing)):
                 return
             self._load(layout)
         raise EpisodeLost(self, OSError(errno.EBUSY, "it changes all the time"))
 
-    def _read(self, layout: Layout, start: int, count: int, out: Arrays, at: tuple[int | slice, ...]) -> bool:
+    def _read(self, layout: Layout, start: int, into: Arrays) -> bool:
         """Reads rows from the file; False if it is no longer the one whose checksums were compared."""
         try:
             file = _open(self.path).number
-            for key, target in out.items():
-                target = target[at]
+            for key, target in into.items():
                 size = target.nbytes
-                if os.preadv(file, [target], layout.offsets[key] + start * (size // count)) != size:
+                if os.preadv(file, [target], layout.offsets[key] + start * (size // len(target))) != size:
                     return False
             return stamp(os.fstat(file)) == layout.stamp  # afterwards, so that no change before is missed
         except (OSError, TypeError):  # TypeError: in memory by now
@@ -169,7 +175,7 @@ class Episode:
     def _load(self, known: Layout | None) -> None:
         """Reads the whole file, unless that was done since its layout was `known`; raises EpisodeLost."""
         with self._lock:
-            if self.arrays is not None or self._layout is not known:
+            if self.whole or self._layout is not known:
                 return
             _open.cache_clear()
             try:
@@ -179,25 +185,24 @@ class Episode:
                 if isinstance(error, OSError) and error.errno in OWN_LIMITS:
                     raise
                 raise EpisodeLost(self, error) from error
-            if self.keep or not layout.plain:
-                self.arrays = _copies(arrays, self.rows)
+            self.arrays = _copies(arrays if self.keep or not layout.plain else _small(arrays), self.rows)
             self._layout = layout
 
     def release(self) -> None:
-        """Leaves the rows to the file, but for those of a compressed file."""
+        """Leaves all but the small keys to the file, unless that is compressed."""
         with self._lock:
             self.keep = False
             if self.path is not None and (self._layout is None or self._layout.plain):
-                self.arrays = None
+                self.arrays = _copies(_small(self.arrays), self.rows)
 
     def is_gone(self) -> bool:
         """Whether it needs its file, and that is gone."""
-        return self.arrays is None and not self.path.exists()
+        return not self.whole and not self.path.exists()
 
     def leave_file(self) -> None:
         """Takes the rows into memory: the file is no longer needed. Raises EpisodeLost."""
         self.keep = True
-        while self.arrays is None:
+        while not self.whole:
             self._load(self._layout)
         self.path = None
 
@@ -216,10 +221,15 @@ class _OpenFile:
 _open = functools.lru_cache(OPEN_FILES)(_OpenFile)
 
 
+def _small(arrays: Arrays) -> Arrays:
+    return {key: array for key, array in arrays.items() if array[:1].nbytes <= SMALL_BYTES}
+
+
 def _copies(arrays: Arrays, rows: int) -> Arrays:
+    """Copies of the first rows, in one buffer."""
     copies = allocate(spec_of_episode(arrays), rows)
     for key, array in copies.items():
-        array[...] = arrays[key]
+        array[...] = arrays[key][:rows]
     return copies
 
 

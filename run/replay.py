@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from run.episodes import (
+    SMALL_BYTES,
     Arrays,
     Episode,
     EpisodeFiles,
@@ -198,7 +199,7 @@ class Replay:
         del self._unfinished[episode.env]
         self.finished[episode.env] = (episode.index, episode.rows)
         self._hold(episode)
-        if episode.arrays and episode.rows < len(episode.arrays["is_first"]):
+        if episode.rows < len(episode.arrays["is_first"]):
             episode.move(episode.rows)
         self._remove_excess()
         self._order += 1
@@ -253,8 +254,6 @@ class Replay:
         self._head = self._gone_rows = self._released = self._finished_steps = 0
         for episode in kept:
             self._hold(episode)
-        if not any(episode.rows >= 2 for episode in (*kept, *self._unfinished.values())):
-            raise FileNotFoundError(errno.ENOENT, "no episode is left to train on", str(self.directory))
 
     # Files
 
@@ -298,6 +297,8 @@ class Replay:
         running = [self._unfinished[env] for env in sorted(self._unfinished) if self._unfinished[env].rows >= 2]
         finished_rows = self._ends[-1] - self._gone_rows if self._head < len(self._ends) else 0
         total = finished_rows + sum(episode.rows for episode in running)
+        if not total and self._total_finished_steps:
+            raise FileNotFoundError(errno.ENOENT, "no episode is left to train on", str(self.directory))
         if not total:
             raise RuntimeError("the replay holds no step yet: prefill must come before the first batch")
 
@@ -382,7 +383,8 @@ def bytes_needed(config: Config, spec: Spec) -> tuple[float, float]:
     steps = config.steps / config.action_repeat
     held, filed = (min(limit or steps, steps) for limit in (config.dataset_size, config.replay_dir_limit))
     kept = max(held - filed, min(held, config.replay_memory * 1e9 / row_bytes(spec)))
-    return kept * row_bytes(spec), filed * row_bytes(spec)
+    small = {key: one for key, one in spec.items() if row_bytes({key: one}) <= SMALL_BYTES}
+    return kept * row_bytes(spec) + (held - kept) * row_bytes(small), filed * row_bytes(spec)
 
 
 def batch_arrays(views: list[list[View]]) -> Arrays:

@@ -29,7 +29,7 @@ from run.prefetch import Prefetcher
 from run.replay import Replay
 
 
-def make_row(env, episode, t, size=4):
+def make_row(env, episode, t, size=10):
     """A row from which environment, episode and t can be read."""
     return {
         "image": np.full((size, size, 3), (env * 31 + episode * 7 + t) % 256, np.uint8),
@@ -41,7 +41,7 @@ def make_row(env, episode, t, size=4):
     }
 
 
-def fill(replay, env, episode, rows, finish=True, size=4):
+def fill(replay, env, episode, rows, finish=True, size=10):
     for t in range(rows):
         replay.add(env, make_row(env, episode, t, size), episode, finish and t == rows - 1)
 
@@ -220,10 +220,10 @@ def test_rows_that_do_not_fit_are_refused():
     replay.add(0, row, 0, False)
     with pytest.raises(ValueError, match="row with keys"):
         replay.add(0, {key: value for key, value in row.items() if key != "action"}, 0, False)
-    with pytest.raises(ValueError, match=r"image of shape \(8, 8, 3\).*holds shape \(4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"image of shape \(8, 8, 3\).*holds shape \(10, 10, 3\)"):
         replay.add(0, make_row(0, 0, 1, size=8), 0, False)
     with pytest.raises(ValueError, match=r"image of shape .* and type float64"):
-        replay.add(0, {**row, "image": np.zeros((4, 4, 3))}, 0, False)
+        replay.add(0, {**row, "image": np.zeros((10, 10, 3))}, 0, False)
     with pytest.raises(ValueError, match="whose episode 0 has not ended"):
         replay.add(0, row, 1, False)
     with pytest.raises(ValueError, match="ended without a step"):
@@ -539,6 +539,23 @@ def test_files_that_go_together_are_one_line(tmp_path, capsys):
         replay.sample(rng(), 4, 8)
 
 
+def test_rewards_are_those_of_intact_files(tmp_path, capsys):
+    """A run without a checkpoint reads them all; it may have nothing but damaged ones."""
+    replay = Replay(tmp_path, 1000, memory=0)
+    for episode in (1, 2):
+        fill(replay, 0, episode, 21, size=64)
+    paths = sorted(tmp_path.iterdir())
+    for intact in (1, 0):
+        damage(paths[intact], "zeros inside")
+        again = Replay(tmp_path, 1000)
+        again.load()
+        found = {order: reward.tolist() for order, reward in again.rewards_since(0)}
+        assert found == {order: [t / 2 for t in range(21)] for order in range(intact)}
+        assert len(lost_lines(capsys)) == 1 and again.episodes == intact
+    fill(again, 0, 3, 4, size=64)
+    check_batch(again.sample(rng(), 4, 8), {(0, 3): 4})
+
+
 def test_file_that_changes_all_the_time_is_left_out(tmp_path, capsys):
     replay = Replay(tmp_path, 1000)
     fill(replay, 0, 0, 500, size=32)
@@ -621,7 +638,7 @@ def test_spec_of_the_envs_outvotes_the_files(tmp_path, capsys):
     for path in paths[1:]:
         rewrite(path, "shape")
     assert Replay(tmp_path, 1000, spec=SPEC).load() == 5
-    assert capsys.readouterr().err.count("image is uint8 of shape (2, 4, 3), expected uint8 of shape (4, 4, 3)") == 2
+    assert capsys.readouterr().err.count("image is uint8 of shape (2, 10, 3), expected uint8 of shape (10, 10, 3)") == 2
     rewrite(paths[0], "shape")
     with pytest.raises(ValueError, match=r"none of the episodes in .* has the rows of this run .*another --logdir"):
         Replay(tmp_path, 1000, spec=SPEC).load()

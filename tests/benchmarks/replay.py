@@ -5,7 +5,8 @@
 The frames are random, the rows those of dmc_vision: 64×64 images with a walker's action. The files, 12.4 KB per step,
 go to a temporary folder in DIR and are removed; they stay in the page cache if the memory allows, and a disk that reads
 more slowly sets the time otherwise. With --before, the code in that folder is measured too, in a process of its own:
-the two take turns, and the ratio is that of this code to it.
+the two take turns, and the ratio is that of this code to it. Times are CPU times of all threads, which other processes
+disturb less.
 """
 
 import argparse
@@ -50,10 +51,10 @@ def fill(replay, steps: int, envs: int = 4, length: int = 500) -> float:
                 "is_first": t == 0,
                 "is_terminal": False,
             }
-            start = time.perf_counter()
+            start = time.process_time()
             for env in range(envs):
                 replay.add(env, row, episode, t == length)
-            seconds += time.perf_counter() - start
+            seconds += time.process_time() - start
         episode += 1
     return seconds
 
@@ -78,10 +79,10 @@ def serve(steps: int, batches: int, directory: Path) -> None:
         of.gather(of.draw(rng, 16, length))
 
     def rate(take, count: int = batches) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(count):
             take()
-        return count / (time.perf_counter() - start)
+        return count / (time.process_time() - start)
 
     def prefetch() -> None:
         prefetcher.prefetch()
