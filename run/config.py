@@ -308,9 +308,6 @@ class ConfigFile:
         titles = [(i, match[1]) for i, line in enumerate(self._lines) if (match := TITLE.fullmatch(line))]
         for name, key, node in _entries(path, group):
             try:
-                # also a value and a group of settings of one name
-                if {name, name.rpartition(".")[0]} & values.keys() or any(n.startswith(f"{name}.") for n in values):
-                    raise ConfigError(f"{name} is defined twice")
                 if self.defaults and name not in self.defaults:
                     raise ConfigError(_unknown(name, self.defaults))
                 value = _value(name, node)
@@ -357,9 +354,13 @@ def _compose(path: Path | str) -> tuple[Any, list[str]]:
 
 def _entries(path: Path | str, mapping, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted name, key node and value node of each setting in a mapping node."""
+    seen = set()  # of settings and of groups of settings
     for key, node in mapping.value:
         if key.id != "scalar" or not re.fullmatch(r"[A-Za-z]\w*", key.value):
             raise _error(path, key, f"{key.value if key.id == 'scalar' else 'this'} is not the name of a setting")
+        if key.value in seen:
+            raise _error(path, key, f"{prefix}{key.value} is defined twice")
+        seen.add(key.value)
         if node.id != "mapping" or not node.value:
             yield prefix + key.value, key, node
         elif prefix:

@@ -113,7 +113,8 @@ def impossible_folder(t: Trial) -> str:
     if isinstance(make, Path):
         t.logdir = make
     else:
-        t.logdir.mkdir(exist_ok=True) if name else None
+        if name:
+            t.logdir.mkdir()
         make(t.logdir / name)
     return ended(train(t, "--steps", "60").wait())
 
@@ -297,7 +298,7 @@ def evaluated(t: Trial) -> str:
 
 
 def examples(test: Callable) -> trial.Scenario:
-    """A property of the tests, on other examples; how many is hypothesis's matter, 100."""
+    """A property of the tests, on a hundred other examples."""
 
     def run(t: Trial) -> str:
         names = {"tmp_path_factory"} & set(test.__code__.co_varnames)

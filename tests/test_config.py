@@ -198,7 +198,7 @@ def test_wrong_flag_is_one_line(path, capsys, line, message):
         ("batch: 64", "batch: {a: 1}", 20, "unknown setting batch.a; did you mean batch"),
         ("  batch: 64", "  batch: 64\n  batch: 32", 21, "batch is defined twice"),
         ("  whole: 3", "  whole: 3\n  batch: 3", 9, "batch is defined twice"),
-        ("  rate: 1e-4", "  net: 1 2", 16, "net.depth is defined twice"),
+        ("  rate: 1e-4", "  net: 1 2", 15, "net is defined twice"),
         ("    act: 'silu # gelu'", "  net: 1 2", 17, "net is defined twice"),
         ("fast:", "big:", 23, "group big is defined twice"),
         ("words: [a, b]", "words: [a, [b]]", 25, "words is a list of lists or settings"),
@@ -366,6 +366,7 @@ def test_any_number_survives_a_flag(tmp_path_factory, number):
         ("a: 1\nb: {c: {d: 1}}", ":2: b.c is a group within a group"),
         ("a: &a {b: *a}", ":1: a.b is a group within a group"),
         ("a:\n", ":1: a has no value"),
+        ("net: 1 2\nnet: {depth: 3}\n", ":2: net is defined twice"),
     ],
 )
 def test_damaged_saved_config_is_one_line(tmp_path, text, words):

@@ -313,7 +313,7 @@ def attack(
             if not ends:
                 return check_run(t, before, result, exact=True)
             at_once = result.code == 130 or -result.code in (signal.SIGKILL, *STOPPING)
-            at_once |= "KeyboardInterrupt" in result.err  # while Python imports
+            at_once |= start is not train and "KeyboardInterrupt" in result.err  # while a new Python imports
             orderly = not at_once and (result.code == 0 or "saved a checkpoint" in result.out)
             if not at_once:
                 assert options or result.code or not result.err, f"stopped with an error: {result}"
