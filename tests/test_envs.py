@@ -17,7 +17,7 @@ import envs
 import envs.__main__ as watch
 from envs import subtle
 from envs.dmc import suite
-from envs.suite import MODES
+from envs.suite import DOMAINS, MODES
 from envs.wrappers import CheckAction, TimeLimit
 from run import video
 
@@ -29,7 +29,11 @@ def test_every_name_is_parsed():
     for domain, task in suite.ALL_TASKS:
         for mode in ("", *MODES):
             name = "_".join(filter(None, ["dmc", domain, task, mode]))
-            assert envs.parse(name)[1] == (domain, task, mode, None)
+            if domain in DOMAINS.get(mode, (domain,)):
+                assert envs.parse(name)[1] == (domain, task, mode, None)
+            else:
+                with pytest.raises(ValueError, match=f"{mode} is defined for the domains"):
+                    envs.parse(name)
     assert envs.parse("dmc_cup_catch_video")[1] == ("ball_in_cup", "catch", "video", None)
     assert envs.parse("rms_push_cube")[1] == "push_cube"
     assert envs.parse("gym_some_module:Env-v0")[1] == "some_module:Env-v0"
