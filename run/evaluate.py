@@ -362,13 +362,13 @@ class Evaluation:
                 share = probe.latent_share(np.array(recorder.rows["feat"]), weight, dynamics.stoch_size)
                 line["mbr_latent_share"] = share
                 log.info(f"share of the latent in the variance that mbr compares: {share:.2g}")
+        with open(self.logdir / "eval.jsonl", "ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # from a killed writer
+                file.write(b"\n")
+            file.write((json.dumps(line) + "\n").encode())
         if action.video:
             for i, frames in enumerate(played.videos):
                 path = self.video_path(task, i)
                 path.parent.mkdir(exist_ok=True)
                 video.write(path, (video.enlarge(frame, max(1, 256 // frame.shape[0])) for frame in frames), fps=20)
             log.info(f"videos of {len(played.videos)} episodes: {self.logdir / 'videos'}")
-        with open(self.logdir / "eval.jsonl", "ab+") as file:
-            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # from a killed writer
-                file.write(b"\n")
-            file.write((json.dumps(line) + "\n").encode())
