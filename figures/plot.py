@@ -454,7 +454,10 @@ def draw_legend(figure: plt.Figure, handles: dict[str, Any], most: int) -> None:
         count = math.ceil(len(handles) / math.ceil(len(handles) / columns))
         style = {"loc": "outside upper center", "ncols": count, "frameon": False, "fontsize": 9}
         legend = figure.legend(handles.values(), names, **style)
-        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+        extent = legend.get_window_extent(figure.canvas.get_renderer())
+        if columns == 1 or extent.width <= figure.bbox.width:
+            rows_beyond_two = max(0.0, extent.height / figure.dpi - 0.5)  # inches: the panels keep their height
+            figure.set_figheight(figure.get_figheight() + rows_beyond_two)
             return
         legend.remove()
 
