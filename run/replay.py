@@ -248,7 +248,7 @@ class Replay:
         gone = {lost.episode}
         if isinstance(lost.error, FileNotFoundError):  # one line for all that went with it
             gone |= {e for e in self._held[self._head :] if e.is_gone() and self._files.forget(e.key)}
-        report(lost.episode.path, lost.error, f", and {len(gone) - 1} others" if len(gone) > 1 else "")
+        report(lost.episode.path, lost.error, f", and {len(gone) - 1} more" if len(gone) > 1 else "")
         kept = [episode for episode in self._held[self._head :] if episode not in gone]
         self._held, self._ends = [], []
         self._head = self._gone_rows = self._released = self._finished_steps = 0

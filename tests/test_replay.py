@@ -530,7 +530,7 @@ def test_files_that_go_together_are_one_line(tmp_path, capsys):
     (tmp_path / "eps").rename(tmp_path / "elsewhere")
     check_batch(replay.sample(rng(), 4, 8), {(1, 0): 3})
     (line,) = lost_lines(capsys)
-    assert "cannot be read (No such file" in line and line.endswith("left out, and 4 others")
+    assert "cannot be read (No such file" in line and line.endswith("left out, and 4 more")
     (tmp_path / "elsewhere").rename(tmp_path / "eps")
     replay = Replay(tmp_path / "eps", 1000)
     replay.load()
