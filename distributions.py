@@ -83,6 +83,11 @@ class _StraightThrough(torch.autograd.Function):
         return None, grad
 
 
+def categorical_kl(probs: Tensor, log_probs: Tensor, other_log_probs: Tensor, event: tuple[int, ...]) -> Tensor:
+    """KL of categorical distributions (..., K), summed over the dimensions of an event."""
+    return (probs * (log_probs - other_log_probs)).sum(event)
+
+
 class OneHot:
     """Independent one-hot variables with a uniform share in their probabilities.
 
@@ -117,7 +122,7 @@ class OneHot:
 
     def kl(self, other: "OneHot") -> Tensor:
         """KL(self ‖ other), summed over the event."""
-        return (self.probs * (self.log_probs - other.log_probs)).sum(self.event)
+        return categorical_kl(self.probs, self.log_probs, other.log_probs, self.event)
 
     def detach(self) -> "OneHot":
         out = object.__new__(OneHot)
@@ -229,6 +234,11 @@ class UnitNormal(Normal):
         return UnitNormal(self.mean[index])
 
 
+def bucket_values(device: torch.device) -> Tensor:
+    """(255) in symlog space."""
+    return torch.linspace(-BUCKET_RANGE, BUCKET_RANGE, BUCKETS, device=device)
+
+
 class TwoHotSymlog:
     """A scalar as 255 buckets, evenly spaced in symlog space (DreamerV3, section "Critic learning").
 
@@ -238,22 +248,27 @@ class TwoHotSymlog:
 
     def __init__(self, logits: Tensor):
         self.logits = logits
-        self.buckets = torch.linspace(-BUCKET_RANGE, BUCKET_RANGE, BUCKETS, device=logits.device)
 
     def __getitem__(self, index) -> "TwoHotSymlog":
         return TwoHotSymlog(self.logits[index])
 
     def mode(self) -> Tensor:
         """(..., 1): symexp of the expected bucket."""
-        return symexp((torch.softmax(self.logits, -1) * self.buckets).sum(-1, keepdim=True))
+        return two_hot_mean(self.logits)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-likelihood of x (..., 1) → (...). Its mass is shared by the two buckets next to symlog(x)."""
-        return two_hot_log_prob(self.logits, x, self.buckets)
+        return two_hot_log_prob(self.logits, x)
 
 
-def two_hot_log_prob(logits: Tensor, x: Tensor, buckets: Tensor) -> Tensor:
-    """Log-likelihood of x (..., 1) under logits (..., 255) of these buckets (255) → (...)."""
+def two_hot_mean(logits: Tensor) -> Tensor:
+    """symexp of the expected bucket: (..., 255) → (..., 1)."""
+    return symexp((torch.softmax(logits, -1) * bucket_values(logits.device)).sum(-1, keepdim=True))
+
+
+def two_hot_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """Log-likelihood of x (..., 1) under logits (..., 255) → (...)."""
+    buckets = bucket_values(logits.device)
     x = symlog(x).clamp(-BUCKET_RANGE, BUCKET_RANGE)
     # (..., 1) index of the bucket at or below x, except the last bucket
     below = (torch.bucketize(x.detach(), buckets, right=True) - 1).clamp(0, BUCKETS - 2)

@@ -33,7 +33,7 @@ import networks
 from envs.parallel import EnvGroup, WorkerDied
 from run import checkpoint, collect, evaluate, runtime
 from run.logs import check_loggers, first_line, log
-from run.process import Interrupt, lock_folder
+from run.process import Interrupt, open_logdir
 from run.public import import_checkpoint
 from run.trainer import Trainer, TrainingError
 
@@ -233,24 +233,6 @@ def check_settings(config: Config) -> None:
     check_loggers(config.loggers)
     runtime.pick_device(config.device)
     envs.parse(config.task)  # raises for an unknown task
-
-
-@contextlib.contextmanager
-def open_logdir(logdir: Path) -> Iterator[None]:
-    """Makes the folder of a run and keeps other processes out of it. Raises ValueError if that is impossible."""
-    with contextlib.ExitStack() as stack:
-        if distributed.is_main():
-            try:
-                logdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_folder(logdir))
-            except OSError as error:
-                raise ValueError(
-                    f"--logdir {logdir}: {error.strerror}; expected a folder that can be made and written"
-                ) from None
-            for path in (logdir / "config.yaml", logdir / "metrics.jsonl"):
-                if path.exists() and not path.is_file():
-                    raise ValueError(f"{path} is not a regular file: move it away, or use another --logdir")
-        yield
 
 
 @contextlib.contextmanager

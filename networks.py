@@ -353,12 +353,11 @@ class GRU(Cell):
     def forward(self, x: Tensor, state: State) -> State:
         deter = state["deter"]
         parts = self.norm(self.linear(torch.cat([x, deter], -1)))
-        return {"deter": update_deter(parts, deter)}
+        return {"deter": update_deter(*parts.chunk(3, -1), deter)}
 
 
-def update_deter(parts: Tensor, deter: Tensor) -> Tensor:
-    """h' = update·cand + (1 - update)·h, from the normalized reset, candidate and update parts (N, 3D)."""
-    reset, cand, update = parts.chunk(3, -1)
+def update_deter(reset: Tensor, cand: Tensor, update: Tensor, deter: Tensor) -> Tensor:
+    """h' = update·cand + (1 - update)·h, from the normalized parts and the recurrent state, (N, D) each."""
     cand = torch.tanh(torch.sigmoid(reset) * cand)
     update = torch.sigmoid(update - 1)
     return update * cand + (1 - update) * deter
@@ -401,7 +400,7 @@ class BlockGRU(Cell):
         x = torch.cat([deter.unflatten(-1, (blocks, -1)), shared], -1).flatten(-2)
         # (N, 3D), the three parts of each block side by side, to those of all blocks
         parts = self.parts(self.norm(self.hidden(x))).unflatten(-1, (blocks, 3, -1)).transpose(-3, -2).flatten(-3)
-        return {"deter": update_deter(parts, deter)}
+        return {"deter": update_deter(*parts.chunk(3, -1), deter)}
 
 
 CELLS = {"gru_layer_norm": GRU, "block_gru": BlockGRU}
@@ -410,6 +409,11 @@ CELLS = {"gru_layer_norm": GRU, "block_gru": BlockGRU}
 def stack(states: list[State], dim: int = 1) -> State:
     """T states of (N, ...) → one of (N, T, ...)."""
     return {k: torch.stack([state[k] for state in states], dim) for k in states[0]}
+
+
+def bound_action(action: Tensor) -> Tensor:
+    """Actions (..., A) in [-1, 1]: larger ones are divided by their size."""
+    return action / action.detach().abs().clamp_min(1)
 
 
 class RSSM(nn.Module):
@@ -522,7 +526,7 @@ class RSSM(nn.Module):
 
     def action_input(self, action: Tensor) -> Tensor:
         """The action's share of the input layer: (..., A) → (..., hidden)."""
-        return self.input.second(action / action.detach().abs().clamp_min(1))
+        return self.input.second(bound_action(action))
 
     def embed_input(self, embed: Tensor) -> Tensor:
         """The embedding's share of the posterior layer: (..., E) → (..., hidden)."""

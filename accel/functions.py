@@ -27,9 +27,9 @@ from .backend import Mode
 
 # compiled as they are
 COMPILED = {
-    distributions: ("mix", "pick", "two_hot_log_prob"),
+    distributions: ("mix", "pick", "categorical_kl", "two_hot_mean", "two_hot_log_prob"),
     models: ("center", "mask_pixels", "latent_reconstruction_loss", "lambda_return"),
-    networks: ("bounded_normal",),
+    networks: ("bound_action", "bounded_normal"),
 }
 
 
@@ -41,7 +41,10 @@ def compiled(function: Callable) -> Callable:
     torch._functorch.config.donated_buffer = False
     options = {
         "fallback_random": True,  # PyTorch's own random numbers
-        "realize_reads_threshold": 1000,  # backward passes recompute a norm instead of storing it between two kernels
+        # what many read, or what takes many operations, is computed again rather than stored between two kernels
+        "realize_reads_threshold": 1000,
+        "realize_acc_reads_threshold": 1000,
+        "realize_opcount_threshold": 1000,
     }
     return torch.compile(function, dynamic=False, fullgraph=True, options=options)
 

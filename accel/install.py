@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+import networks
+
 from .backend import Backend, Mode
 from .graphs import GraphedFunction
 from .layers import replace_layers
-from .steps import STEPS, Step
+from .steps import STEPS, Feat, Step
 
 
 def install(agent: nn.Module, backend: Backend, log: Callable[[str], Any] = lambda line: None) -> None:
@@ -35,6 +37,8 @@ def install(agent: nn.Module, backend: Backend, log: Callable[[str], Any] = lamb
                 if isinstance(module, kind):
                     for name in names:
                         setattr(module, name, Step(module, name, mode))
+            if isinstance(module, networks.RSSM) and backend.fuse == "compiled":
+                module.feat = Feat(module)
         # parameters do not change within these
         scopes = [(agent.world_model, "losses"), *((behavior, "loss") for behavior in agent.behaviors)]
         for owner, name in scopes:

@@ -25,6 +25,7 @@ class Twin:
     mode: Mode
     calls: dict  # in a compiled step, how this layer is called: see steps.py
     half: bool  # whether the output stays in the backend's type
+    chunks: int  # equal parts in which a norm's output is read
 
     def out(self, y: Tensor) -> Tensor:
         return y if self.half else y.float()
@@ -102,6 +103,11 @@ class GRU(Twin, networks.GRU):
         if self.mode.fuse == "native" and native.supports(x, deter):
             parts = self.linear(torch.cat([x, deter.to(x.dtype)], -1))
             return {"deter": native.gru_gates(parts, deter, self.norm.weight, self.norm.bias, self.norm.eps)}
+        if self.norm.calls:
+            # cast first, so that the input's norm writes into the concatenation
+            joint = torch.cat([self.mode.cast(x), self.mode.cast(deter)], -1)
+            linear, norm = self.linear.calls[""], self.norm.calls[""]
+            return {"deter": networks.update_deter(*linear.normed_parts(norm, joint), deter)}
         return super().forward(x, state)
 
 
@@ -160,11 +166,13 @@ def replace_layers(root: nn.Module, mode: Mode) -> None:
         for name in HALF_OUTPUTS.get(type(module), ())
         for layer in (getattr(module, name).children() if name == "convs" else [getattr(module, name)])
     }
+    gates = {module.norm for module in root.modules() if type(module) is networks.GRU}
     for module in root.modules():
         twin = TWINS.get(type(module))
         if twin is not None and getattr(module, "padding_mode", "zeros") == "zeros":
             module.__class__ = twin
             module.mode, module.calls, module.half = mode, {}, module in half
+            module.chunks = 3 if module in gates else 1
         elif next(module.parameters(recurse=False), None) is not None and mode.dtype != torch.float32:
             module.register_forward_pre_hook(_float_inputs, with_kwargs=True)
 

@@ -10,7 +10,7 @@ gradient through its weights as usual.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,12 @@ class Step:
                 if isinstance(layer, Linear | LayerNorm):
                     layer.calls = {part: Call(self.layer(layer, part), rows) for part in layer.parts()}
                     made.append(layer)
-            result = compiled(getattr(type(owner), self.name))(owner, *args, **kwargs)
+            step = getattr(type(owner), self.name)
+            if isinstance(owner, networks.RSSM) and torch.is_grad_enabled():
+                args, kwargs = tuple(map(next_input, args)), {k: next_input(arg) for k, arg in kwargs.items()}
+                result = State(*compiled(carrying(step, self.name == "img_step"))(owner, *args, **kwargs))
+            else:
+                result = compiled(step)(owner, *args, **kwargs)
             for layer in made:
                 for call in layer.calls.values():
                     call.end()
@@ -75,6 +80,51 @@ class Step:
         if key not in self.mode.layers:
             self.mode.layers[key] = Layer(layer, part, trained)
         return self.mode.layers[key]
+
+
+class State(dict):
+    """The state that a compiled step returns, with what its readers need of it.
+
+    So the gradients that reach them are added within the step's own backward pass.
+
+    Args:
+        again: of a step with an observation: its carried part, for the next step; the state is for the losses.
+        feat: of one without: its features, for the losses; the state is for the next step.
+    """
+
+    def __init__(self, state: networks.State, again: networks.State, feat: Tensor | None):
+        super().__init__(state)
+        self.again, self.feat = again, feat
+
+
+def next_input(arg):
+    """An argument of a step: of a state, the tensors for the next step."""
+    return {**arg, **arg.again} if isinstance(arg, State) else arg
+
+
+@functools.cache
+def carrying(step: Callable, feat: bool) -> Callable:
+    """A step of the dynamics that returns what makes a `State`."""
+
+    @functools.wraps(step)
+    def call(owner: networks.RSSM, *args, **kwargs) -> tuple[networks.State, networks.State, Tensor | None]:
+        state = step(owner, *args, **kwargs)
+        if feat:
+            return state, {}, type(owner).feat(owner, state)
+        return state, {k: state[k].clone() for k in owner.carried}, None
+
+    return call
+
+
+class Feat:
+    """`RSSM.feat`, which reads the features that a compiled step has returned."""
+
+    def __init__(self, owner: networks.RSSM):
+        self.owner = owner
+
+    def __call__(self, state: networks.State) -> Tensor:
+        feat = getattr(state, "feat", None)
+        return type(self.owner).feat(self.owner, state) if feat is None else feat
 
 
 def count_rows(args: tuple, kwargs: dict) -> int:
@@ -94,6 +144,8 @@ class Layer:
         self.eps = getattr(module, "eps", None)
         self.trained = trained
         dtype = module.mode.dtype if self.eps is None else torch.float32
+        self.half, self.chunks = module.half, module.chunks
+        self.out_dtype = dtype if module.half else torch.float32  # of the output and its gradient
         self.gradients = Gradients(dtype, self.eps, bias is not None)
         with torch.set_grad_enabled(trained):
             self.weight, self.bias = Parameters.apply(weight, bias, self.gradients)
@@ -110,18 +162,21 @@ class Gradients:
 
     def __init__(self, dtype: torch.dtype, eps: float | None, biased: bool):
         self.dtype, self.eps, self.biased = dtype, eps, biased
-        self.seen: list[tuple[Tensor, Tensor]] = []  # input of a call, gradient at its output
+        self.seen: list[tuple[Tensor, ...]] = []  # input of a call, gradient at its output, maybe in parts
 
     def compute(self) -> tuple[Tensor | None, Tensor | None]:
         """Of weight and bias, over the rows of all calls; None if the backward pass reached none."""
         if not self.seen:
             return None, None
         # (rows, in), (rows, out)
-        x, grad = (torch.cat(rows) for rows in zip(*self.seen, strict=True))
-        self.seen = []
+        x, *parts = (torch.cat(rows) for rows in zip(*self.seen, strict=True))
+        grad, self.seen = torch.cat(parts, -1) if len(parts) > 1 else parts[0], []
         if self.eps is not None:
             return compiled(norm_gradients)(x, grad, self.eps)
-        return (grad.to(self.dtype).T @ x).float(), grad.sum(0, dtype=torch.float32) if self.biased else None
+        bias = grad.sum(0, dtype=torch.float32) if self.biased else None
+        if x.is_cuda and x.dtype != torch.float32:
+            return torch.mm(grad.to(self.dtype).T, x, out_dtype=torch.float32), bias
+        return (grad.to(self.dtype).T @ x).float(), bias
 
 
 def norm_gradients(x: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -137,8 +192,7 @@ class Parameters(torch.autograd.Function):
     def forward(ctx, weight: Tensor, bias: Tensor | None, gradients: Gradients):
         ctx.gradients = gradients
         ctx.set_materialize_grads(False)
-        # always copies: autograd does not allow an input as an output
-        return weight.to(gradients.dtype, copy=True), bias.to(gradients.dtype, copy=True) if bias is not None else None
+        return as_constant(weight, gradients.dtype), None if bias is None else as_constant(bias, gradients.dtype)
 
     @staticmethod
     def backward(ctx, *direct):
@@ -147,33 +201,51 @@ class Parameters(torch.autograd.Function):
         return *(b.float() if a is None and b is not None else a if b is None else a + b for a, b in found), None
 
 
+def as_constant(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast, or a view: autograd does not allow an input as an output."""
+    return parameter.view_as(parameter) if parameter.dtype == dtype else parameter.to(dtype)
+
+
 class Call:
-    """A layer in one compiled step: its parameters are constants, `tap` sees the gradient at its output."""
+    """A layer in one compiled step: its parameters are constants, `taps` see the gradient at its output."""
 
     def __init__(self, layer: Layer, rows: int):
         self.layer, self.rows, self.x, self.seen = layer, rows, None, []
-        self.tap = Tap.apply(layer.weight, rows, layer.gradients, self.seen) if layer.trained else None
+        self.taps = Taps.apply(layer.weight, layer, rows, self.seen) if layer.trained else None
 
-    def taps(self, x: Tensor) -> bool:
-        """Whether this call of the layer is the one whose gradient the tap sees."""
-        first = self.tap is not None and self.x is None and x.shape[:-1] == (self.rows,)
-        if first:
-            self.x = x.detach()
-        return first
+    def parameters(self, x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
+        """Weight and bias; as constants, with the taps, in the call whose gradient the taps see."""
+        if self.taps is None or self.x is not None or x.shape[:-1] != (self.rows,):
+            return self.layer.weight, self.layer.bias, None
+        self.x = x.detach()
+        return self.layer.weight.detach(), None if self.layer.bias is None else self.layer.bias.detach(), self.taps
 
     def linear(self, x: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        if not self.taps(x):
-            return F.linear(x, weight, bias)
-        y = F.linear(x, weight.detach(), None if bias is None else bias.detach())
-        # in float32: otherwise the product would accumulate into the tap, and copy it first
-        return (y.float() + self.tap).to(y.dtype)
+        weight, bias, taps = self.parameters(x)
+        y = F.linear(x, weight, bias)
+        if taps is None:
+            return y
+        # in another type or shape: otherwise the product would accumulate into the tap, and copy it first
+        return (y.unsqueeze(1) + taps[0].unsqueeze(1)).squeeze(1) if self.layer.half else y.float() + taps[0]
 
     def norm(self, x: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        if not self.taps(x):
-            return F.layer_norm(x.float(), weight.shape, weight, bias, self.layer.eps)
-        return F.layer_norm(x.float(), weight.shape, weight.detach(), bias.detach(), self.layer.eps) + self.tap
+        weight, bias, taps = self.parameters(x)
+        y = F.layer_norm(x.float(), weight.shape, weight, bias, self.layer.eps)
+        return y if taps is None else y + taps[0]
+
+    def normed_parts(self, norm: Call, x: Tensor) -> Sequence[Tensor]:
+        """`norm` of `linear` of x in equal parts: one kernel computes the norm and all that reads the parts."""
+        weight, bias, taps = self.parameters(x)
+        y, chunks = F.linear(x, weight, bias), norm.layer.chunks
+        parts = y.chunk(chunks, -1) if taps is None else TappedParts.apply(y, *taps, chunks)
+        weight, bias, taps = norm.parameters(y)
+        parts, count = [part.float() for part in parts], y.shape[-1]
+        mean = sum(part.sum(-1, keepdim=True) for part in parts) / count
+        parts = [part - mean for part in parts]
+        scale = torch.rsqrt(sum((part * part).sum(-1, keepdim=True) for part in parts) / count + norm.layer.eps)
+        weights, biases = (parameter.chunk(len(parts)) for parameter in (weight, bias))
+        parts = [part * scale * w + b for part, w, b in zip(parts, weights, biases, strict=True)]
+        return parts if taps is None else [part + tap for part, tap in zip(parts, taps, strict=True)]
 
     def end(self) -> None:
         """Passes the input on to the tap."""
@@ -210,22 +282,36 @@ class RecordedLinear(torch.autograd.Function):
         return grad @ weight if ctx.needs_input_grad[0] else None, None, None, None
 
 
-class Tap(torch.autograd.Function):
-    """Zeros (N, out) that are added to a layer's output: their gradient is that of the output."""
+class Taps(torch.autograd.Function):
+    """Zeros (N, out), in equal parts, that are added to a layer's output: their gradient is that of the output."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, rows: int, gradients: Gradients, seen: list):
-        ctx.gradients, ctx.seen = gradients, seen
+    def forward(ctx, weight: Tensor, layer: Layer, rows: int, seen: list) -> tuple[Tensor, ...]:
+        ctx.gradients, ctx.seen = layer.gradients, seen
         ctx.set_materialize_grads(False)
-        return zero(weight.device).expand(rows, weight.shape[0])
+        part = zero(weight.device, layer.out_dtype).expand(rows, weight.shape[0] // layer.chunks)
+        return tuple(part.view_as(part) for _ in range(layer.chunks))
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None):
-        if grad is not None and ctx.seen:
-            ctx.gradients.seen.append((*ctx.seen, grad))
+    def backward(ctx, *grads: Tensor | None):
+        if grads[0] is not None and ctx.seen:
+            ctx.gradients.seen.append((*ctx.seen, *grads))
         return None, None, None, None
 
 
+class TappedParts(torch.autograd.Function):
+    """Equal parts of y plus tap; the gradient, concatenated once, is that of both."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, tap: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return tuple(map(torch.add, y.chunk(parts, -1), tap.chunk(parts, -1)))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        grad = torch.cat(grads, -1)
+        return grad, grad, None
+
+
 @functools.cache
-def zero(device: torch.device) -> Tensor:
-    return torch.zeros((), device=device)
+def zero(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), device=device, dtype=dtype)

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from run import distributed
@@ -72,6 +72,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
+        yield
+
+
+@contextmanager
+def open_logdir(logdir: Path) -> Iterator[None]:
+    """Makes the folder of a run and keeps other processes out of it. Raises ValueError if that is impossible."""
+    with ExitStack() as stack:
+        if distributed.is_main():
+            try:
+                logdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_folder(logdir))
+            except OSError as error:
+                raise ValueError(
+                    f"--logdir {logdir}: {error.strerror}; expected a folder that can be made and written"
+                ) from None
+            for path in (logdir / "config.yaml", logdir / "metrics.jsonl"):
+                if path.exists() and not path.is_file():
+                    raise ValueError(f"{path} is not a regular file: move it away, or use another --logdir")
         yield
 
 

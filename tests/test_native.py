@@ -109,7 +109,7 @@ def test_in_bfloat16_a_norms_parameters_have_float32_gradients():
 def gru_gates(parts, deter, weight, bias):
     if parts.dtype == torch.float64:
         parts = torch.nn.functional.layer_norm(parts, weight.shape, weight, bias, EPS)
-        return networks.update_deter(parts, deter)
+        return networks.update_deter(*parts.chunk(3, -1), deter)
     return native.gru_gates(parts, deter, weight, bias, EPS)
 
 
