@@ -1,4 +1,4 @@
-"""Makes the tables of README.md and results/README.md again, from the runs in results/: `python figures/tables.py`.
+"""Makes the tables of PAGES again, from the runs in results/: `python figures/tables.py`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function here. `--check` changes nothing,
 and names the pages whose tables are not those of the runs (exit status 1).
@@ -16,7 +16,7 @@ from figures import plot
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PAGES = ("README.md", "results/README.md")
+PAGES = ("README.md", "results/README.md", "docs/findings.md")
 AGENTS = {"agent": "HRSSM"}  # those in results/ with weights
 
 
@@ -112,16 +112,43 @@ def small() -> str:
 
 def differences() -> str:
     """HRSSM's return minus that of each other method with several seeds, and its 95 % bootstrap interval."""
-    scores = {(row["task"], row["method"]): np.array(row["scores"]) for row in probed("small") if row["seeds"] > 1}
+    scores = by_seed()
     rows = []
     for (task, method), theirs in scores.items():
-        ours = scores.get((task, "hrssm"))
-        if ours is None or method == "hrssm":
-            continue
-        _, low, high = difference(ours, theirs)
-        cell = f"{ours.mean() - theirs.mean():+.0f} [{low:+.0f}, {high:+.0f}]"
-        rows.append([task, name(method), cell, f"{len(ours)} and {len(theirs)}"])
+        if method != "hrssm" and (ours := scores.get((task, "hrssm"))):
+            rows.append([task, name(method), *gap(ours["return"], theirs["return"])])
     return plot.table(["task", "HRSSM minus", "difference of the means", "seeds"], rows, left=2)
+
+
+def clouds() -> str:
+    """Return in front of clouds minus the clean one, and R² of the probes from the lowest to the highest seed."""
+    scores = by_seed()
+    rows = []
+    for (task, method), clean in scores.items():
+        if video := scores.get((f"{task}_video", method)):
+            spans = [clean["state"], video["state"], video["background"]]
+            cells = [f"{values.min():.2f} to {values.max():.2f}" for values in spans]
+            rows.append([task, name(method), *gap(video["return"], clean["return"]), *cells])
+    header = ["task", "method", "clouds minus clean", "seeds"]
+    header += ["R² state, clean", "R² state, clouds", "R² background, clouds"]
+    return plot.table(header, rows, left=2)
+
+
+def by_seed() -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Return and R² of each small agent, by task and method with several seeds."""
+    found = {}
+    for task, group in plot.group_runs(load("small")).items():
+        for method, runs in group.items():
+            if len(runs) > 1:
+                scores = [plot.probe_scores(run) for run in runs]
+                found[task, method] = {key: np.array([row[key] for row in scores]) for key in scores[0]}
+    return found
+
+
+def gap(ours: np.ndarray, theirs: np.ndarray) -> list[str]:
+    """Two cells: the difference of the means with its interval, the numbers of seeds."""
+    mean, low, high = difference(ours, theirs)
+    return [f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]", f"{len(ours)} and {len(theirs)}"]
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""README.md and results/README.md: their tables are those of the runs in results/, their links lead somewhere."""
+"""The pages with tables: these are those of the runs in results/, and the links lead somewhere."""
 
 import json
 import re
@@ -27,7 +27,9 @@ def test_tables_are_those_of_the_runs(page):
 def copy(tmp_path, monkeypatch):
     """The pages and the runs, to be changed."""
     shutil.copytree(ROOT / "results", tmp_path / "results")
-    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "docs/findings.md"):
+        shutil.copy(ROOT / page, tmp_path / page)
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     return tmp_path
@@ -38,7 +40,7 @@ def test_a_changed_run_is_noticed_and_the_tables_are_made_again(copy, monkeypatc
     row = json.loads(path.read_text())
     path.write_text(json.dumps(row | {"return": 12345.0}) + "\n")
     assert tables.main() == 1
-    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["README.md", "results/README.md"]
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == list(tables.PAGES)
     monkeypatch.setattr(sys, "argv", ["tables.py"])
     assert tables.main() == 0 and "12345" in (copy / "results/README.md").read_text()
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
