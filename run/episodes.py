@@ -434,7 +434,9 @@ def read_file(path: Path, rows: int | None = None, whole: bool = True) -> tuple[
     """
     spec, arrays, offsets, counts, plain, end = {}, {}, {}, set(), True, 0
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file, zipfile.ZipFile(file) as archive:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        # A small buffer: that of Python 3.14, 128 KiB, would be filled for each header
+        with open(number, "rb", 4096) as file, zipfile.ZipFile(file) as archive:
             status = os.fstat(file.fileno())
             for info in archive.infolist():
                 with archive.open(info) as member:
