@@ -1,6 +1,7 @@
 """Grids of real runs: stopped, killed, resumed; runs that share GPUs; status; export. SLURM: test_slurm.py."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -32,7 +33,7 @@ sweep = sys.modules["sweep"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sweep)
 
 
-# In the place of dreamer.py: writes a row every 50 ms, resumes, takes its time to save at SIGTERM.
+# In the place of dreamer.py: writes a row every 50 ms, resumes, takes its time to save at SIGTERM, waits for files.
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -50,6 +51,8 @@ while step < steps and not stop:
 if saving < 0:
     sys.exit()
 time.sleep(saving)
+while not all(map(os.path.exists, sys.argv[4:])):
+    time.sleep(0.05)
 checkpoint.write_text(str(step))
 """
 
@@ -410,16 +413,17 @@ def test_the_gpus_of_a_job(words, gpus):
 def test_runs_that_share_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    runs = stand_ins(tmp_path, 3, steps=20)
+    runs = stand_ins(tmp_path, 3, steps=2)
+    both = [str(run.folder / "environ") for run in runs[:2]]  # the first two end when both have started
+    runs = [dataclasses.replace(run, command=(*run.command, *both)) for run in runs[:2]] + runs[2:]
     assert sweep.run_local(runs, [], None, per_gpu=2) == 0
     assert [run.state({}) for run in runs] == ["finished"] * 3
     for run in runs:
         env = json.loads((run.folder / "environ").read_text())
         assert env["CUDA_VISIBLE_DEVICES"] == "5"
         assert env["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
-    started = [(run.folder / "environ").stat().st_mtime for run in runs]
-    ended = [(run.folder / "latest.pt").stat().st_mtime for run in runs]
-    assert started[1] < min(ended[:2]) < started[2]
+    ended = [(run.folder / "latest.pt").stat().st_mtime for run in runs[:2]]
+    assert min(ended) < (runs[2].folder / "environ").stat().st_mtime
     assert capsys.readouterr().out.count("on GPU 5") == 3
 
 
