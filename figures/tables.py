@@ -17,7 +17,7 @@ from figures import plot
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGES = ("README.md", "results/README.md", "docs/findings.md")
-AGENTS = {"agent": "HRSSM"}  # those in results/ with weights
+AGENTS = {"agent": "HRSSM", "agent_dreamerv3": "DreamerV3"}  # those in results/ with weights
 
 
 def load(folder: str, curves: bool = False) -> list[plot.Run]:
