@@ -169,7 +169,8 @@ class Trainer:
         here, available = memory * distributed.local_size() / distributed.size(), available_memory()
         if here > available:
             log.warning(
-                f"the replay grows to {size(here)}, only {size(available)} of memory are free: reduce --replay_memory"
+                f"the replay grows to {size(here)}, only {size(available)} of memory are free: "
+                "reduce --dataset_size or --replay_memory"
             )
         found = [*self.logdir.glob("*.pt"), *self.logdir.glob("train_eps/*.npz")]
         missing, free = disk - sum(path.stat().st_size for path in found), shutil.disk_usage(self.logdir).free
