@@ -106,7 +106,6 @@ class Collector:
             config.replay_memory * 1e9 / ranks,
         )
         self.step = 0  # agent steps, over all envs of all ranks
-        self.failures = 0  # episodes that an error of their env has cut, likewise
         self.rng = self.random_stream("prefill")
         self.can_sample = False  # the replay of every rank holds a step
         self.step_pending = False  # actions were sent, and their results not received yet
@@ -179,40 +178,39 @@ class Collector:
             raise EnvError("an env failed" if failure else "an env of another process failed") from failure
         self.received, self.step_pending = None, False
         self.step += self.config.envs
-        self.can_sample = True
         ended = []
         with self.numbered(sum(transition.done for transition in transitions)) as finishing:
             for env, transition in enumerate(transitions):
                 summary = self.record(env, transition, self.sent[env][-1])
                 if summary is not None:
                     ended.append(summary)
-        return self.count_failures(distributed.all_gather(ended)) if finishing else []
+        self.can_sample = True
+        return self.gather_ended(ended) if finishing else []
 
-    def count_failures(self, summaries: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-        """The summaries of all ranks, those of failed episodes with the number of these so far."""
-        together = sorted(itertools.chain(*summaries), key=lambda summary: summary["train_episodes"])
-        for summary in together:
-            if "train_failures" in summary:
-                self.failures += 1
-                summary["train_failures"] = self.failures
-        return together
+    def gather_ended(self, summaries: list[dict[str, float]]) -> list[dict[str, float]]:
+        """The summaries of all ranks. `can_sample` is found again: an episode that was dropped may be all there was."""
+        together, steps = zip(*distributed.all_gather((summaries, self.replay.steps)), strict=True)
+        self.can_sample = all(steps)
+        return sorted(itertools.chain(*together), key=lambda summary: summary["train_episodes"])
 
     def record(self, env: int, transition: Transition, action: np.ndarray) -> dict[str, float] | None:
         """Stores an env's result of an action. Returns a summary of the episode if it ended."""
-        self.add_row(env, transition, action)
+        failed = "failure" in transition.info
+        dropped = failed and self.config.failed_episodes == "drop"
+        self.add_row(env, transition, action, dropped)
         self.returns[env] += transition.reward
         self.lengths[env] += 1
         if not transition.done:
             return None
-        summary = {"train_return": self.returns[env], "train_length": self.lengths[env]}
+        summary = {} if dropped else {"train_return": self.returns[env], "train_length": self.lengths[env]}
         for key in transition.info.keys() & {"success", "success_once"}:
             summary[f"train_{key}"] = float(transition.info[key])
         summary["train_episodes"] = self.replay.total_episodes
-        if "failure" in transition.info:
-            summary["train_failures"] = 1  # the total, once the summaries of all ranks are together
+        if failed:
+            summary["train_failures"] = 1  # the total, in the log
             log.warning(
-                f"env {self.numbers[env]}: episode {self.episode[env]} was cut at its step {self.lengths[env]} "
-                f"by an error: {transition.info['failure']}"
+                f"env {self.numbers[env]}: episode {self.episode[env]} was {'dropped' if dropped else 'cut'} at its "
+                f"step {self.lengths[env]} by an error: {transition.info['failure']}"
             )
         self.begin_episode(env, self.episode[env] + 1, transition.first)
         return summary
@@ -222,13 +220,13 @@ class Collector:
         self.returns[env], self.lengths[env] = 0, 0
         self.add_row(env, Transition(obs, 0.0, False, {}, None), np.zeros(self.actions, np.float32))
 
-    def add_row(self, env: int, transition: Transition, action: np.ndarray) -> None:
+    def add_row(self, env: int, transition: Transition, action: np.ndarray, dropped: bool = False) -> None:
         obs = transition.obs
         self.digests[env] = self.digest(transition, self.digests[env])
         row = {k: obs[k] for k in self.keys}
         row["action"], row["reward"] = action, np.float32(transition.reward)
         row["is_first"], row["is_terminal"] = bool(obs["is_first"]), bool(obs["is_terminal"])
-        self.replay.add(self.numbers[env], row, self.episode[env], last=transition.done)
+        self.replay.add(self.numbers[env], row, self.episode[env], transition.done, dropped)
         self.obs[env] = obs
 
     def digest(self, transition: Transition, before: int) -> int:
@@ -270,7 +268,6 @@ class Collector:
         episodes, sents, digests, policies, finished_steps = zip(*found, strict=True)
         return {
             "step": self.step,
-            "failures": self.failures,
             "step_pending": self.step_pending,
             "episode": [*itertools.chain(*episodes)],
             "sent": [*itertools.chain(*sents)],
@@ -283,7 +280,6 @@ class Collector:
         """Takes this rank's share of a state; `restore` must follow."""
         mine = slice(self.numbers.start, self.numbers.stop)
         self.step, self.step_pending = state["step"], state.get("step_pending", state.get("under_way", True))
-        self.failures = state.get("failures", 0)
         self.episode = list(state["episode"][mine])
         self.sent = [list(sent.numpy()) for sent in state["sent"][mine]]
         self.digests = list(state["digests"][mine]) if "digests" in state else [None] * len(self.sent)  # None: unknown
@@ -312,7 +308,8 @@ class Collector:
                 + (f" ({damaged} are damaged: *.npz.damaged)" if damaged else "")
                 + ": restore them, or use another --logdir"
             )
-        newer = [
+        newer = [{"train_episodes": order + 1, "train_failures": 1} for order in self.replay.dropped_since(known)]
+        newer += [
             {
                 "train_return": float(reward.sum(dtype=np.float64)),
                 "train_length": len(reward) - 1,
@@ -351,5 +348,4 @@ class Collector:
                         newer.append(summary)
         if not exact:
             self.step = sum(distributed.all_gather(self.replay.total_steps))
-        self.can_sample = all(distributed.all_gather(self.replay.steps))
-        return exact, self.count_failures(distributed.all_gather(newer))
+        return exact, self.gather_ended(newer)

@@ -74,6 +74,7 @@ _ROWS = (
     ("eval_envs", between(0, 1024)),
     ("action_repeat", between(1, 1000)),
     ("env_failures", between(0, 1e6)),
+    ("failed_episodes", one_of("cut", "drop")),
     ("time_limit", between(0, 1e6)),
     ("prefill", between(0, 1e8)),
     # Networks

@@ -1,9 +1,9 @@
 """Episodes, their files, the folder that holds these, and what happens to damaged ones.
 
 Files are uncompressed `.npz` archives named `{order}-env{env}-{episode}-{rows}.npz`, `order` counting the episodes in
-the order in which they finished. They appear under that name atomically (written aside, then renamed), so a killed
-process leaves no incomplete file. They are not synced to disk: after a power failure, the files of the last seconds may
-be missing or damaged, which is reported.
+the order in which they finished. That of a dropped episode ends in `.dropped` and holds no rows. They appear under
+their names atomically (written aside, then renamed), so a killed process leaves no incomplete file. They are not synced
+to disk: after a power failure, the files of the last seconds may be missing or damaged, which is reported.
 
 Rows are read where they lie in the files. When a run starts, it reads the headers of the files; before the first rows
 of a file are used, all of its checksums are compared, and again whenever its size or time has changed. Nothing is
@@ -37,7 +37,7 @@ from run.logs import log
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and type of each key of a row
 Arrays = dict[str, np.ndarray]
 
-FILE_NAME = re.compile(r"(\d+)-env(\d+)-(\d+)-(\d+)\.npz")  # order of finishing, env, episode, rows
+FILE_NAME = re.compile(r"(\d+)-env(\d+)-(\d+)-(\d+)\.(?:npz|dropped)")  # order of finishing, env, episode, rows
 WRITE_HINTS = {
     errno.ENOSPC: "free some space or inodes, or set --replay_dir_limit",
     errno.EDQUOT: "free some of your quota, or set --replay_dir_limit",
@@ -117,12 +117,15 @@ class Episode:
     A written row never changes, and `arrays` is replaced as a whole: `copy`, in another thread, needs no lock.
     """
 
-    __slots__ = ("__weakref__", "_layout", "_lock", "arrays", "env", "index", "keep", "path", "rows", "spec")
+    __slots__ = (
+        "__weakref__", "_layout", "_lock", "arrays", "dropped_steps", "env", "index", "keep", "path", "rows", "spec"
+    )  # fmt: skip
 
     def __init__(self, env: int, index: int, spec: Spec, rows: int = 0, path: Path | None = None):
         self.env, self.index, self.spec, self.rows, self.path = env, index, spec, rows, path
         self.arrays: Arrays = {}  # of the keys in memory
         self.keep = True  # all of them may be there
+        self.dropped_steps = 0  # agent steps of the episodes that were dropped between this one and the next
         self._layout: Layout | None = None  # of the file whose checksums were compared
         self._lock = threading.Lock()  # of a change after the episode has finished
 
@@ -246,6 +249,10 @@ class File(NamedTuple):
     def key(self) -> str:
         return episode_key(self.env, self.episode)
 
+    @property
+    def dropped(self) -> bool:
+        return self.path.suffix == ".dropped"
+
 
 class EpisodeFiles:
     """The folder of the episode files.
@@ -262,7 +269,7 @@ class EpisodeFiles:
         self._files: dict[str, File] = {}  # by key, oldest first
         self._steps = 0
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.npz.tmp"):
+        for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
     def get(self, key: str) -> File | None:
@@ -272,14 +279,14 @@ class EpisodeFiles:
         """The files from place `order` on."""
         return [file for file in self._files.values() if file.order >= order]
 
-    def write(self, order: int, episode: Episode) -> None:
-        """Writes an episode, which has its path then. Raises OSError, one line, if that fails."""
-        path = self.folder / f"{order:08d}-{episode.key}-{episode.rows}.npz"
+    def write(self, order: int, episode: Episode, dropped: bool) -> None:
+        """Writes an episode, which has its path then, or that it was dropped. Raises OSError, one line."""
+        path = self.folder / f"{order:08d}-{episode.key}-{episode.rows}.{'dropped' if dropped else 'npz'}"
         aside = self.folder / f".{path.name}.tmp"
         try:
             # as np.savez, which does not close the file if a write fails, nor align the arrays
             with open(aside, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-                for name, array in episode.arrays.items():
+                for name, array in () if dropped else episode.arrays.items():
                     info = zipfile.ZipInfo(f"{name}.npy")
                     padding = -(file.tell() + ZIP_HEADER + len(info.filename)) % ALIGNED
                     info.extra = struct.pack(f"<HH{padding}x", PADDING, padding)
@@ -292,6 +299,8 @@ class EpisodeFiles:
                 aside.unlink(missing_ok=True)
             hint = f": {WRITE_HINTS[error.errno]}" if error.errno in WRITE_HINTS else ""
             raise OSError(error.errno, f"cannot write {path} ({error.strerror or error}){hint}") from error
+        if dropped:
+            return
         episode.path = path
         _open.cache_clear()  # from time to time, so that removed files do not keep their space
         self.add(File(order, episode.env, episode.index, episode.rows, path))
@@ -317,10 +326,10 @@ class EpisodeFiles:
                 file.path.unlink(missing_ok=True)
 
     def scan(self) -> tuple[list[File], int]:
-        """The episode files, oldest first (of two for the same episode, the newer), and the place of the next one."""
+        """The files, oldest first (of two for the same episode, the newer), and the place of the next one."""
         found: dict[str, File] = {}
         next_order = 0
-        for path in self.folder.glob("*.npz"):
+        for path in (*self.folder.glob("*.npz"), *self.folder.glob("*.dropped")):
             match = FILE_NAME.fullmatch(path.name)
             if not match:
                 log.warning(f"replay: {path} is not named like an episode: ignored")
@@ -337,7 +346,7 @@ class EpisodeFiles:
             if not stat.S_ISREG(status.st_mode):  # reading a pipe would block, a device might never end
                 log.warning(f"replay: {path} is not a regular file: left out")
                 continue
-            if not 2 <= file.rows <= status.st_size:
+            if not file.dropped and not 2 <= file.rows <= status.st_size:
                 report(path, ValueError(f"{file.rows} rows in {status.st_size} bytes"))
                 continue
             if file.key in found:
@@ -362,18 +371,21 @@ class EpisodeFiles:
         if spec is None:
             specs = []
             for file in reversed(files):
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError):  # damaged, or of a dropped episode
                     specs.append(headers(file.path, file.rows)[0].spec)
             counts = Counter(frozenset(spec.items()) for spec in specs)
             spec = max(specs, key=lambda spec: counts[frozenset(spec.items())], default=None)
-        steps = 0
+        steps = dropped = 0
         for file in reversed(files):
-            if steps and steps + file.rows - 1 > capacity:
+            if file.dropped:
+                dropped += file.rows - 1
+                continue
+            if steps and steps + dropped + file.rows - 1 > capacity:
                 break
             try:
                 check_spec(headers(file.path, file.rows)[0].spec, spec)
                 usable[file.path] = True
-                steps += file.rows - 1
+                steps, dropped = steps + dropped + file.rows - 1, 0
             except (OSError, ValueError) as error:
                 usable[file.path] = False
                 if isinstance(error, OtherRows):

@@ -164,15 +164,15 @@ def play(
                 index[env] = i = i + n
                 if i < recorded and "image" in obs[env]:
                     frames[i] = [obs[env]["image"]]
-    if len(failed) == episodes:
-        raise RuntimeError(f"every episode of the evaluation failed: {failed[0]}")
     kept = {k: [value for i, value in enumerate(values) if i not in failed] for k, values in scores.items()}
     shown = dict.fromkeys(name for names in files for name in names)
     return Played(kept, [np.stack(frames[i]) for i in sorted(frames)], list(shown))
 
 
 def summary(scores: Scores) -> dict[str, float]:
-    """Means over the episodes, the std of their returns, and their number."""
+    """Means over the episodes, the std of their returns, and their number; this alone if all failed."""
+    if not scores["return"]:
+        return {"episodes": 0}
     means = {k: float(np.mean(v)) for k, v in scores.items()}
     return {**means, "return_std": float(np.std(scores["return"])), "episodes": len(scores["return"])}
 
@@ -335,6 +335,8 @@ class Evaluation:
         config, action, episodes = self.config, self.action, self.episodes
         recorder = probe.Recorder(self.agent.world_model.dynamics) if action.probe_state else None
         played = play(self.agent, group, episodes, 0, action.video, recorder, progress)
+        if not played.scores["return"]:
+            raise RuntimeError(f"{task}: every episode of the evaluation failed")
         r2 = probe.probe(recorder.rows) if recorder else {}
         means = summary(played.scores)
         line = {**self.header(task), **means, "returns": played.scores["return"]}

@@ -53,8 +53,9 @@ class Prefetcher:
     def next(self) -> dict[str, torch.Tensor]:
         """The oldest batch, (B, T, ...) for each key, drawn now if none is in flight; raises an error of its thread.
 
-        A batch with an episode whose file is damaged or gone is left out.
+        A batch with an episode that was dropped, or whose file is damaged or gone, is left out.
         """
+        self._leave_out_dropped()
         while True:
             if not self._pending:
                 self._start(self.replay.draw(self.rng, self.batch, self.length))
@@ -82,6 +83,7 @@ class Prefetcher:
 
     def state_dict(self) -> dict:
         """State of the generator, and the segments of the batches in flight: numbers and strings only."""
+        self._leave_out_dropped()
         return {"rng": self.rng.bit_generator.state, "pending": [segments for segments, _ in self._pending]}
 
     def load_state_dict(self, state: dict) -> None:
@@ -98,6 +100,9 @@ class Prefetcher:
             except (KeyError, OSError, ValueError) as error:
                 log.warning(f"replay: a prefetched batch is drawn again ({error})")
                 self._start(self.replay.draw(self.rng, self.batch, self.length))
+
+    def _leave_out_dropped(self) -> None:
+        self._pending = deque(one for one in self._pending if not self.replay.is_dropped(one[0]))
 
     def _start(self, segments: list[list[Segment]]) -> None:
         self._pending.append((segments, self._pool.submit(self._prepare, self.replay.views(segments))))

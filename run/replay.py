@@ -46,7 +46,8 @@ class Replay:
     Args:
         directory: folder of the episode files; None keeps them in memory only.
         capacity: maximum number of agent steps held. Whole episodes are evicted, oldest first; unfinished ones and the
-            newest finished one stay.
+            newest finished one stay. Dropped ones count until those before them are evicted, so that what is held
+            depends on the files alone.
         directory_limit: maximum number of agent steps kept as files, 0 for no limit. The oldest files are removed
             first, the newest stays. Below `capacity`, episodes without a file stay in memory, and a resumed run finds
             less than it had.
@@ -74,12 +75,14 @@ class Replay:
         self._spec = spec
         self._unfinished: dict[int, Episode] = {}  # env -> episode
         self._by_key: WeakValueDictionary[str, Episode] = WeakValueDictionary()  # all that are held or in a view
+        self._dropped: dict[str, int] = {}  # key -> place in the order of finishing
         self._held: list[Episode | None] = []  # finished, in order; those before _head are evicted
         self._ends: list[int] = []  # rows of all finished episodes up to and with the one at the same index in _held
         self._head = 0
         self._gone_rows = 0  # rows of the evicted ones, counted as in _ends
         self._released = 0  # index in _held of the oldest one that may stay in memory
         self._finished_steps = 0  # agent steps held in finished episodes
+        self._dropped_steps = 0  # agent steps of the episodes that were dropped after any of these
         self._longest = FIRST_ROWS
         self._order = 0  # of the next episode to finish
         self._total_finished_steps = 0  # agent steps of all finished episodes of the run
@@ -94,7 +97,7 @@ class Replay:
 
     @property
     def total_steps(self) -> int:
-        """Agent steps of the whole run, evicted ones included."""
+        """Agent steps of the whole run, evicted and dropped ones included."""
         return self._total_finished_steps + sum(episode.steps for episode in self._unfinished.values())
 
     @property
@@ -132,6 +135,10 @@ class Replay:
             else:
                 yield file.order, reward
 
+    def dropped_since(self, order: int) -> list[int]:
+        """Places in the order of finishing of the dropped episodes, from place `order` on."""
+        return [place for place in self._dropped.values() if place >= order]
+
     def state_dict(self) -> dict[str, int]:
         """Counters of the finished episodes; their rows are in the files."""
         return {"order": self._order, "total_finished_steps": self._total_finished_steps}
@@ -145,7 +152,7 @@ class Replay:
 
     # Adding
 
-    def add(self, env: int, row: Arrays, episode: int, last: bool) -> None:
+    def add(self, env: int, row: Arrays, episode: int, last: bool, dropped: bool = False) -> None:
         """Appends a row to the env's episode.
 
         Args:
@@ -153,6 +160,7 @@ class Replay:
             row: one array or number for each key, the same keys, shapes and types at each call.
             episode: index of the episode, constant until `last`.
             last: the episode ends with this row, and is written to its file.
+            dropped: and leaves the replay. Its number and steps stay counted; its file says so, and holds no rows.
 
         Raises ValueError if a row or an episode index does not fit, OSError if the file cannot be written.
         """
@@ -175,7 +183,7 @@ class Replay:
             array[current.rows] = row[key]
         current.rows += 1
         if last:
-            self._finish(current)
+            self._finish(current, dropped)
         self._evict()
 
     def _check(self, row: Arrays) -> None:
@@ -190,26 +198,36 @@ class Replay:
                     f" holds shape {shape} and type {dtype}"
                 )
 
-    def _finish(self, episode: Episode) -> None:
+    def _finish(self, episode: Episode, dropped: bool) -> None:
         if episode.rows < 2:
             raise ValueError(f"episode {episode.index} of env {episode.env} ended without a step")
         self._longest = max(self._longest, episode.rows)
         if self._files is not None:
-            self._files.write(self._order, episode)
+            self._files.write(self._order, episode, dropped)
         del self._unfinished[episode.env]
         self.finished[episode.env] = (episode.index, episode.rows)
-        self._hold(episode)
-        if episode.rows < len(episode.arrays["is_first"]):
-            episode.move(episode.rows)
-        self._remove_excess()
+        if dropped:
+            self._drop(episode.key, self._order, episode.steps)
+        else:
+            self._hold(episode)
+            if episode.rows < len(episode.arrays["is_first"]):
+                episode.move(episode.rows)
+            self._remove_excess()
         self._order += 1
         self._total_finished_steps += episode.steps
+
+    def _drop(self, key: str, order: int, steps: int) -> None:
+        self._dropped[key] = order
+        if self._head < len(self._held):
+            self._held[-1].dropped_steps += steps
+            self._dropped_steps += steps
 
     def _hold(self, episode: Episode) -> None:
         self._by_key[episode.key] = episode
         self._ends.append((self._ends[-1] if self._ends else 0) + episode.rows)
         self._held.append(episode)
         self._finished_steps += episode.steps
+        self._dropped_steps += episode.dropped_steps
         rows = self.memory // row_bytes(self._spec)
         self._released = max(self._released, self._head)
         while self._released < len(self._held):
@@ -220,14 +238,15 @@ class Replay:
             self._released += 1
 
     def _evict(self) -> None:
-        steps = self.steps
+        steps = self.steps + self._dropped_steps
         while steps > self.capacity and self._head < len(self._held) - 1:
             episode = self._held[self._head]
             self._gone_rows = self._ends[self._head]
             self._held[self._head] = None
             self._head += 1
             self._finished_steps -= episode.steps
-            steps -= episode.steps
+            self._dropped_steps -= episode.dropped_steps
+            steps -= episode.steps + episode.dropped_steps
         if self._head > len(self._held) // 2:
             del self._held[: self._head], self._ends[: self._head]
             self._released = max(0, self._released - self._head)
@@ -251,7 +270,7 @@ class Replay:
         report(lost.episode.path, lost.error, f", and {len(gone) - 1} more" if len(gone) > 1 else "")
         kept = [episode for episode in self._held[self._head :] if episode not in gone]
         self._held, self._ends = [], []
-        self._head = self._gone_rows = self._released = self._finished_steps = 0
+        self._head = self._gone_rows = self._released = self._finished_steps = self._dropped_steps = 0
         for episode in kept:
             self._hold(episode)
 
@@ -274,7 +293,10 @@ class Replay:
         for file in files:
             if not usable.get(file.path, True):
                 continue
-            self._files.add(file)
+            if file.dropped:
+                self._drop(file.key, file.order, file.rows - 1)
+            else:
+                self._files.add(file)
             self.finished[file.env] = (file.episode, file.rows)
             if file.path in usable:
                 self._hold(Episode(file.env, file.episode, self._spec, file.rows, file.path))
@@ -328,6 +350,10 @@ class Replay:
                 episode, start = draw_episode(), 0
             sequences.append(segments)
         return sequences
+
+    def is_dropped(self, segments: Sequence[Sequence[Segment]]) -> bool:
+        """Whether any of the segments is of an episode that was dropped after they were drawn."""
+        return any(key in self._dropped for key, _, _ in itertools.chain(*segments))
 
     def views(self, segments: Sequence[Sequence[Segment]]) -> list[list[View]]:
         """The episodes behind the segments, which stay readable whatever happens to the replay.

@@ -136,6 +136,7 @@ class Trainer:
         self.latent = LatentWatch(config)
         self.schedule = Schedule.of(config)
         self.updates = 0
+        self.failures = 0  # training episodes that an error of their env ended, on the main rank
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
         self.lines: int | None = None  # of metrics.jsonl at the checkpoint
         self.logger: Logger | None = None  # on the main rank
@@ -258,8 +259,14 @@ class Trainer:
     def log_episodes(self, summaries: list[dict[str, float]]) -> None:
         if self.logger is not None:
             for summary in summaries:
-                self.logger.write(self.env_step, summary)
+                self.log_episode(self.env_step, summary)
         self.show_progress()
+
+    def log_episode(self, step: int, summary: dict[str, float]) -> None:
+        if "train_failures" in summary:
+            self.failures += 1
+            summary = {**summary, "train_failures": self.failures}
+        self.logger.write(step, summary)
 
     def log_evaluation(self, results: dict[str, Played]) -> None:
         if self.logger is None or not results:
@@ -273,7 +280,7 @@ class Trainer:
             scalars |= {f"eval_{k}{suffix}": v for k, v in means.items()}
             shown |= {f"eval_policy{suffix}": video for video in videos[:1]}  # an env that cannot be rendered has none
         c = self.config
-        if (c.probe_decoder or c.video_pred_log) and sees_images(c):
+        if (c.probe_decoder or c.video_pred_log) and sees_images(c) and self.collector.can_sample:
             shown["video_pred"] = self.predict_video()
         self.logger.write(self.env_step, scalars, shown)
 
@@ -353,7 +360,7 @@ class Trainer:
         for summary in summaries:
             line = lines.get(summary["train_episodes"], {})
             step = min(max(line.pop("step", step), step), self.env_step)
-            self.logger.write(step, {**summary, **line})
+            self.log_episode(step, {**summary, **line})
 
     def load_state_dict(self, state: dict) -> dict | None:
         """Restores a checkpoint; returns the state of this rank, None if it is from another number of ranks.
@@ -366,7 +373,7 @@ class Trainer:
                 raise ValueError(f"its policy state has another {name}")
         self.collector.load_state_dict(state, self.device)
         self.updates, self.evaluator.episodes = state["updates"], state["eval_episodes"]
-        self.lines = state.get("lines")
+        self.lines, self.failures = state.get("lines"), state.get("failures", 0)
         if "latent" in state:
             self.latent.load_state_dict(state["latent"])
         before = Schedule(*state["schedule"]) if "schedule" in state else self.schedule
@@ -403,7 +410,7 @@ class Trainer:
         }
         state = {**self.collector.state_dict(), "ranks": distributed.all_gather(own), "agent": agent}
         if distributed.is_main():
-            state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes}
+            state |= {"updates": self.updates, "eval_episodes": self.evaluator.episodes, "failures": self.failures}
             state |= {"done_at": done_at, "lines": self.logger.lines}
             state |= {"schedule": list(self.schedule), "latent": self.latent.state_dict()}
             checkpoint.save_checkpoint(self.logdir / checkpoint.LATEST, state, self.logdir / checkpoint.PREVIOUS)

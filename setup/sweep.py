@@ -358,7 +358,7 @@ def thin(rows: list[dict]) -> list[dict]:
     kept, groups = [], ([], [])
     for number, row in enumerate(rows):
         evaluation = any(name.startswith("eval_") for name in row)
-        (kept if evaluation else groups["train_return" in row]).append(number)
+        (kept if evaluation else groups["train_episodes" in row]).append(number)
     share = (EXPORT_BYTES - sum(sizes[number] for number in kept)) // len(groups)
     for numbers in groups:
         stride = 1

@@ -1,18 +1,30 @@
 """Errors of an env in training, in evaluation and while a run is restored: they cost an episode, not the run."""
 
 import os
+import re
 import sys
+import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
 import gym
 import numpy as np
 import pytest
-from test_dreamer import TINY, entries, run
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_distributed import run_ranks
+from test_dreamer import TINY, entries, run, start
+from test_replay import fill, make_row, rng
 
+import dreamer
 from envs.parallel import SUBSTITUTE, EnvGroup
 from envs.wrappers import ActionError, CheckAction, CheckFinite
-from run import evaluate
+from run import checkpoint, evaluate
+from run.episodes import FILE_NAME, episode_key
+from run.prefetch import Prefetcher
+from run.replay import Replay
 
 
 class Fragile:
@@ -105,7 +117,7 @@ def test_an_episode_that_does_not_start_is_replaced_by_the_same_one_every_time(c
         assert obs["count"].tolist() == np.float32([3 + 2 * SUBSTITUTE, 0]).tolist()
         *_, last = steps(group, 5)
         assert last.first["count"].tolist() == [4, 0]  # its number is the third's all the same
-        (again, *_), = group.restore([3], [[]])
+        ((again, *_),) = group.restore([3], [[]])
         np.testing.assert_array_equal(again.obs["count"], obs["count"])
     assert capfd.readouterr().err.count("episode 3 of an env does not start (episode 3") == 1
     with EnvGroup([partial(make, resets=(3,))], False) as group, pytest.raises(RuntimeError, match="no start"):
@@ -129,8 +141,6 @@ class Still:
     keys, device = ("count",), "cpu"
 
     def act(self, obs, state, training):
-        import torch
-
         return torch.zeros(len(obs["is_first"]), 1), state
 
 
@@ -140,9 +150,49 @@ def test_an_evaluation_counts_the_episodes_that_did_not_fail(capsys):
     assert scores == {"return": [5.0] * 4, "length": [5.0] * 4} and videos == []
     assert evaluate.summary(scores)["episodes"] == 4
     assert capsys.readouterr().err.count("of the evaluation failed and does not count: Physics state is invalid") == 2
-    group = EnvGroup([partial(make, every_step=True)], False, max_failures=5)
-    with pytest.raises(RuntimeError, match="every episode of the evaluation failed: Physics"):
-        evaluate.play(Still(), group, 3, 0)
+    with EnvGroup([partial(make, every_step=True)], False, max_failures=5) as group:
+        assert evaluate.summary(evaluate.play(Still(), group, 3, 0).scores) == {"episodes": 0}
+        with pytest.raises(RuntimeError, match="Physics"):  # too many in a row
+            evaluate.play(Still(), group, 3, 0)
+
+
+def add(replay, episode, rows, dropped):
+    for t in range(rows):
+        replay.add(0, make_row(0, episode, t), episode, t == rows - 1, dropped)
+
+
+@given(st.lists(st.tuples(st.integers(2, 12), st.booleans()), min_size=1, max_size=12), st.integers(1, 30))
+def test_a_resumed_replay_holds_the_same_whatever_was_dropped(episodes, capacity):
+    with tempfile.TemporaryDirectory() as folder:
+        replay = Replay(folder, capacity)
+        for number, (rows, dropped) in enumerate(episodes):
+            add(replay, number, rows, dropped)
+            again = Replay(folder, capacity)
+            again.load_state_dict(replay.state_dict())
+            again.load()
+            for name in ("steps", "episodes", "total_steps", "total_episodes", "finished"):
+                assert getattr(again, name) == getattr(replay, name), name
+            if replay.steps:
+                drawn = replay.draw(rng(), 8, 20)
+                assert again.draw(rng(), 8, 20) == drawn and not replay.is_dropped(drawn)
+        assert bool(replay.steps) == (not all(dropped for _, dropped in episodes))
+        assert replay.total_steps == sum(rows - 1 for rows, _ in episodes)
+
+
+def test_batches_drawn_ahead_are_none_of_a_dropped_episode(tmp_path):
+    replay = Replay(tmp_path, 1000)
+    prefetcher = Prefetcher(replay, rng(1), 4, 10, depth=2)
+    fill(replay, 0, 0, 8)
+    prefetcher.prefetch()
+    fill(replay, 0, 1, 100, finish=False)
+    prefetcher.next()
+    prefetcher.prefetch()  # one of episode 0 and one of both
+    state = prefetcher.state_dict()
+    assert [episode_key(0, 1) in str(segments) for segments in state["pending"]] == [False, True]
+    replay.add(0, make_row(0, 1, 100), 1, last=True, dropped=True)
+    assert prefetcher.state_dict() == {**state, "pending": state["pending"][:1]}
+    assert all((prefetcher.next()["id"][..., 1] == 0).all() for _ in range(3))
+    prefetcher.close()
 
 
 MODULE = '''
@@ -173,12 +223,93 @@ gymnasium.register("Diverges-v0", Diverges)
 '''
 
 
-@pytest.mark.slow
-def test_a_run_survives_its_diverging_episodes(tmp_path, monkeypatch):
+FLAGS = ["--configs", "dmc_proprio", "--task", "gym_diverging:Diverges-v0", *TINY, "--action_repeat", "1"]
+FLAGS += ["--device", "cpu", "--compile", "False"]
+DROP = [*FLAGS, "--failed_episodes", "drop", "--parallel", "False"]
+
+
+@pytest.fixture
+def diverging(tmp_path, monkeypatch):
+    """The module of the env, for this process and others."""
     (tmp_path / "diverging.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    flags = ["--configs", "dmc_proprio", "--task", "gym_diverging:Diverges-v0", *TINY, "--action_repeat", "1"]
-    flags += ["--device", "cpu", "--compile", "False", "--steps", "600", "--logdir"]
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def episodes_of(logdir):
+    return [row for row in entries(logdir) if "train_episodes" in row]
+
+
+def agent_of(logdir):
+    return checkpoint.load_checkpoint(logdir / "latest.pt")["agent"]["agent"]
+
+
+@pytest.mark.slow
+def test_a_dropped_episode_is_not_learned_from_and_a_run_resumes_to_the_bit(diverging, tmp_path, capsys):
+    # with this seed, the first episodes of both envs fail, and then the fourth of the first env
+    flags = [*DROP, "--seed", "5", "--log_every", "50", "--eval_every", "60", "--eval_episode_num", "1", "--steps"]
+    assert dreamer.main([*flags, "300", "--logdir", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err.count("was dropped at its step 25 by an error: Physics state is invalid.") == 3
+    rows = episodes_of(tmp_path / "run")
+    assert [row["train_episodes"] for row in rows] == [*range(1, 9)]
+    dropped = [row for row in rows if "train_failures" in row]
+    assert dropped == [
+        {"step": step, "train_episodes": number, "train_failures": count}
+        for count, (step, number) in enumerate([(50, 1), (50, 2), (260, 7)], 1)
+    ]
+    assert all(row["train_return"] == pytest.approx(4) for row in rows if row not in dropped)
+    # of 300 steps, those of the dropped episodes are not in the replay; after the first two, nothing was
+    replay_steps = {row["step"]: row["replay_steps"] for row in entries(tmp_path / "run") if "replay_steps" in row}
+    assert replay_steps[50] == 0 and replay_steps[300] == 300 - 3 * 25
+    failed = [row for row in entries(tmp_path / "run") if "eval_failures" in row]
+    assert failed and all(row == {"step": row["step"], "eval_episodes": 0, "eval_failures": 1} for row in failed)
+    # stopped before, within and after the steps that fail
+    for steps in (46, 48, 50, 258, 260, 300):
+        assert dreamer.main([*flags, str(steps), "--eval_episode_num", "0", "--logdir", str(tmp_path / "parts")]) == 0
+    assert episodes_of(tmp_path / "parts") == rows
+    torch.testing.assert_close(agent_of(tmp_path / "parts"), agent_of(tmp_path / "run"), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_ranks_that_drop_episodes_resume_to_the_bit(diverging, tmp_path):
+    # the first two episodes of rank 1 fail, none of rank 0
+    flags = [*DROP, "--seed", "0", "--eval_episode_num", "0", "--steps"]
+    for logdir, steps in (("run", 150), ("parts", 50), ("parts", 150)):
+        code, _, err = run_ranks(*flags, steps, "--logdir", tmp_path / logdir)
+        assert code == 0, err
+    rows = episodes_of(tmp_path / "run")
+    assert [row.get("train_failures") for row in rows] == [1, None, 2] and episodes_of(tmp_path / "parts") == rows
+    torch.testing.assert_close(agent_of(tmp_path / "parts"), agent_of(tmp_path / "run"), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["cut", "drop"])
+def test_a_killed_run_counts_its_failed_episodes(diverging, tmp_path, setting):
+    logdir, flags = tmp_path / "run", [*DROP, "--failed_episodes", setting, "--seed", "5", "--train_ratio", "1"]
+    flags += ["--envs", "1", "--checkpoint_every", "100000", "--eval_every", "0", "--logdir", logdir]
+    process = start(*flags, "--steps", "100000")
+    log = logdir / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("train_failures") < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    before = episodes_of(logdir)
+    code, _, err = run(*flags, "--steps", before[-1]["step"] + 200)
+    assert code == 0, err
+    files = [re.fullmatch(FILE_NAME, path.name) for path in (logdir / "train_eps").iterdir()]
+    rows = episodes_of(logdir)
+    assert rows[: len(before)] == before
+    assert [row["train_episodes"] for row in rows] == [*range(1, len(rows) + 1)] and len(files) == len(rows)
+    failed = [row for row in rows if "train_failures" in row]
+    assert [row["train_failures"] for row in failed] == [*range(1, len(failed) + 1)] and len(failed) > 3
+    # the steps of dropped episodes are counted
+    assert rows[-1]["step"] == sum(int(name[4]) - 1 for name in files)
+
+
+@pytest.mark.slow
+def test_a_run_survives_its_diverging_episodes(diverging, tmp_path):
+    flags = [*FLAGS, "--steps", "600", "--logdir"]
     code, out, err = run(*flags, tmp_path / "run")
     assert code == 0, err
     cut = [line for line in entries(tmp_path / "run") if "train_failures" in line]
