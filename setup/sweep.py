@@ -15,13 +15,11 @@ trains there; .sweep.json, its GPU and exit status; .slurm_job, its last job. {l
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -61,23 +59,11 @@ class Run:
 
     def locked(self) -> bool:
         """Whether a process that a sweep started trains in the folder, on this machine or wherever its locks reach."""
-        try:
-            lock = os.open(self.folder / ".lock", os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-        except OSError:  # some network file systems have no locks
-            return False
-        finally:
+        with contextlib.suppress(OSError):  # no sweep was there
+            if (lock := sweep_job.try_lock(self.folder)) is None:
+                return True
             os.close(lock)
-
-    @property
-    def logdir(self) -> Path:
-        return self.folder.parents[2]
+        return False
 
     def record(self) -> dict:
         """Written by the process that trained there last."""
@@ -93,7 +79,7 @@ class Run:
     def failure(self, queue: Queue | None) -> str | None:
         """Why the last process that trained there, or its SLURM job, failed."""
         job, record = self.slurm_job(), self.record()
-        if job and queue is not None and (died := sweep_slurm.died_early(sweep_slurm.log_of(self.logdir, job))):
+        if job and queue is not None and (died := sweep_slurm.died_early(self.folder.parents[2], job)):
             return died
         if (code := record.get("exit", 0)) not in sweep_job.STOPPED:
             return record.get("problem") or f"exit {code}: {sweep_job.error_line(self.folder)}"
@@ -115,27 +101,21 @@ class Run:
 
     def progress(self) -> dict:
         """`step`, `eval_return` (the newest), `age` in seconds, `finished`, from the end of metrics.jsonl."""
-        found = {"step": 0, "eval_return": None, "age": None, "finished": False}
-        try:
-            written = (self.folder / "metrics.jsonl").stat().st_mtime
-        except OSError:
-            return found
-        found["age"] = time.time() - written
+        written, saved = (sweep_job.modified(self.folder / name) for name in ("metrics.jsonl", "latest.pt"))
         rows = []
         for row in self.rows():
             rows.append(row)
             if row.get("eval_return") is not None:
-                found["eval_return"] = row["eval_return"]
                 break
-        if not rows:
-            return found
-        found["step"] = rows[0]["step"]
         # A run ends with its last updates, a row with their count, and a checkpoint.
         counted = max((row["step"] for row in rows if "update_count" in row), default=-1)
-        with contextlib.suppress(OSError):
-            saved = (self.folder / "latest.pt").stat().st_mtime >= written
-            found["finished"] = self.steps is not None and saved and counted >= self.steps
-        return found
+        ended = self.steps is not None and counted >= self.steps
+        return {
+            "step": rows[0]["step"] if rows else 0,
+            "eval_return": rows[-1].get("eval_return") if rows else None,
+            "age": None if written is None else time.time() - written,
+            "finished": ended and saved is not None and saved >= written,
+        }
 
     def state(self, queue: Queue | None) -> str:
         """One of STATES; `queue` as of `read_queue`. A run is waiting if it has not started or can resume."""
@@ -222,9 +202,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def log_folder(args: argparse.Namespace) -> Path:
     try:
-        return Path(args.logdir).expanduser().absolute()
+        logdir = Path(args.logdir).expanduser().absolute()
     except RuntimeError as error:
         raise SweepError(f"--logdir {args.logdir}: {error}") from None
+    if logdir.exists() and not logdir.is_dir():
+        raise SweepError(f"--logdir {args.logdir}: expected a folder")
+    return logdir
 
 
 def parse_seeds(words: list[str]) -> list[int]:
@@ -243,7 +226,7 @@ def parse_seeds(words: list[str]) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
+def make_grid(args: argparse.Namespace, flags: list[str], logdir: Path) -> list[Run]:
     """tasks × methods × seeds, in this order, all names checked. Exits with one line for bad flags, as dreamer.py."""
     for flag in flags:
         name = flag.partition("=")[0]
@@ -251,7 +234,6 @@ def make_grid(args: argparse.Namespace, flags: list[str]) -> list[Run]:
             instead = name + "s" if name in ("--task", "--seed") else name
             raise SweepError(f"{name} after --: the sweep sets it; give {instead} before the --")
     seeds = parse_seeds(args.seeds)
-    logdir = log_folder(args)
     methods, steps = {}, {}
     for method in dict.fromkeys(args.methods):
         if not re.fullmatch(r"[\w.-]+(\+[\w.-]+)*", method):
@@ -301,20 +283,17 @@ def status(runs: list[Run]) -> str:
         queue = queue_of(runs)
     except SweepError as error:
         queue, problem = None, f"these states are those of the folders: {error}"
+    left, right = str.ljust, str.rjust
     rows = [("task", "method", "seed", "state", "step", "eval_return", "age", "")]
+    align = (left, left, right, left, right, right, right, left)
     for run in runs:
         state, progress = run.state(queue), run.progress()
         score = "-" if progress["eval_return"] is None else f"{progress['eval_return']:.1f}"
         step = f"{progress['step']}/{'?' if run.steps is None else run.steps}"
-        rows.append(
-            (run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), run.note(state, queue))
-        )
+        note = run.note(state, queue)
+        rows.append((run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = (2, 4, 5, 6)
-    lines = [
-        "  ".join(v.rjust(w) if i in right else v.ljust(w) for i, (v, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
+    lines = ["  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths, strict=True)) for row in rows]
     counts = Counter(row[3] for row in rows[1:])
     lines.append(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
     lines += [problem] if problem else []
@@ -375,10 +354,7 @@ def visible_gpus() -> list[str]:
     """Values for CUDA_VISIBLE_DEVICES, one GPU each: those of its current value, else all GPUs."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
-    try:
-        answer = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
+    answer = sweep_job.ask("nvidia-smi", "--list-gpus")
     return [str(i) for i, _ in enumerate(answer.stdout.splitlines())] if answer.returncode == 0 else []
 
 
@@ -425,8 +401,6 @@ def run_local(todo: list[Run], elsewhere: list[Run], max_parallel: int | None, p
 def main(argv: list[str]) -> int:
     args, flags = parse(argv)
     logdir = log_folder(args)
-    if logdir.exists() and not logdir.is_dir():
-        raise SweepError(f"--logdir {args.logdir}: expected a folder")
     for name in ("max_parallel", "per_gpu"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise SweepError(f"--{name} {value}: expected 1 or more")
@@ -434,7 +408,7 @@ def main(argv: list[str]) -> int:
         raise SweepError("--slurm belongs to --executor slurm: add that, or leave it out")
     if not args.tasks and not args.status and args.export is None:
         raise SweepError("--tasks is missing: expected --tasks dmc_walker_walk dmc_cup_catch, for example")
-    runs = make_grid(args, flags) if args.tasks else find_runs(logdir)
+    runs = make_grid(args, flags, logdir) if args.tasks else find_runs(logdir)
     if args.status:
         print(status(runs))
         return 0

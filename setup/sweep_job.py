@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 STOPPED = (0, -signal.SIGTERM)  # exit statuses of a run that can resume or is finished
 STARTS, TRAINS = "the job starts", "the job trains"  # in the job's log
@@ -49,20 +50,20 @@ class Process:
             env["CUDA_VISIBLE_DEVICES"] = gpu
         if threads is not None:
             env.setdefault("OMP_NUM_THREADS", str(threads))
-        self.lock = lock(folder)
+        self._lock = lock(folder)
         with open(folder / "stdout.log", "ab") as out, open(folder / "stderr.log", "ab") as err:
-            self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=[self.lock],
+            self._process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=[self._lock],
                 start_new_session=new_session, preexec_fn=ignore(signal.SIGUSR2),
             )  # fmt: skip
         self.record()
 
     def poll(self) -> int | None:
         """The exit status, recorded when the process has ended."""
-        if self.code is None and (code := self.process.poll()) is not None:
+        if self.code is None and (code := self._process.poll()) is not None:
             self.code = code
             self.record()
-            os.close(self.lock)
+            os.close(self._lock)
         return self.code
 
     def stop(self, sent: bool = False) -> None:
@@ -71,26 +72,32 @@ class Process:
             self.stopping = True
             self.record()
             if not sent:
-                self.process.terminate()
+                self._process.terminate()
 
-    def record(self) -> None:
+    def record(self, **more: object) -> None:
         """Writes .sweep.json for `sweep.py --status`."""
-        entry = {"gpu": self.gpu} | ({"stopping": True} if self.stopping else {})
-        write_record(self.folder, entry | ({} if self.code is None else {"exit": self.code}))
+        write_record(self.folder, {"gpu": self.gpu, "stopping": self.stopping, "exit": self.code, **more})
+
+
+def try_lock(folder: Path, create: int = 0) -> int | None:
+    """A descriptor that holds the lock of a run's folder until it is closed; None if another process trains there."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | create, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # some network file systems have no locks
+        pass
+    return descriptor
 
 
 def lock(folder: Path) -> int:
-    """Locks the folder of a run; FolderInUse if another process trains there. --status holds the lock briefly."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    """Like `try_lock`, but FolderInUse if another process trains there; --status holds the lock for a moment."""
     for _ in range(50):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (descriptor := try_lock(folder, os.O_CREAT)) is not None:
             return descriptor
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:  # some network file systems have no locks
-            return descriptor
-    os.close(descriptor)
+        time.sleep(0.1)
     raise FolderInUse(f"another process trains in {folder}")
 
 
@@ -123,6 +130,21 @@ def last_lines(text: str, count: int) -> str:
     return "; ".join(lines[-count:])
 
 
+def modified(path: Path) -> float | None:
+    """When a file was written, in seconds; None if there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None
+
+
+def ask(*command: str, **settings: Any) -> subprocess.CompletedProcess:
+    """The answer of a program within a minute; if it cannot be run, no `returncode` and the reason in `stderr`."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, **settings)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, None, "", str(error))
+
+
 def ignore(*numbers: int) -> Callable[[], None]:
     """What a child does before it starts: SLURM sends signals to all processes of a job, which would kill it."""
 
@@ -136,28 +158,21 @@ def ignore(*numbers: int) -> Callable[[], None]:
 # ------------------------------------------------------------------------------------------------------------ the job
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def start(runs: list[dict], received: set[int]) -> list[Process]:
-    """Starts the runs that had not ended by themselves when the job was requeued, evenly over the job's GPUs."""
-    runs = [{**run, "folder": Path(run["folder"])} for run in runs]
-    records = [read_record(run["folder"]) for run in runs]
-    runs = [run for run, found in zip(runs, records, strict=True) if "exit" not in found or found.get("stopping")]
+def start(commands: dict[Path, list[str]], received: set[int]) -> list[Process]:
+    """Starts the runs, a command for each folder, evenly over the job's GPUs and CPUs; a run alone gets all of them."""
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    threads = max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", 1)) // max(1, len(runs)))
+    threads = int(os.environ.get("SLURM_CPUS_ON_NODE", 1)) // max(1, len(commands))
     processes = []
-    for number, run in enumerate(runs):
-        shared = (gpus[number % len(gpus)] or None, threads) if len(runs) > 1 else (None, None)
+    for number, (folder, command) in enumerate(commands.items()):
+        shared = (gpus[number % len(gpus)] or None, max(1, threads)) if len(commands) > 1 else (None, None)
         try:
-            processes.append(Process(run["command"], run["folder"], *shared, new_session=False))
+            processes.append(Process(command, folder, *shared, new_session=False))
             if received:  # maybe before the process was there to get it
                 processes[-1].stop()
         except (FolderInUse, OSError) as error:
-            say(f"sweep: {error}")
+            print(f"sweep: {error}")
             with contextlib.suppress(OSError):
-                write_record(run["folder"], {"exit": 1, "problem": str(error)})
+                write_record(folder, {"exit": 1, "problem": str(error)})
     return processes
 
 
@@ -166,11 +181,13 @@ def main(path: str) -> int:
     received: set[int] = set()
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.add(number))
-    runs = json.loads(Path(path).read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    folders = [Path(run["folder"]) for run in runs]
-    before = {folder: (checkpoint_time(folder), read_record(folder).get("vain", 0)) for folder in folders}
-    say(f"sweep: {TRAINS} {', '.join(map(str, folders))}")
-    processes = start(runs, received)
+    task = json.loads(Path(path).read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+    commands = {Path(run["folder"]): run["command"] for run in task}
+    before = {folder: read_record(folder) | {"saved": modified(folder / "latest.pt")} for folder in commands}
+    print(f"sweep: {TRAINS} {', '.join(map(str, commands))}")
+    # all but those that had ended by themselves when the job was requeued
+    left = [folder for folder, found in before.items() if "exit" not in found or found.get("stopping")]
+    processes = start({folder: commands[folder] for folder in left}, received)
     while [process for process in processes if process.poll() is None]:
         if received:
             for process in processes:
@@ -178,48 +195,40 @@ def main(path: str) -> int:
         time.sleep(0.2)
 
     stopped = [process for process in processes if process.stopping and process.code in STOPPED]
-    warned = signal.SIGUSR2 in received
-    for process in list(stopped) if warned else ():
-        saved, vain = before[process.folder]
-        vain = vain + 1 if checkpoint_time(process.folder) == saved else 0
-        entry = {"exit": process.code, "stopping": True, "vain": vain}
-        if vain == MAX_VAIN:
-            problem = (
-                f"{vain} starts in a row came to the time limit before a checkpoint: give more, --slurm time=MINUTES"
-            )
-            say(f"sweep: {process.folder}: {problem}")
-            stopped.remove(process)
-            entry = {"exit": 1, "problem": problem}
-        write_record(process.folder, entry)
+    if warned := signal.SIGUSR2 in received:
+        stopped = [process for process in stopped if not in_vain(process, before[process.folder])]
     if stopped and (warned or is_preempted()):
         refused = requeue()
         if refused is None:
-            say("sweep: checkpoints saved, the job is requeued")
+            print("sweep: checkpoints saved, the job is requeued")
             return 0
         problem = f"checkpoint saved, but the job could not be requeued ({refused}): repeat the command to resume"
         for process in stopped:
-            write_record(process.folder, {"exit": process.code, "stopping": True, "problem": problem})
-        say(f"sweep: {problem}")
+            process.record(problem=problem)
+        print(f"sweep: {problem}")
         return 1
-    codes = [read_record(folder).get("exit") for folder in folders]
-    say(f"sweep: ended with exit status {', '.join(map(str, codes))}")
+    codes = [read_record(folder).get("exit") for folder in commands]
+    print(f"sweep: ended with exit status {', '.join(map(str, codes))}")
     return 0 if all(code in STOPPED for code in codes) else 1
 
 
-def checkpoint_time(folder: Path) -> int | None:
-    with contextlib.suppress(OSError):
-        return (folder / "latest.pt").stat().st_mtime_ns
-    return None
+def in_vain(process: Process, before: dict) -> bool:
+    """Counts the starts without a checkpoint; whether they were too many, of which the run's record then tells."""
+    vain = before.get("vain", 0) + 1 if modified(process.folder / "latest.pt") == before["saved"] else 0
+    if vain < MAX_VAIN:
+        process.record(vain=vain)
+        return False
+    problem = f"{vain} starts in a row came to the time limit before a checkpoint: give more, --slurm time=MINUTES"
+    print(f"sweep: {process.folder}: {problem}")
+    write_record(process.folder, {"exit": 1, "problem": problem})
+    return True
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess:
     """The answer of `scontrol WORDS JOB` about this job."""
     job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     survive = ignore(signal.SIGUSR2, signal.SIGTERM)  # the latter as soon as a requeue is granted
-    try:
-        return subprocess.run(["scontrol", *words, job], capture_output=True, text=True, timeout=60, preexec_fn=survive)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess([], 1, "", str(error))
+    return ask("scontrol", *words, job, preexec_fn=survive)
 
 
 def is_preempted() -> bool:

@@ -4,7 +4,6 @@ Everything of a job lies in {logdir}/.slurm: the list of an array's runs, writte
 each task, JOB_TASK.log. setup/sweep_job.py trains the runs.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -176,44 +175,35 @@ def sbatch(options: dict[str, str], script: str) -> str:
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in answer.stderr.splitlines()]
     said = "; ".join(line for line in dict.fromkeys(lines) if not line.startswith("Try ")) or answer.stdout.strip()
     if unknown := re.search(r"unrecognized option '--([\w-]+)", said):
-        known = subprocess.run(["sbatch", "--help"], capture_output=True, text=True).stdout
-        said += nearest(unknown[1], re.findall(r"--([a-z][a-z-]+)", known))
+        said += nearest(unknown[1], re.findall(r"--([a-z][a-z-]+)", sweep_job.ask("sbatch", "--help").stdout))
     raise SweepError(f"--executor slurm: sbatch: {said or f'exit {answer.returncode}'}")
 
 
 def config_number(name: str, default: int) -> int:
     """A number of SLURM's configuration."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60)
-        if match := re.search(rf"^{name}\s*= (\d+)", answer.stdout, re.MULTILINE):
-            return int(match[1])
-    return default
+    match = re.search(rf"^{name}\s*= (\d+)", sweep_job.ask("scontrol", "show", "config").stdout, re.MULTILINE)
+    return int(match[1]) if match else default
 
 
 def read_queue() -> Queue:
     """The user's jobs that SLURM knows now."""
     where = "runs of this grid may be in SLURM's queue (if they cannot be, remove .slurm_job from their folders)"
-    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SweepError(f"squeue did not answer, and {where}: {error}") from None
+    answer = sweep_job.ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r")
+    if answer.returncode is None:
+        raise SweepError(f"squeue did not answer, and {where}: {answer.stderr}")
     if answer.returncode:
         raise SweepError(f"squeue failed, and {where}: {answer.stderr.strip()[:200]}")
     jobs = [words for line in answer.stdout.splitlines() if len(words := line.split("|", 2)) == 3]
     return {job: Queued(state, "" if reason == "None" else f" ({reason})") for job, state, reason in jobs}
 
 
-def log_of(logdir: Path, job: str) -> Path:
-    return logdir / ".slurm" / f"{job}.log"
-
-
-def died_early(log: Path) -> str | None:
+def died_early(logdir: Path, job: str) -> str | None:
     """Why a job that is not in the queue ended before it started dreamer.py; None if it did not, or was cancelled."""
+    log = logdir / ".slurm" / f"{job}.log"
     try:
         text = log.read_text(errors="replace").rpartition(sweep_job.STARTS)[2]
     except (OSError, ValueError):  # cancelled before it started
         return None
     if sweep_job.TRAINS in text or ("CANCELLED AT" in text and "DUE TO TIME LIMIT" not in text):
         return None
-    return f"job {log.stem} ended before dreamer.py started: {sweep_job.last_lines(text, 2)} ({log})"
+    return f"job {job} ended before dreamer.py started: {sweep_job.last_lines(text, 2)} ({log})"
