@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -550,7 +551,6 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
 
 
 def test_other_yaml_libraries_read_the_numbers_of_a_run(tmp_path):
-    yaml = pytest.importorskip("yaml")
     config = load_config(["--value_lr", "3e-5", "--opt_eps", "1.5e-8", "--steps", "1e6"])
     save_config(config, tmp_path / "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config.to_dict()

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from test_videos import LEVELS, encode
 
+from envs import backgrounds
+
 SCRIPT = Path(__file__).parent.parent / "setup" / "download_assets.py"
 
 
@@ -727,7 +729,6 @@ def test_kinetics_on_a_full_disk(tmp_path):
 
 
 def test_kinetics_feeds_the_video_source(tmp_path):
-    backgrounds = pytest.importorskip("envs.backgrounds")
     video(tmp_path / "in" / "a.mp4", 240, 426)
     code, said = run("kinetics", "--videos", tmp_path / "in", "--to", tmp_path / "assets")
     assert code == 0, said

@@ -92,8 +92,6 @@ def play(env, episode, steps):
 @pytest.mark.parametrize("image", [True, False])
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "InvertedPendulum-v5", "Taxi-v4"])
 def test_the_protocol_on_real_envs(task, image):
-    if image and task == "InvertedPendulum-v5":
-        pytest.importorskip("mujoco")
     env, other, seeded = (envs.make(f"gym_{task}", seed=seed, size=(32, 48), image=image) for seed in (3, 3, 4))
     assert ("image" in env.observation_space.spaces) == image
     played = [play(env, episode, 8) for episode in range(3)]
