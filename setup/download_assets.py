@@ -21,12 +21,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import struct
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -34,8 +34,9 @@ import urllib.request
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -49,7 +50,8 @@ VIDEO_SUFFIXES = set(
     ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm "
     ".rmvb .ts .vob .webm .wmv .y4m".split()
 )
-CONTENTS = ".contents.json"  # in an unpacked folder: {file: size}; in that of kinetics: {file: what it was made from}
+# In an unpacked folder: {file: size}; in that of kinetics: {file: [original, its size, its time, --short_side]}
+CONTENTS = ".contents.json"
 
 TRIES = 5  # in a row without a new byte
 DAMAGED_TRIES = 3  # complete files that fail their check
@@ -58,12 +60,6 @@ TIMEOUT = 30  # seconds without a byte
 MIN_RATE = 1000  # bytes per second, averaged over RATE_SECONDS
 RATE_SECONDS = 60
 BLOCK = 1 << 18
-
-
-# ValueError: headers and URLs that urllib cannot parse
-NETWORK_ERRORS = (
-    urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, ValueError
-)  # fmt: skip
 
 
 class AssetError(Exception):
@@ -82,6 +78,12 @@ class TooSlow(Exception):
     """A server sends fewer than MIN_RATE bytes per second."""
 
 
+# ValueError: headers and URLs that urllib cannot parse
+NETWORK_ERRORS = (
+    TooSlow, urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, ValueError
+)  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------------- one file
 
 
@@ -97,7 +99,8 @@ def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait:
     largest, idle, damaged = _size(part), 0, 0
     for _ in range(REQUESTS):
         try:
-            at_a_rate(lambda given_up: _transfer(url, part, label, given_up), lambda: _size(part), RATE_SECONDS)
+            with at_a_rate(lambda: _size(part), RATE_SECONDS):
+                _transfer(url, part, label)
             check(part)
             return os.replace(part, path)
         except Damaged as error:
@@ -105,54 +108,44 @@ def fetch(url: str, path: Path, check: Callable[[Path], None], label: str, wait:
             largest, damaged, reason = 0, damaged + 1, str(error)
             if damaged == DAMAGED_TRIES:
                 raise AssetError(f"{url}: {reason} ({damaged} times); the source has changed") from None
-        except urllib.error.HTTPError as error:
-            reason = f"the server returned {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 425, 429):
-                raise AssetError(f"{url}: {reason}") from None
-            idle += 1
-        except TooSlow as error:
-            reason = str(error)
-            idle += 1
         except NETWORK_ERRORS as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-            held = _size(part)
-            largest, idle = (held, 1) if held > largest else (largest, idle + 1)
-        if idle >= TRIES:
+            if isinstance(error, urllib.error.HTTPError):
+                reason = f"the server returned {error.code} {error.reason}"
+                if error.code < 500 and error.code not in (408, 425, 429):
+                    raise AssetError(f"{url}: {reason}") from None
+            got_more = _size(part) > largest and not isinstance(error, TooSlow)
+            largest, idle = max(largest, _size(part)), 1 if got_more else idle + 1
+        if idle == TRIES:
             raise AssetError(f"{url}: {reason} ({idle} times in a row); the same command resumes from here")
         tqdm.write(f"{label}: {reason}; trying again", file=sys.stderr)
         time.sleep(min(30, wait * 2 ** (idle + damaged - 1)))
     raise AssetError(f"{url}: {reason} (after {REQUESTS} requests); the same command resumes from here")
 
 
-def at_a_rate(transfer: Callable[[threading.Event], None], size: Callable[[], int], seconds: float) -> None:
-    """Runs a transfer to its end; raises TooSlow if size() grows by less than MIN_RATE bytes per second over `seconds`.
+@contextlib.contextmanager
+def at_a_rate(size: Callable[[], int], seconds: float) -> Iterator[None]:
+    """Raises TooSlow within it if size() grows by less than MIN_RATE bytes per second over `seconds`.
 
-    In a thread, which can be given up while it waits: a server may send its headers byte by byte. The transfer gets an
-    event that is set then, after which it must write nothing.
+    By the alarm signal, which also ends the wait for a server that sends its headers byte by byte.
     """
-    given_up, errors = threading.Event(), []
-
-    def run() -> None:
-        try:
-            transfer(given_up)
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
     held = size()
+
+    def look(*_) -> None:
+        nonlocal held
+        before, held = held, size()
+        if before <= held < before + MIN_RATE * seconds:  # a smaller file was restarted
+            raise TooSlow(f"fewer than {MIN_RATE} bytes per second in {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
-        while thread.join(seconds) or thread.is_alive():
-            before, held = held, size()
-            if before <= held < before + MIN_RATE * seconds:  # a smaller file was restarted
-                raise TooSlow(f"fewer than {MIN_RATE} bytes per second in {seconds:g} s")
+        yield
     finally:
-        given_up.set()
-    if errors:
-        raise errors[0]
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _transfer(url: str, part: Path, label: str, given_up: threading.Event) -> None:
+def _transfer(url: str, part: Path, label: str) -> None:
     """One request: appends the missing bytes to `part`. Raises a network error if the response ends early."""
     held = _size(part)
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "hrssm-assets"})
@@ -177,11 +170,9 @@ def _transfer(url: str, part: Path, label: str, given_up: threading.Event) -> No
             held = 0
             length = answer.headers.get("Content-Length", "")
             total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
-        if given_up.is_set():  # while waiting for the headers
-            return
         bar = tqdm(desc=label, total=total, initial=held, unit="B", unit_scale=True, leave=False, disable=None)
         with bar, open(part, "ab" if held else "wb") as file:
-            while (block := answer.read1(BLOCK)) and not given_up.is_set():
+            while block := answer.read1(BLOCK):
                 file.write(block)
                 file.flush()  # received bytes are kept, whenever this process ends
                 bar.update(len(block))
@@ -196,28 +187,23 @@ def _size(path: Path) -> int:
 
 def git_blob(path: Path) -> str:
     """Git's id of a file's content."""
-    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
-
-
-def _digest(path: Path, digest) -> str:
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def expect(name: str, wanted: str | None, digest: Callable[[Path], str]) -> Callable[[Path], None]:
-    """A check that digest(file) is `wanted`; None accepts anything."""
-
-    def check(path: Path) -> None:
-        if wanted is not None and (found := digest(path)) != wanted:
-            raise Damaged(f"{name} is {found}, expected {wanted}")
-
-    return check
+        return hashlib.file_digest(file, lambda: hashlib.sha1(b"blob %d\0" % path.stat().st_size)).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    return _digest(path, hashlib.sha256())
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expect(name: str, wanted: str, digest: Callable[[Path], str]) -> Callable[[Path], None]:
+    """A check that digest(file) is `wanted`."""
+
+    def check(path: Path) -> None:
+        if (found := digest(path)) != wanted:
+            raise Damaged(f"{name} is {found}, expected {wanted}")
+
+    return check
 
 
 # ------------------------------------------------------------------------------------------------------------- archives
@@ -229,12 +215,12 @@ def members(archive: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
         with zipfile.ZipFile(archive) as file:
             for info in file.infolist():
                 if not info.is_dir():
-                    yield info.filename, lambda info=info: file.open(info)
+                    yield info.filename, partial(file.open, info)
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as file:
             for info in file:
                 if info.isfile():
-                    yield info.name, lambda info=info: file.extractfile(info)
+                    yield info.name, partial(file.extractfile, info)
     else:
         raise Damaged("is not a zip or tar archive")
 
@@ -296,13 +282,19 @@ def unpack(archive: Path, folder: Path, names: dict[str, str], check: Callable[[
     os.replace(building, folder)
 
 
+def read_contents(folder: Path) -> dict[str, Any]:
+    """The list of a folder's files; empty if it is absent or damaged."""
+    try:
+        found = json.loads((folder / CONTENTS).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def is_whole(folder: Path) -> bool:
     """Whether `unpack` made `folder` and all its files still exist."""
-    try:
-        sizes = json.loads((folder / CONTENTS).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # absent or damaged
-        return False
+    sizes = read_contents(folder)
+    return bool(sizes) and all((folder / name).exists() and _size(folder / name) == sizes[name] for name in sizes)
 
 
 def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callable[[Iterable[str]], dict[str, str]],
@@ -368,8 +360,8 @@ def davis(folder: Path, source: str | None, wait: float, **_) -> None:
         return {name: name for name in [split, *frames]}
 
     archive = folder.with_name(DAVIS_ARCHIVE)
-    url = f"{source or DAVIS}/{DAVIS_ARCHIVE}"
-    install(archive, folder, lambda: fetch(url, archive, check_zip, DAVIS_ARCHIVE, wait), choose)
+    get = partial(fetch, f"{source or DAVIS}/{DAVIS_ARCHIVE}", archive, check_zip, DAVIS_ARCHIVE, wait)
+    install(archive, folder, get, choose)
 
 
 def matterport(folder: Path, source: str | None, **_) -> None:
@@ -384,7 +376,7 @@ def matterport(folder: Path, source: str | None, **_) -> None:
 
     archive = folder.with_name("matterport.archive")
     url = f"{source or 'https://drive.google.com'}/uc?id={MATTERPORT_ID}"
-    install(archive, folder, lambda: fetch_by_gdown(url, archive), choose, check_glb)
+    install(archive, folder, partial(fetch_by_gdown, url, archive), choose, check_glb)
 
 
 def fetch_by_gdown(url: str, path: Path) -> None:
@@ -402,9 +394,8 @@ def fetch_by_gdown(url: str, path: Path) -> None:
     resumable = (requests.ConnectionError, requests.Timeout, TooSlow)
     for attempt in (1, 2):
         try:
-            # gdown writes 0.5 MB at a time
-            at_a_rate(lambda _: gdown.download(url, str(path), **options), lambda: sum(map(_size, parts())),
-                      10 * RATE_SECONDS)  # fmt: skip
+            with at_a_rate(lambda: sum(map(_size, parts())), 10 * RATE_SECONDS):  # gdown writes 0.5 MB at a time
+                gdown.download(url, str(path), **options)
             return check_archive(path)
         except Exception as error:  # gdown raises almost anything for unknown pages and headers
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
@@ -448,33 +439,25 @@ def maniskill2(folder: Path, source: str | None, wait: float, **_) -> None:
         url = entry["url"].replace(MANISKILL2, source) if source else entry["url"]
         name = url.rsplit("/", 1)[-1]
         place = folder / Path(entry.get("output_dir", ASSET_DIR)).relative_to(ASSET_DIR)
-        verify = expect("its SHA-256", entry.get("checksum"), sha256)
-        if not name.endswith(".zip"):
-            path = place / name
-            if path.exists() and sha256(path) == entry["checksum"]:
-                say(f"{path}: there already")
-                continue
-            fetch(url, path, verify, name, wait)
-            say(f"{path}: fetched")
-            continue
+        checksum = entry.get("checksum")
+        check = expect("its SHA-256", checksum, sha256) if checksum else check_zip
+        get = partial(fetch, url, place / name, check, name, wait)
+        if name.endswith(".zip"):
+            target = place / entry.get("target_path", name.removesuffix(".zip"))
+            install(place / name, target, get, partial(top_folder, f"{target.name}/"))
+        elif (place / name).exists() and sha256(place / name) == checksum:
+            say(f"{place / name}: there already")
+        else:
+            get()
+            say(f"{place / name}: fetched")
 
-        target = place / entry.get("target_path", name.removesuffix(".zip"))
-        archive = place / name
 
-        def check(path: Path, verify=verify) -> None:
-            verify(path)
-            check_zip(path)
-
-        def choose(names: Iterable[str], top=f"{target.name}/") -> dict[str, str]:
-            chosen = {name: name.removeprefix(top) for name in names if name.startswith(top)}
-            if not chosen:
-                raise Damaged(f"has no folder {top}")
-            return chosen
-
-        def get(url=url, archive=archive, check=check) -> None:
-            fetch(url, archive, check, archive.name, wait)
-
-        install(archive, target, get, choose)
+def top_folder(top: str, names: Iterable[str]) -> dict[str, str]:
+    """The members in one folder of an archive, under their names within it."""
+    chosen = {name: name.removeprefix(top) for name in names if name.startswith(top)}
+    if not chosen:
+        raise Damaged(f"has no folder {top}")
+    return chosen
 
 
 def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
@@ -495,7 +478,7 @@ def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
     if others:
         say(f"{videos}: not taken for videos: {', '.join(f'{n} {suffix}' for suffix, n in others.items())}")
     folder.mkdir(parents=True, exist_ok=True)
-    made = {name: made for name, made in _read_contents(folder).items() if (folder / name).exists()}
+    made = {name: source for name, source in read_contents(folder).items() if (folder / name).exists()}
     for name in [name for name, (original, *_) in made.items() if not Path(original).exists()]:
         say(f"{folder / name}: removed, as its original {made.pop(name)[0]} is gone")
         (folder / name).unlink()
@@ -524,14 +507,6 @@ def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
         f"{folder}: {len(originals) - failed} videos, {converted} converted now ({damaged} damaged), "
         f"{failed} unreadable; use them with --resource_files '{folder}/**/*.mp4'"
     )
-
-
-def _read_contents(folder: Path) -> dict[str, list]:
-    """{file: [original, its size, its time, --short_side]} of the conversions in `folder`."""
-    try:
-        return dict(json.loads((folder / CONTENTS).read_text()))
-    except (OSError, ValueError, TypeError):  # none, or damaged: all are made again
-        return {}
 
 
 def _free_name(name: Path, original: str, made: dict[str, list]) -> str:

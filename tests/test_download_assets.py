@@ -300,29 +300,6 @@ def test_a_very_slow_server_is_given_up(server, tmp_path, capsys, monkeypatch, f
     assert len(server.requests) == (5 if name == "davis" else 1)
 
 
-def test_a_transfer_that_was_given_up_writes_nothing_more(tmp_path):
-    """Its thread may still wait for the server, and gets its answer while the next attempt writes."""
-    from setup import download_assets
-
-    path, late = tmp_path / "file.part", threading.Event()
-
-    def transfer(given_up):
-        given_up.wait(60)
-        download_assets._transfer(server.url + "/file", path, "file", given_up)
-        late.set()
-
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        server.files["file"] = noise(5000)
-        path.write_bytes(b"of the next attempt")
-        with pytest.raises(download_assets.TooSlow, match="fewer than 1000 bytes per second"):
-            download_assets.at_a_rate(transfer, lambda: path.stat().st_size, 0.05)
-        assert late.wait(60) and path.read_bytes() == b"of the next attempt"
-        server.shutdown()
-        thread.join()
-
-
 def test_ctrl_c_prints_how_to_resume(dmcgb):
     dmcgb.server.faults = {name: ["stuck"] for name in dmcgb.files}
     process = dmcgb.start()
