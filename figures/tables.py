@@ -10,42 +10,43 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from figures import plot
+from figures import plot, reading
 
 ROOT = Path(__file__).resolve().parent.parent
-
 PAGES = ("README.md", "results/README.md", "docs/findings.md")
 AGENTS = {"agent": "HRSSM", "agent_dreamerv3": "DreamerV3"}  # those in results/ with weights
+R2 = ["R² state", "R² background"]
 
 
-def load(folder: str, curves: bool = False) -> list[plot.Run]:
+def load(folder: str) -> list[reading.Run]:
     """The runs below results/`folder`, methods in the order of plot.METHOD_NAMES."""
-    runs = plot.find_runs([str(ROOT / "results" / folder)])
-    if curves:
-        for run in runs:
-            run.curve = plot.read_curve(run, "eval_return")
-    order = list(plot.METHOD_NAMES)
+    runs, order = reading.find_runs([str(ROOT / "results" / folder)]), list(plot.METHOD_NAMES)
     return sorted(runs, key=lambda run: (run.task, order.index(run.method), run.seed))
 
 
-def probed(folder: str) -> list[dict]:
-    """Return and probes of the last checkpoints by task and method; as plot.summarize_probes."""
-    return plot.summarize_probes(plot.group_runs(load(folder))).to_dict("records")
+def by_method(several: bool) -> list[tuple[str, str, list[reading.Run], pd.DataFrame]]:
+    """Task, method, runs and their returns and R² of the small agents, with several seeds or with one."""
+    groups = reading.group_runs(load("small"))
+    scores = plot.probe_scores(groups)
+    return [(*key, runs, scores[key]) for key, runs in groups.items() if (len(runs) > 1) == several]
 
 
 def name(method: str) -> str:
     return plot.METHOD_NAMES[method]
 
 
-def last_evaluation(run: plot.Run) -> dict:
-    """The last row of a run's eval.jsonl with its own task and settings."""
-    return [row for row in plot.read_evaluations(run) if row["task"] == run.task and not row["changed"]][-1]
+def spread(row: dict) -> str:
+    """Mean and standard deviation over an evaluation's episodes."""
+    return f"{row['return']:.0f} ± {row['return_std']:.0f}"
 
 
-def r2(*values: float) -> list[str]:
-    return ["" if np.isnan(value) else f"{value:.2f}" for value in values]
+def curve(run: reading.Run) -> list[str]:
+    """Mean and standard deviation over the episodes of each evaluation during training."""
+    stds = reading.read_curve(run.path, "eval_return_std")
+    return [f"{mean:.0f} ± {stds[step]:.0f}" for step, mean in run.curve.items()]
 
 
 def tiny(share: float) -> str:
@@ -57,135 +58,105 @@ def summary() -> str:
     tasks = ("dmc_walker_stand", "dmc_walker_stand_video")
     rows = []
     for run in load("dmc_vision"):
-        row = last_evaluation(run)
+        row = run.own_evaluations()[-1]
         cells = [f"{row['return']:.0f} (1)" if task == run.task else "" for task in tasks]
         rows.append([f"{name(run.method)}, full size", f"{row['step']:,}", *cells])
-    small = {(row["method"], row["task"]): row for row in probed("small")}
-    step = load("small", curves=True)[0].curve.index[-1]
+    runs = load("small")
+    small = plot.probe_scores(reading.group_runs(runs))
     for method in plot.METHOD_NAMES:
-        if all((method, task) in small for task in tasks):
-            found = [small[method, task] for task in tasks]
-            cells = [f"{plot.span(row['mean'], row['low'], row['high'], 0)} ({row['seeds']})" for row in found]
-            rows.append([name(method), f"{step:,.0f}", *cells])
+        if all((task, method) in small for task in tasks):
+            found = [small[task, method]["return"] for task in tasks]
+            cells = [f"{plot.mean_span(scores, 0)} ({len(scores)})" for scores in found]
+            rows.append([name(method), f"{runs[0].curve.index[-1]:,.0f}", *cells])
     return plot.table(["agent", "steps", "clean", "moving clouds"], rows)
 
 
 def full_size_curve() -> str:
     """Evaluations of the full-size run."""
-    (run,) = load("dmc_vision", curves=True)
-    spread = plot.read_curve(run, "eval_return_std")
-    cells = [f"{mean:.0f} ± {spread[step]:.0f}" for step, mean in run.curve.items()]
+    (run,) = load("dmc_vision")
     header = ["environment steps", *(f"{step / 1000:.0f}k" for step in run.curve.index)]
-    return plot.table(header, [["return", *cells]])
+    return plot.table(header, [["return", *curve(run)]])
 
 
 def full_size_probes() -> str:
     """The last checkpoint of the full-size run, by groups of the state."""
     (run,) = load("dmc_vision")
-    row, groups = last_evaluation(run), {}
-    for key, value in row["probe_r2"].items():
-        if key != "background/mean":
-            groups.setdefault(key.split("/")[0], []).append(value)
-    header = ["step", "return", "episodes", *(f"R² {group}" for group in groups), "share of the latent in `mbr`"]
-    cells = [f"{np.mean(values):.2f}" for values in groups.values()]
-    score = f"{row['return']:.0f} ± {row['return_std']:.0f}"
-    return plot.table(header, [[f"{row['step']:,}", score, row["episodes"], *cells, tiny(row["mbr_latent_share"])]])
+    row = run.own_evaluations()[-1]
+    r2 = pd.Series(row["probe_r2"]).drop("background/mean")
+    groups = r2.groupby(r2.index.str.split("/").str[0], sort=False).mean()
+    header = ["step", "return", "episodes", *(f"R² {group}" for group in groups.index), "share of the latent in `mbr`"]
+    cells = [f"{row['step']:,}", spread(row), row["episodes"], *groups.map("{:.2f}".format)]
+    return plot.table(header, [[*cells, tiny(row["mbr_latent_share"])]])
 
 
 def small() -> str:
     """Small agents with several seeds."""
-    shares = {}
-    for run in load("small"):
-        share = last_evaluation(run).get("mbr_latent_share")
-        shares.setdefault((run.task, run.method), []).append(tiny(share) if share else "?")
     rows = []
-    for row in probed("small"):
-        if row["seeds"] > 1:
-            seeds = ", ".join(f"{score:.0f}" for score in row["scores"])
-            share = shares[row["task"], row["method"]]
-            share = "" if set(share) == {"?"} else ", ".join(share)
-            score = plot.span(row["mean"], row["low"], row["high"], 0)
-            rows.append([row["task"], name(row["method"]), score, seeds, *r2(row["state"], row["background"]), share])
-    header = ["task", "method", "return", "each seed", "R² state", "R² background", "latent in `mbr`"]
-    return plot.table(header, rows, left=2)
+    for task, method, runs, scores in by_method(several=True):
+        seeds = ", ".join(f"{score:.0f}" for score in scores["return"])
+        shares = [run.own_evaluations()[-1].get("mbr_latent_share") for run in runs]
+        share = ", ".join(tiny(share) if share else "?" for share in shares) if any(shares) else ""
+        rows.append([task, name(method), plot.mean_span(scores["return"], 0), seeds, *plot.r2_cells(scores), share])
+    return plot.table(["task", "method", "return", "each seed", *R2, "latent in `mbr`"], rows, left=2)
 
 
 def differences() -> str:
     """HRSSM's return minus that of each other method with several seeds, and its 95 % bootstrap interval."""
-    scores = by_seed()
-    rows = []
-    for (task, method), theirs in scores.items():
-        if method != "hrssm" and (ours := scores.get((task, "hrssm"))):
-            rows.append([task, name(method), *gap(ours["return"], theirs["return"])])
+    returns = {(task, method): scores["return"] for task, method, _, scores in by_method(several=True)}
+    rows = [
+        [task, name(method), *gap(returns[task, "hrssm"], theirs)]
+        for (task, method), theirs in returns.items()
+        if method != "hrssm" and (task, "hrssm") in returns
+    ]
     return plot.table(["task", "HRSSM minus", "difference of the means", "seeds"], rows, left=2)
 
 
 def clouds() -> str:
     """Return in front of clouds minus the clean one, and R² of the probes from the lowest to the highest seed."""
-    scores = by_seed()
+    scores = {(task, method): scores for task, method, _, scores in by_method(several=True)}
     rows = []
     for (task, method), clean in scores.items():
-        if video := scores.get((f"{task}_video", method)):
+        if (key := (f"{task}_video", method)) in scores:
+            video = scores[key]
             spans = [clean["state"], video["state"], video["background"]]
             cells = [f"{values.min():.2f} to {values.max():.2f}" for values in spans]
             rows.append([task, name(method), *gap(video["return"], clean["return"]), *cells])
     header = ["task", "method", "clouds minus clean", "seeds"]
-    header += ["R² state, clean", "R² state, clouds", "R² background, clouds"]
-    return plot.table(header, rows, left=2)
+    return plot.table([*header, "R² state, clean", "R² state, clouds", "R² background, clouds"], rows, left=2)
 
 
-def by_seed() -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """Return and R² of each small agent, by task and method with several seeds."""
-    found = {}
-    for task, group in plot.group_runs(load("small")).items():
-        for method, runs in group.items():
-            if len(runs) > 1:
-                scores = [plot.probe_scores(run) for run in runs]
-                found[task, method] = {key: np.array([row[key] for row in scores]) for key in scores[0]}
-    return found
-
-
-def gap(ours: np.ndarray, theirs: np.ndarray) -> list[str]:
+def gap(ours: pd.Series, theirs: pd.Series) -> list[str]:
     """Two cells: the difference of the means with its interval, the numbers of seeds."""
     mean, low, high = difference(ours, theirs)
     return [f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]", f"{len(ours)} and {len(theirs)}"]
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+def difference(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """mean(ours) − mean(theirs) with its 95 % interval, the seeds of both drawn with replacement."""
-    mean, interval = plot.bootstrap(lambda a, b: a.mean(-1) - b.mean(-1), ours, theirs)
-    return mean, *interval
+    return plot.bootstrap(lambda a, b: a.mean(-1) - b.mean(-1), ours, theirs)
 
 
 def one_seed() -> str:
     """Small agents with one seed, with the evaluations of training."""
-    groups = plot.group_runs(load("small", curves=True))
     rows = []
-    for task, group in groups.items():
-        for method, runs in group.items():
-            if len(runs) == 1:
-                row, scores = last_evaluation(runs[0]), plot.probe_scores(runs[0])
-                score = f"{row['return']:.0f} ± {row['return_std']:.0f}"
-                curve = ", ".join(f"{value:.0f}" for value in runs[0].curve)
-                rows.append([task, name(method), score, *r2(scores["state"], scores["background"]), curve])
-    header = ["task", "method", "return", "R² state", "R² background", "every 10,000 steps"]
-    return plot.table(header, rows, left=2)
+    for task, method, (run,), scores in by_method(several=False):
+        returns = ", ".join(f"{value:.0f}" for value in run.curve)
+        rows.append([task, name(method), spread(run.own_evaluations()[-1]), *plot.r2_cells(scores), returns])
+    return plot.table(["task", "method", "return", *R2, "every 10,000 steps"], rows, left=2)
 
 
 def suite() -> str:
     """The agents that come with the code on test sets, beside published numbers."""
     agents = [f"{name}={ROOT / 'results' / folder}" for folder, name in AGENTS.items()]
-    frame, _ = plot.summarize_suite(plot.find_runs(agents, log="eval.jsonl"))
+    frame, _ = plot.summarize_suite(reading.find_runs(agents, metric=None))
     return re.sub(r" \(\d+\) \|", " |", plot.suite_table(frame)[0])  # without the numbers of protocols
 
 
 def quickstart() -> str:
     """The quickstart's evaluations, a row for each seed."""
-    rows = []
-    for run in load("quickstart", curves=True):
-        spread = plot.read_curve(run, "eval_return_std")
-        rows.append([f"seed {run.seed}", *(f"{mean:.0f} ± {spread[step]:.0f}" for step, mean in run.curve.items())])
-    return plot.table(["", *(f"{step:,.0f}" for step in run.curve.index)], rows)
+    runs = load("quickstart")
+    header = ["", *(f"{step:,.0f}" for step in runs[-1].curve.index)]
+    return plot.table(header, [[f"seed {run.seed}", *curve(run)] for run in runs])
 
 
 def fill(text: str) -> str:

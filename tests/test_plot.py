@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from figures import plot
+from figures import plot, reading
 
 SCRIPT = Path(__file__).parent.parent / "figures" / "plot.py"
 
@@ -33,14 +33,6 @@ def run(*flags):
     process = subprocess.run([sys.executable, str(SCRIPT), *map(str, flags)], capture_output=True, text=True)
     assert "Traceback" not in process.stderr, process.stderr
     return process.returncode, process.stdout, process.stderr
-
-
-def curves(*arguments):
-    """The runs, with their evaluation returns."""
-    runs = plot.find_runs(arguments)
-    for run in runs:
-        run.curve = plot.read_curve(run, "eval_return")
-    return runs
 
 
 def table(path):
@@ -131,7 +123,8 @@ def test_a_task_and_its_distracted_versions_share_their_range(tmp_path, monkeypa
     for task, top in tops.items():
         write_run(tmp_path / task, task, values=list(np.linspace(0, top, 10)))
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
-    plot.draw_curves(plot.group_runs(curves(f"A={tmp_path}")), {}, "eval_return", tmp_path / "curves.png")
+    groups = reading.group_runs(reading.find_runs([f"A={tmp_path}"]))
+    plot.draw_curves(groups, {}, "eval_return", tmp_path / "curves.png")
     limits = {axis.get_title().split()[0]: axis.get_ylim() for axis in plot.plt.gcf().axes}
     monkeypatch.undo()
     plot.plt.close("all")
@@ -144,8 +137,8 @@ def test_no_two_methods_look_alike(tmp_path, monkeypatch):
     for name in names:
         write_run(tmp_path / name, "dmc_walker_walk")
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
-    runs = curves(*(f"{name}={tmp_path / name}" for name in names))
-    plot.draw_curves(plot.group_runs(runs), {}, "eval_return", tmp_path / "curves.png")
+    runs = reading.find_runs(f"{name}={tmp_path / name}" for name in names)
+    plot.draw_curves(reading.group_runs(runs), {}, "eval_return", tmp_path / "curves.png")
     looks = {(line.get_color(), line.get_linestyle()) for line in plot.plt.gca().get_lines()}
     monkeypatch.undo()
     plot.plt.close("all")
@@ -156,7 +149,7 @@ def test_statistics_agree_with_scipy():
     rng = np.random.default_rng(1)
     tasks = [rng.normal(0, 1, 12), rng.normal(5, 2, 8)]  # a task's runs are drawn among themselves
     for chosen in (tasks[:1], tasks):
-        point, interval = plot.bootstrap(plot.aggregate, *chosen)
+        point, *interval = plot.bootstrap(plot.aggregate, *chosen)
         functions = (
             lambda *tasks: scipy.stats.trim_mean(np.concatenate(tasks), 0.25),
             lambda *tasks: np.mean([task.mean() for task in tasks]),
@@ -167,7 +160,7 @@ def test_statistics_agree_with_scipy():
             other = scipy.stats.bootstrap(
                 chosen, function, n_resamples=3000, method="percentile", random_state=1, vectorized=False
             )
-            np.testing.assert_allclose(interval[:, i], other.confidence_interval, atol=0.1)
+            np.testing.assert_allclose(np.array(interval)[:, i], other.confidence_interval, atol=0.1)
 
 
 def test_curve_over_seeds_that_log_at_different_steps():
@@ -180,9 +173,9 @@ def test_curve_over_seeds_that_log_at_different_steps():
 
 def test_running_mean_looks_back_over_the_window():
     curve = pd.Series({10.0: 1.0, 20.0: 2.0, 30.0: 6.0, 70.0: 8.0})
-    np.testing.assert_allclose(plot.running_mean(curve, 0), curve)
-    np.testing.assert_allclose(plot.running_mean(curve, 20), [1, 1.5, 4, 8])
-    np.testing.assert_allclose(plot.running_mean(curve, 1000), [1, 1.5, 3, 4.25])
+    np.testing.assert_allclose(reading.running_mean(curve, 0), curve)
+    np.testing.assert_allclose(reading.running_mean(curve, 20), [1, 1.5, 4, 8])
+    np.testing.assert_allclose(reading.running_mean(curve, 1000), [1, 1.5, 3, 4.25])
 
 
 def test_what_a_killed_and_resumed_run_leaves(tmp_path):
@@ -190,33 +183,33 @@ def test_what_a_killed_and_resumed_run_leaves(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 2000, "eval_return": 5.0}\n{"step": 3000, "train_return": 1.0}\n')
         file.write('{"step": 4000, "eval_return": null}\n{"step": 5000, "eval_ret')
-    assert curves(str(folder))[0].curve.to_dict() == {1000: 1, 2000: 5}
+    assert reading.find_runs([str(folder)])[0].curve.to_dict() == {1000: 1, 2000: 5}
 
 
 def test_method_is_the_label_the_configs_or_the_folder(tmp_path):
     named = write_run(tmp_path / "hrssm" / "0", configs="[dmc_vision, M]")
     bare = write_run(tmp_path / "hrssm" / "1", seed=1, configs="[]")
-    assert [run.method for run in plot.find_runs([f"mine={named}", str(bare)])] == ["mine", "hrssm"]
-    assert [run.method for run in plot.find_runs([str(named)])] == ["M"]
-    assert [run.method for run in plot.find_runs([f"A={named}", str(bare)], "B")] == ["A", "B"]
+    assert [run.method for run in reading.find_runs([f"mine={named}", str(bare)])] == ["mine", "hrssm"]
+    assert [run.method for run in reading.find_runs([str(named)])] == ["M"]
+    assert [run.method for run in reading.find_runs([f"A={named}", str(bare)], "B")] == ["A", "B"]
 
 
 def test_a_run_does_not_hide_those_in_folders_below_it(tmp_path):
     write_run(tmp_path / "log", configs="[dmc_vision, small, debug]")
     write_run(tmp_path / "log" / "walk", configs="[dmc_vision, debug]")
     write_run(tmp_path / "log" / "walk" / "repo", configs="[dmc_vision, repo, debug]")
-    assert [run.method for run in plot.find_runs([str(tmp_path / "log")])] == ["small", "hrssm", "repo"]
+    assert [run.method for run in reading.find_runs([str(tmp_path / "log")])] == ["small", "hrssm", "repo"]
 
 
 def test_runs_that_differ_in_a_setting_are_methods_of_their_own(tmp_path, capsys):
     for seed in range(2):
         for ratio in (0.3, 0.5):
             write_run(tmp_path / f"{ratio}-{seed}", seed=seed, mask_ratio=ratio, configs="[dmc_vision]", logdir=seed)
-    names = [run.method for run in plot.find_runs([str(tmp_path)])]
+    names = [run.method for run in reading.find_runs([str(tmp_path)])]
     assert names == ["hrssm, mask_ratio 0.3"] * 2 + ["hrssm, mask_ratio 0.5"] * 2
     write_run(tmp_path / "copy", mask_ratio=0.5, configs="[dmc_vision]")
-    with pytest.raises(plot.PlotError, match=r"are both .*, method hrssm, mask_ratio 0\.5, seed 0"):
-        plot.find_runs([str(tmp_path)])
+    with pytest.raises(reading.PlotError, match=r"are both .*, method hrssm, mask_ratio 0\.5, seed 0"):
+        reading.find_runs([str(tmp_path)])
 
 
 def test_runs_behind_links_are_found_once(tmp_path):
@@ -225,7 +218,7 @@ def test_runs_behind_links_are_found_once(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "log" / name).symlink_to(elsewhere)
     (tmp_path / "log" / "above").symlink_to(tmp_path / "log")
-    assert [run.path for run in plot.find_runs([str(tmp_path / "log")])] == [tmp_path / "log" / "a"]
+    assert [run.path for run in reading.find_runs([str(tmp_path / "log")])] == [tmp_path / "log" / "a"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "eval.jsonl"])
@@ -246,7 +239,7 @@ def test_a_damaged_run_is_named_and_does_not_stop_the_others(name, flags, tmp_pa
 
 def test_published_curves():
     tasks = ["dmc_walker_stand", "dmc_cup_catch_video_hard", "dmc_hopper_stand_video"]
-    found = plot.published_curves([*tasks, "rms_lift_cube"])
+    found = reading.published_curves([*tasks, "rms_lift_cube"])
     assert list(found) == tasks
     curve = found["dmc_cup_catch_video_hard"]
     assert set(curve["method"]) == {"DreamerV3"}
@@ -255,10 +248,10 @@ def test_published_curves():
 
 
 def test_every_published_number_has_a_protocol():
-    frame = plot.read_published()
+    frame = reading.read_published()
     assert len(frame) > 100 and not frame.isna().any(axis=None)
-    assert frame["task"].map(plot.split_task).map(lambda pair: pair[1] == "clean").all()  # the set has its own column
-    assert set(frame["set"]) <= {"clean", *plot.SETS}
+    assert frame["task"].map(reading.split_task).str[1].eq("clean").all()  # the set has its own column
+    assert set(frame["set"]) <= {"clean", *reading.SETS}
     assert not frame.duplicated(["method", "task", "set", "step", "protocol"]).any()
 
 
@@ -327,7 +320,7 @@ def test_agents_of_one_method_that_were_trained_on_different_sets_are_kept_apart
         folder = write_run(tmp_path / str(number), task, img_source=source)
         rows = [{"task": name, "return": 100.0 + number} for name in (task, "dmc_walker_stand_video_hard")]
         (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    frame, _ = plot.summarize_suite(plot.find_runs([str(tmp_path)], "hrssm", "eval.jsonl"))
+    frame, _ = plot.summarize_suite(reading.find_runs([str(tmp_path)], "hrssm", metric=None))
     found = {(row["method"], row["set"]): row["mean"] for row in frame[frame["seeds"] > 0].to_dict("records")}
     ours, clouds = "HRSSM, trained on clean", "HRSSM, trained on video (clouds)"
     sets = ((ours, "clean"), (ours, "video_hard"), (clouds, "video (clouds)"), (clouds, "video_hard"))
