@@ -30,10 +30,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import envs  # noqa: E402
 from run import files, process  # noqa: E402
 from run.config import ConfigError, check_config, load_config, read_config, save_config  # noqa: E402
 from setup import sweep_job, sweep_slurm  # noqa: E402
-from setup.sweep_slurm import Queue, SweepError  # noqa: E402
+from setup.sweep_slurm import Queue  # noqa: E402
 
 MAX_SEED, MAX_SEEDS = 10**18, 10_000
 EXPORT_BYTES = 40_000  # of a run's rows; all evaluation rows are kept
@@ -160,7 +161,7 @@ def find_runs(logdir: Path) -> list[Run]:
                 steps = steps if is_number(steps) else None
             runs.append(Run(folder.parts[-3], folder.parts[-2], int(folder.name[4:]), folder, steps))
     if not runs:
-        raise SweepError(f"--logdir {logdir}: no run there; expected {{task}}/{{method}}/seed{{N}} folders")
+        raise ConfigError(f"--logdir {logdir}: no run there; expected {{task}}/{{method}}/seed{{N}} folders")
     return sorted(runs, key=lambda run: (run.task, run.method, run.seed))
 
 
@@ -170,7 +171,7 @@ def find_runs(logdir: Path) -> list[Run]:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         hint = "; flags for dreamer.py come after --" if "unrecognized" in message else ""
-        raise SweepError(message + hint)
+        raise ConfigError(message + hint)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -204,9 +205,9 @@ def log_folder(args: argparse.Namespace) -> Path:
     try:
         logdir = Path(args.logdir).expanduser().absolute()
     except RuntimeError as error:
-        raise SweepError(f"--logdir {args.logdir}: {error}") from None
+        raise ConfigError(f"--logdir {args.logdir}: {error}") from None
     if logdir.exists() and not logdir.is_dir():
-        raise SweepError(f"--logdir {args.logdir}: expected a folder")
+        raise ConfigError(f"--logdir {args.logdir}: expected a folder")
     return logdir
 
 
@@ -216,12 +217,12 @@ def parse_seeds(words: list[str]) -> list[int]:
     for word in ",".join(words).split(","):
         match = re.fullmatch(r"(\d{1,99})(?:-(\d{1,99}))?", word)
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise SweepError(f"--seeds {word}: expected whole numbers and increasing ranges, such as 0-4 or 0 3 7")
+            raise ConfigError(f"--seeds {word}: expected whole numbers and increasing ranges, such as 0-4 or 0 3 7")
         first, last = int(match[1]), int(match[2] or match[1])
         if last > MAX_SEED:
-            raise SweepError(f"--seeds {word}: expected seeds up to {MAX_SEED}")
+            raise ConfigError(f"--seeds {word}: expected seeds up to {MAX_SEED}")
         if len(seeds) + last - first >= MAX_SEEDS:
-            raise SweepError(f"--seeds {word}: expected {MAX_SEEDS} seeds or fewer")
+            raise ConfigError(f"--seeds {word}: expected {MAX_SEEDS} seeds or fewer")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
@@ -232,29 +233,23 @@ def make_grid(args: argparse.Namespace, flags: list[str], logdir: Path) -> list[
         name = flag.partition("=")[0]
         if name in ("--task", "--seed", "--logdir", "--configs"):
             instead = name + "s" if name in ("--task", "--seed") else name
-            raise SweepError(f"{name} after --: the sweep sets it; give {instead} before the --")
+            raise ConfigError(f"{name} after --: the sweep sets it; give {instead} before the --")
     seeds = parse_seeds(args.seeds)
     methods, steps = {}, {}
     for method in dict.fromkeys(args.methods):
         if not re.fullmatch(r"[\w.-]+(\+[\w.-]+)*", method):
-            raise SweepError(f"--methods {method}: expected a named config, or several joined by +, or hrssm")
+            raise ConfigError(f"--methods {method}: expected a named config, or several joined by +, or hrssm")
         groups = [*args.configs, *(name for name in method.split("+") if name != "hrssm")]
         methods[method] = ["--configs", *groups] if groups else []
         config = load_config([*methods[method], *flags])
-        try:
-            check_config(config)
-        except ConfigError as error:
-            raise SweepError(str(error)) from None
+        check_config(config)
         steps[method] = config.steps
-
-    import envs  # imports dm_control, which takes seconds
-
     runs = []
     for task in dict.fromkeys(args.tasks):
         try:
             envs.parse(task)
         except ValueError as error:
-            raise SweepError(str(error).replace("--task ", "--tasks ", 1)) from None
+            raise ConfigError(str(error).replace("--task ", "--tasks ", 1)) from None
         for method, groups in methods.items():
             for seed in seeds:
                 folder = logdir / task / method / f"seed{seed}"
@@ -281,7 +276,7 @@ def status(runs: list[Run]) -> str:
     problem = None
     try:
         queue = queue_of(runs)
-    except SweepError as error:
+    except ConfigError as error:
         queue, problem = None, f"these states are those of the folders: {error}"
     left, right = str.ljust, str.rjust
     rows = [("task", "method", "seed", "state", "step", "eval_return", "age", "")]
@@ -317,7 +312,7 @@ def export(runs: list[Run], folder: Path) -> str:
         try:
             settings = read_config(run.folder / "config.yaml").replace(logdir=str(place))
         except ConfigError as error:
-            raise SweepError(f"--export: {error}") from None
+            raise ConfigError(f"--export: {error}") from None
         with files.replacing(folder / place / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in thin(rows))
         save_config(settings, folder / place / "config.yaml")
@@ -337,7 +332,7 @@ def thin(rows: list[dict]) -> list[dict]:
     kept, groups = [], ([], [])
     for number, row in enumerate(rows):
         evaluation = any(name.startswith("eval_") for name in row)
-        (kept if evaluation else groups["train_episodes" in row]).append(number)
+        (kept if evaluation else groups["update_count" in row]).append(number)
     share = (EXPORT_BYTES - sum(sizes[number] for number in kept)) // len(groups)
     for numbers in groups:
         stride = 1
@@ -403,11 +398,11 @@ def main(argv: list[str]) -> int:
     logdir = log_folder(args)
     for name in ("max_parallel", "per_gpu"):
         if (value := getattr(args, name)) is not None and value < 1:
-            raise SweepError(f"--{name} {value}: expected 1 or more")
+            raise ConfigError(f"--{name} {value}: expected 1 or more")
     if args.slurm and args.executor != "slurm":
-        raise SweepError("--slurm belongs to --executor slurm: add that, or leave it out")
+        raise ConfigError("--slurm belongs to --executor slurm: add that, or leave it out")
     if not args.tasks and not args.status and args.export is None:
-        raise SweepError("--tasks is missing: expected --tasks dmc_walker_walk dmc_cup_catch, for example")
+        raise ConfigError("--tasks is missing: expected --tasks dmc_walker_walk dmc_cup_catch, for example")
     runs = make_grid(args, flags, logdir) if args.tasks else find_runs(logdir)
     if args.status:
         print(status(runs))
@@ -450,7 +445,7 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (SweepError, OSError) as error:
+    except (ConfigError, OSError) as error:
         print(f"sweep.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 STOPPED = (0, -signal.SIGTERM)  # exit statuses of a run that can resume or is finished
 STARTS, TRAINS = "the job starts", "the job trains"  # in the job's log
@@ -137,10 +136,10 @@ def modified(path: Path) -> float | None:
     return None
 
 
-def ask(*command: str, **settings: Any) -> subprocess.CompletedProcess:
+def ask(*command: str, before_start: Callable[[], None] | None = None) -> subprocess.CompletedProcess:
     """The answer of a program within a minute; if it cannot be run, no `returncode` and the reason in `stderr`."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, **settings)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=before_start)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, None, "", str(error))
 
@@ -228,7 +227,7 @@ def scontrol(*words: str) -> subprocess.CompletedProcess:
     """The answer of `scontrol WORDS JOB` about this job."""
     job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     survive = ignore(signal.SIGUSR2, signal.SIGTERM)  # the latter as soon as a requeue is granted
-    return ask("scontrol", *words, job, preexec_fn=survive)
+    return ask("scontrol", *words, job, before_start=survive)
 
 
 def is_preempted() -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from run import process
-from run.config import nearest
+from run.config import ConfigError, nearest
 from setup import sweep_job
 
 DEFAULTS = {"job_name": "hrssm", "time": "1440", "gpus_per_node": "1", "cpus_per_task": "8"}
@@ -44,10 +44,6 @@ exec srun --quiet --ntasks=1 --cpus-per-task=$SLURM_CPUS_ON_NODE bash -c 'trap "
 """
 
 
-class SweepError(Exception):
-    """A user's error, in one line."""
-
-
 class Run(Protocol):
     """A run of a sweep."""
 
@@ -72,9 +68,9 @@ def parse_options(words: list[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         key = key.strip().lstrip("-").replace("-", "_")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or (equals and not value):
-            raise SweepError(f"--slurm {word}: expected KEY=VALUE, or KEY for an option of sbatch without a value")
+            raise ConfigError(f"--slurm {word}: expected KEY=VALUE, or KEY for an option of sbatch without a value")
         if key in REFUSED and not (key in ONE and value == "1"):
-            raise SweepError(f"--slurm {word}: {REFUSED[key]}")
+            raise ConfigError(f"--slurm {word}: {REFUSED[key]}")
         for old in (key, REPLACES.get(key)):
             options.pop(old, None)
         if value.lower() != "false":
@@ -88,7 +84,7 @@ def parse_seconds(key: str, word: str) -> float:
         return math.inf
     match = re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?|(?:(\d+):)??(\d+)(?::(\d+))?", word)
     if not match:
-        raise SweepError(
+        raise ConfigError(
             f"--slurm {key}={word}: expected minutes such as 2880, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES"
         )
     sizes = (86400, 3600, 60, 1, 3600, 60, 1)
@@ -103,7 +99,7 @@ def signal_delay(options: dict[str, str]) -> int:
         return int(min(SIGNAL_DELAY, limit / 4))
     if re.fullmatch(r"\d{1,5}", word) and 1 <= int(word) <= min(limit / 2, 65535):
         return int(word)
-    raise SweepError(f"--slurm signal_delay_s={word}: expected seconds, at most half of time={options.get('time')}")
+    raise ConfigError(f"--slurm signal_delay_s={word}: expected seconds, at most half of time={options.get('time')}")
 
 
 def gpus_of(options: dict[str, str]) -> int:
@@ -141,7 +137,7 @@ def submit(runs: Sequence[Run], logdir: Path, max_parallel: int | None, per_gpu:
             command = shlex.join([sys.executable, "-u", sweep_job.__file__, path])
             try:
                 job = sbatch(options, SCRIPT.format(starts=sweep_job.STARTS, setup=setup, command=command))
-            except SweepError:
+            except ConfigError:
                 os.unlink(path)
                 raise
             submitted.append(job)
@@ -169,14 +165,14 @@ def sbatch(options: dict[str, str], script: str) -> str:
             text=True,
         )  # fmt: skip
     except OSError as error:
-        raise SweepError(f"--executor slurm: sbatch cannot be run here ({error.strerror})") from None
+        raise ConfigError(f"--executor slurm: sbatch cannot be run here ({error.strerror})") from None
     if answer.returncode == 0 and (match := re.match(r"\d+", answer.stdout)):
         return match[0]
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in answer.stderr.splitlines()]
     said = "; ".join(line for line in dict.fromkeys(lines) if not line.startswith("Try ")) or answer.stdout.strip()
     if unknown := re.search(r"unrecognized option '--([\w-]+)", said):
         said += nearest(unknown[1], re.findall(r"--([a-z][a-z-]+)", sweep_job.ask("sbatch", "--help").stdout))
-    raise SweepError(f"--executor slurm: sbatch: {said or f'exit {answer.returncode}'}")
+    raise ConfigError(f"--executor slurm: sbatch: {said or f'exit {answer.returncode}'}")
 
 
 def config_number(name: str, default: int) -> int:
@@ -190,9 +186,9 @@ def read_queue() -> Queue:
     where = "runs of this grid may be in SLURM's queue (if they cannot be, remove .slurm_job from their folders)"
     answer = sweep_job.ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r")
     if answer.returncode is None:
-        raise SweepError(f"squeue did not answer, and {where}: {answer.stderr}")
+        raise ConfigError(f"squeue did not answer, and {where}: {answer.stderr}")
     if answer.returncode:
-        raise SweepError(f"squeue failed, and {where}: {answer.stderr.strip()[:200]}")
+        raise ConfigError(f"squeue failed, and {where}: {answer.stderr.strip()[:200]}")
     jobs = [words for line in answer.stdout.splitlines() if len(words := line.split("|", 2)) == 3]
     return {job: Queued(state, "" if reason == "None" else f" ({reason})") for job, state, reason in jobs}
 

@@ -332,7 +332,7 @@ def test_logs_on_a_machine_without_slurm(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "1 waiting, 1 finished" not in said  # steps are those of config.yaml, which a stand-in does not write
     assert "20/?" in said and "states are those of the folders: squeue" in said
-    with pytest.raises(sweep.SweepError, match=r"remove \.slurm_job"):
+    with pytest.raises(sweep.ConfigError, match=r"remove \.slurm_job"):
         sweep.main(["--logdir", str(tmp_path / "laptop"), "--tasks", TASK])
 
 
@@ -358,7 +358,7 @@ def test_options_of_sbatch(tmp_path, word, said):
     runs = stand_ins(tmp_path, 1)
     if said is None:
         return submit(runs, word, "hold")
-    with pytest.raises(sweep.SweepError) as error:
+    with pytest.raises(sweep.ConfigError) as error:
         submit(runs, word)
     text = str(error.value)
     assert said in text and "\n" not in text and text.count("ubmission failed") <= 1

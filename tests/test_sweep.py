@@ -277,7 +277,7 @@ def test_bad_input_is_one_line(flags, words, tmp_path, capsys, monkeypatch):
     try:
         sweep.main(["--logdir", str(tmp_path / "log"), *flags])
         raise AssertionError("it started")
-    except sweep.SweepError as error:
+    except sweep.ConfigError as error:
         error_text = str(error)
     except SystemExit as stop:
         assert stop.code == 2
@@ -441,9 +441,9 @@ def test_a_run_that_saves_its_checkpoint_is_stopping(tmp_path):
 
 
 def test_nothing_to_show_is_reported(tmp_path):
-    with pytest.raises(sweep.SweepError, match="no run there"):
+    with pytest.raises(sweep.ConfigError, match="no run there"):
         sweep.main(["--status", "--logdir", str(tmp_path)])
-    with pytest.raises(sweep.SweepError, match="--tasks"):
+    with pytest.raises(sweep.ConfigError, match="--tasks"):
         sweep.main(["--logdir", str(tmp_path)])
 
 
