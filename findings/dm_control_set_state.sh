@@ -20,6 +20,7 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" -q install --no-compile dm_control==1.0.50 mujoco==3.17.0 numpy==2.4.6
 MUJOCO_GL=disabled "$folder/venv/bin/python" -W ignore - 2> "$folder/log" <<'PYTHON' || { cat "$folder/log"; exit 1; }
