@@ -67,6 +67,7 @@ class Mode:
         self.fuse, self.dtype, self.log = backend.fuse, backend.dtype, log
         self.layers: dict | None = None  # parameters of the layers in compiled steps, within a `rollout`
         self.plain: set[Callable] = set()  # functions that could not be compiled
+        self.changed: set[type | str] = set()  # layers and functions whose twins compute something else: see check.py
         self.cast_of: tuple | None = None  # the last activation that was cast, and its cast
 
     def __deepcopy__(self, memo) -> "Mode":

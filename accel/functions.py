@@ -106,7 +106,7 @@ def twins(mode: Mode) -> list[tuple[object, str, Callable]]:
         for module, names in COMPILED.items():
             table += [(module, name, fused(getattr(module, name), mode)) for name in names]
         table += [(distributions, "cumulate", cumulate)]
-    return table
+    return [row for row in table if row[1] not in mode.changed]
 
 
 @contextlib.contextmanager

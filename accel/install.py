@@ -11,6 +11,7 @@ from torch import nn
 import networks
 
 from .backend import Backend, Mode
+from .check import leave_out_changed
 from .graphs import GraphedFunction
 from .layers import replace_layers
 from .steps import STEPS, Feat, Step
@@ -30,6 +31,7 @@ def install(agent: nn.Module, backend: Backend, log: Callable[[str], Any] = lamb
     mode = agent.accelerated = Mode(backend, log)
     for module in agent.modules():
         module.__dict__.pop("frozen", None)  # a copy, made again from the twins
+    leave_out_changed(mode)
     replace_layers(agent, mode)
     if backend.fuse:
         for module in agent.modules():

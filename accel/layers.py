@@ -168,7 +168,7 @@ def replace_layers(root: nn.Module, mode: Mode) -> None:
     }
     gates = {module.norm for module in root.modules() if type(module) is networks.GRU}
     for module in root.modules():
-        twin = TWINS.get(type(module))
+        twin = None if type(module) in mode.changed else TWINS.get(type(module))
         if twin is not None and getattr(module, "padding_mode", "zeros") == "zeros":
             module.__class__ = twin
             module.mode, module.calls, module.half = mode, {}, module in half

@@ -19,6 +19,7 @@ import distributions as dists
 import dreamer
 import models
 import networks
+import tools
 from accel import backend, functions, graphs, layers, steps
 from run import runtime
 
@@ -434,6 +435,62 @@ def test_replaced_functions_come_back():
 
 
 @needs_compiler
+# Somebody changes an equation
+
+
+def changed_gru(self, x, state):
+    parts = self.norm(self.linear(torch.cat([x, state["deter"]], -1)))
+    return {"deter": networks.update_deter(*parts.chunk(3, -1), 0.5 * state["deter"])}
+
+
+def changed_norm(self, x):
+    return torch.nn.functional.silu(2 * torch.nn.LayerNorm.forward(self, x))
+
+
+def changed_share(self, y):
+    return 2 * torch.nn.functional.linear(y, self.weight.split(self.sizes, 1)[1])
+
+
+def changed_mix(logits, unimix):
+    probs = torch.softmax(2 * logits, -1)
+    return probs * (1 - unimix) + unimix / probs.shape[-1]
+
+
+def changed_ema(target, online, rate):
+    with torch.no_grad():
+        for old, new in zip(target.parameters(), online.parameters(), strict=True):
+            old.lerp_(new, 2 * rate)
+
+
+CHANGES = [
+    (networks.GRU, "forward", changed_gru),
+    (networks.NormSiLU, "forward", changed_norm),
+    (networks.JointLinear, "second", changed_share),
+    (dists, "mix", changed_mix),
+    (tools, "ema", changed_ema),
+]
+
+
+@pytest.mark.parametrize("owner, name, equation", CHANGES)
+@pytest.mark.parametrize("fuse", [FUSE[0], pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_changed_equation_is_computed_as_it_is_written(fuse, owner, name, equation, monkeypatch):
+    """A twin repeats an equation; it is left out if the equation is another one now, and the log says so."""
+    monkeypatch.setattr(owner, name, equation)
+    for cached in (functions.compiled, layers.norm_silu):
+        cached.cache_clear()
+    torch._dynamo.reset()
+    lines, results = [], []
+    plain, fast = make("", ("dmc_vision",)), make(fuse, ("dmc_vision",), log=lines.append)
+    for agent in (plain, fast):
+        torch.manual_seed(1)
+        metrics = [agent.update(agents.batch()) for _ in range(2)][-1]
+        results.append({k: v for k, v in metrics.items() if k.endswith(("loss", "norm"))})
+    close(results[1], results[0], 2e-4)
+    compiled_as_written = fuse == "compiled" and (name == "mix" or owner is networks.NormSiLU)
+    named = owner.__name__ if isinstance(owner, type) else name
+    assert any(line.startswith(f"{named} does not compute") for line in lines) != compiled_as_written, lines
+
+
 def test_a_latent_of_uniform_probabilities_has_no_gradient():
     logits = torch.randn(3, 5, requires_grad=True)
     for mix in (dists.mix, functions.native_mix):
