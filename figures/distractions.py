@@ -17,22 +17,29 @@ from envs import distracted, subtle
 from envs.dmc import DMC, TASKS
 from models import cube_mask
 
-GEOM, SITE, TENDON = 5, 6, 18  # of mujoco.mjtObj
+GEOM, TENDON = 5, 18  # of mujoco.mjtObj
 FRAMES = 3  # first frames of as many episodes
 OBJECTS = {  # of DMC-Subtle: kind and name
-    "ball_in_cup_catch": (GEOM, "ball"),
-    "point_mass": (GEOM, "pointmass"),
-    "finger_turn": (SITE, "target"),
-    "reacher": (GEOM, "target"),
-    "cartpole_swingup": (GEOM, "pole_1"),
+    "ball_in_cup_catch": ("geom", "ball"),
+    "point_mass": ("geom", "pointmass"),
+    "finger_turn": ("site", "target"),
+    "reacher": ("geom", "target"),
+    "cartpole_swingup": ("geom", "pole_1"),
 }
+MASKS = {"video": distracted.blue_mask, "video_easy": distracted.green_mask, "video_hard": distracted.green_mask}
 
 
-def inner(env):
-    """The env within its wrappers."""
+def make(task: str, **settings) -> DMC:
+    """The env of a task, without its wrappers."""
+    env = envs.make(f"dmc_{task}", **settings)
     while not isinstance(env, DMC):
         env = env.env
     return env
+
+
+def render(env: DMC) -> np.ndarray:
+    """(H, W, 3) uint8: the plain image."""
+    return np.ascontiguousarray(DMC.render(env))
 
 
 def robot_pixels(env: DMC) -> np.ndarray:
@@ -42,58 +49,43 @@ def robot_pixels(env: DMC) -> np.ndarray:
     return ((kinds[..., 1] == GEOM) & moving[kinds[..., 0]]) | (kinds[..., 1] == TENDON)
 
 
-def shares(domain: str, task: str, assets: str) -> list[float]:
+def shares(task: str, assets: str) -> list[float]:
     """Replaced by _video, video_easy, video_hard; and what _video's mask takes of the robot."""
-    found = []
-    for mode, mask_of in (
-        ("video", distracted.blue_mask),
-        ("video_easy", distracted.green_mask),
-        ("video_hard", distracted.green_mask),
-    ):
-        env = inner(envs.make(f"dmc_{domain}_{task}_{mode}", img_source="noise", assets=assets))
-        masked, lost, robot = [], 0, 0
+    found, taken = [], []
+    for mode, mask_of in MASKS.items():
+        env = make(f"{task}_{mode}", img_source="noise", assets=assets)
+        masks, robots = [], []
         for episode in range(FRAMES):
             env.reset(episode)
-            mask = mask_of(np.ascontiguousarray(DMC.render(env)))
-            masked.append(mask.mean())
-            if mode == "video":
-                pixels = robot_pixels(env)
-                lost, robot = lost + (mask & pixels).sum(), robot + pixels.sum()
-        if mode == "video":
-            taken = lost / max(robot, 1)
-        found.append(float(np.mean(masked)))
+            masks.append(mask_of(render(env)))
+            robots.append(robot_pixels(env))
         env.close()
-    return [*found, float(taken)]
+        found.append(np.mean(masks))
+        taken.append(np.logical_and(masks, robots).sum() / max(np.sum(robots), 1))
+    return [*found, taken[0]]
 
 
 def object_pixels(name: str, mode: str = "") -> np.ndarray:
     """(episodes, H, W) bool: where frames change by 8 levels or more if the object is invisible."""
-    kind, part = OBJECTS[name]
-    env = inner(envs.make("_".join(filter(None, ["dmc", name, "subtle", mode])), img_source="color"))
-    model = env.physics.model
-    rgba = {GEOM: model.geom_rgba, SITE: model.site_rgba}[kind]
-    material = {GEOM: model.geom_matid, SITE: model.site_matid}[kind]
-    index = model.name2id(part, {GEOM: "geom", SITE: "site"}[kind])
+    env = make("_".join(filter(None, [name, "subtle", mode])), img_source="color")
+    model, (kind, part) = env.physics.model, OBJECTS[name]
+    rgba, material = (getattr(model, f"{kind}_{what}") for what in ("rgba", "matid"))
+    index = model.name2id(part, kind)
+
+    def seen() -> np.ndarray:
+        frame = render(env)
+        if mode:
+            frame = distracted.replace(frame, distracted.blue_mask(frame), np.zeros_like(frame))
+        return frame.astype(int)
+
     found = []
     for episode in range(12):
         env.reset(episode)
-        frames = []
-        before = (rgba[index].copy(), material[index])
-        for visible in (True, False):
-            if not visible:
-                material[index], rgba[index] = -1, 0
-            frame = np.ascontiguousarray(DMC.render(env))
-            if mode:
-                frame = distracted.replace(frame, distracted.blue_mask(frame), np.zeros_like(frame))
-            frames.append(frame.astype(int))
-        rgba[index], material[index] = before
-        found.append(np.abs(frames[0] - frames[1]).max(-1) >= 8)
+        look, frame = (rgba[index].copy(), material[index]), seen()
+        rgba[index], material[index] = 0, -1
+        found.append(np.abs(frame - seen()).max(-1) >= 8)
+        rgba[index], material[index] = look
     return np.stack(found)
-
-
-def cube_masks(count: int) -> np.ndarray:
-    """(count, 64, 64) bool: kept by the default mask."""
-    return np.stack([~cube_mask(4, 64, 64)[0].numpy() for _ in range(count)])
 
 
 if __name__ == "__main__":
@@ -106,7 +98,8 @@ if __name__ == "__main__":
     for name in subtle.TASKS:
         seen, behind = object_pixels(name), object_pixels(name, "video")
         visible = seen[seen.any((1, 2))]
-        kept = np.array([(frame & mask).sum() for frame in visible for mask in cube_masks(200)])
+        masks = ((frame, cube_mask(4, 64, 64)[0].numpy()) for frame in visible for _ in range(200))
+        kept = np.array([(frame & ~mask).sum() for frame, mask in masks])
         left = f"{kept.mean():.1f} | {(kept == 0).mean():.0%}" if len(visible) else "none | always"
         print(
             f"| `dmc_{name}_subtle` | {seen.sum((1, 2)).mean():.1f} | {len(visible) / len(seen):.0%} "
@@ -118,5 +111,5 @@ if __name__ == "__main__":
     chosen |= {"quadruped": ("walk", "escape"), "swimmer": ("swimmer6", "swimmer15"), "dog": ("run", "fetch")}
     for domain, tasks in sorted(chosen.items()):
         for task in tasks:
-            cells = " | ".join(f"{share:.1%}" for share in shares(domain, task, args.assets))
+            cells = " | ".join(f"{share:.1%}" for share in shares(f"{domain}_{task}", args.assets))
             print(f"| {domain}_{task} | {cells} |", flush=True)

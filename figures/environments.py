@@ -12,77 +12,61 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import envs
+from envs import subtle
+from envs.suite import SUITES
 
-FAMILIES = {
-    "DMC": [
-        ("dmc_walker_walk", {}),
-        ("dmc_cheetah_run", {}),
-        ("dmc_cup_catch", {}),
-        ("dmc_finger_spin", {}),
-        ("dmc_quadruped_run", {}),
-        ("dmc_reacher_easy", {}),
-    ],
-    "Distracted DMC": [
-        ("dmc_walker_walk_video", {}),
-        ("dmc_cheetah_run_video", {}),
-        ("dmc_walker_stand_video", {"img_source": "clouds"}),
-        ("dmc_finger_spin_video", {}),
-        ("dmc_cartpole_swingup_video", {"img_source": "noise"}),
-        ("dmc_reacher_easy_video", {"img_source": "color"}),
-    ],
-    "DMC-GS": [
-        ("dmc_walker_walk_color_hard", {}),
-        ("dmc_walker_walk_video_easy", {}),
-        ("dmc_cup_catch_video_hard", {}),
-        ("dmc_cheetah_run_sensor_cs", {"distracting_cs_intensity": 0.3}),
-        ("dmc_cheetah_run_distracting_cs", {"distracting_cs_intensity": 0.1}),
-        ("dmc_finger_spin_distracting_cs", {"distracting_cs_intensity": 0.5}),
-    ],
-    "Realistic ManiSkill": [
-        ("rms_push_cube", {}),
-        ("rms_lift_cube", {}),
-        ("rms_pick_cube", {}),
-        ("rms_turn_faucet", {}),
-        ("rms_peg_insertion_side", {}),
-        ("rms_plug_charger", {}),
-    ],
-}
-GB2_TASKS = ("walker_walk", "walker_stand", "cheetah_run", "finger_spin", "cartpole_swingup", "cup_catch")
-GB2_SETS = [
-    f"{kind}_{level}"
-    for kind in ("color", "video", "color_video", "rotate", "shift", "rotate_shift")
-    for level in ("easy", "hard")
-]
-SUBTLE_TASKS = ("cup_catch", "point_mass", "finger_turn", "reacher", "cartpole_swingup")
 SUITE = {
     "acrobot": "swingup", "cup": "catch", "cartpole": "swingup", "cheetah": "run", "dog": "fetch", "finger": "spin",
     "fish": "swim", "hopper": "hop", "humanoid": "walk", "humanoid_CMU": "run", "lqr": "lqr_2_1",
     "manipulator": "bring_ball", "pendulum": "swingup", "point_mass": "easy", "quadruped": "escape", "reacher": "easy",
     "stacker": "stack_2", "swimmer": "swimmer6", "walker": "walk",
 }  # fmt: skip
-SHEETS = {
-    "families": FAMILIES,
-    "dmcgb2": {mode: [(f"dmc_{task}_{mode}", {}) for task in GB2_TASKS] for mode in GB2_SETS},
+GB2_TASKS = ("walker_walk", "walker_stand", "cheetah_run", "finger_spin", "cartpole_swingup", "cup_catch")
+PATHS = {"assets": "assets", "resource_files": "", "ds_resource_path": "", "scan_path": ""}  # settings: defaults
+MOMENTS = (4, 40)  # agent steps after a reset
+
+
+def dmc(*names: str, mode: str = "", **settings) -> list[tuple[str, dict]]:
+    """Tasks in a mode, each with these settings."""
+    return [("_".join(filter(None, ["dmc", name, mode])), settings) for name in names]
+
+
+SHEETS = {  # {name: {row: tasks with their settings}}
+    "families": {
+        "DMC": dmc("walker_walk", "cheetah_run", "cup_catch", "finger_spin", "quadruped_run", "reacher_easy"),
+        "Distracted DMC": [
+            *dmc("walker_walk", "cheetah_run", mode="video"),
+            *dmc("walker_stand", mode="video", img_source="clouds"),
+            *dmc("finger_spin", mode="video"),
+            *dmc("cartpole_swingup", mode="video", img_source="noise"),
+            *dmc("reacher_easy", mode="video", img_source="color"),
+        ],
+        "DMC-GS": [
+            *dmc("walker_walk_color_hard", "walker_walk_video_easy", "cup_catch_video_hard"),
+            *dmc("cheetah_run", mode="sensor_cs", distracting_cs_intensity=0.3),
+            *dmc("cheetah_run", mode="distracting_cs", distracting_cs_intensity=0.1),
+            *dmc("finger_spin", mode="distracting_cs", distracting_cs_intensity=0.5),
+        ],
+        "Realistic ManiSkill": [
+            (f"rms_{name}", {})
+            for name in ("push_cube", "lift_cube", "pick_cube", "turn_faucet", "peg_insertion_side", "plug_charger")
+        ],
+    },
+    "dmcgb2": {mode: dmc(*GB2_TASKS, mode=mode) for mode in SUITES["dmcgb2"]},
     "subtle": {
-        "DMC-Subtle": [(f"dmc_{task}_subtle", {}) for task in SUBTLE_TASKS],
-        "in front of clouds": [(f"dmc_{task}_subtle_video", {"img_source": "clouds"}) for task in SUBTLE_TASKS],
+        "DMC-Subtle": dmc(*subtle.TASKS, mode="subtle"),
+        "in front of clouds": dmc(*subtle.TASKS, mode="subtle_video", img_source="clouds"),
     },
     "suite": {
-        mode or "plain": [
-            ("_".join(filter(None, ["dmc", *task, mode])), {"img_source": "clouds"}) for task in SUITE.items()
-        ]
+        mode or "plain": dmc(*map("_".join, SUITE.items()), mode=mode, img_source="clouds")
         for mode in ("", "video", "color_hard", "video_easy", "video_hard")
     },
 }
-MOMENTS = (4, 40)  # agent steps after a reset
 
 
 def record(task: str, settings: dict, seed: int) -> list[np.ndarray]:
@@ -105,11 +89,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sheet", choices=SHEETS, default="families")
-    for key in ("assets", "resource_files", "ds_resource_path", "scan_path"):
-        parser.add_argument(f"--{key}", default="assets" if key == "assets" else "")
+    for name, default in PATHS.items():
+        parser.add_argument(f"--{name}", default=default)
     args = parser.parse_args()
-    paths = {key: getattr(args, key) for key in ("assets", "resource_files", "ds_resource_path", "scan_path")}
+    paths = {name: getattr(args, name) for name in PATHS}
 
+    plt.switch_backend("agg")
     sheet = SHEETS[args.sheet]
     columns = max(map(len, sheet.values()))
     figure = plt.figure(figsize=(1.25 * columns + 0.3, 2.95 * len(sheet)), layout="constrained")

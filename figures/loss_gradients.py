@@ -9,6 +9,7 @@ mean squares over batches; the table has the median over parameters. `kl` is dyn
 
 import argparse
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,11 @@ def loss_gradients(model: models.WorldModel, batch: dict[str, Tensor]) -> dict[s
         scale = model.config[f"{name}_scale"]
         if not scale:
             continue
-        loss = scale * loss.mean()
-        grads = {
-            part: torch.autograd.grad(loss, params[part], retain_graph=True, materialize_grads=True) for part in PARTS
-        }
-        found[name] = loss.item(), {part: torch.cat([g.flatten() for g in grads[part]]) for part in PARTS}
+        loss, grads = scale * loss.mean(), {}
+        for part in PARTS:
+            found_here = torch.autograd.grad(loss, params[part], retain_graph=True, materialize_grads=True)
+            grads[part] = torch.cat([grad.flatten() for grad in found_here])
+        found[name] = loss.item(), grads
     return found
 
 
@@ -62,24 +63,23 @@ def table(run: Path, path: Path, batches: int) -> str:
     if not replay.load():
         raise ValueError(f"{run / 'train_eps'} holds no finished episode")
     torch.manual_seed(0)
-    norms: dict[str, list[list[float]]] = {}
-    squares: dict[tuple[str, str], Tensor] = {}  # of each loss's gradient at each part, summed over batches
-    squares_of_sum = dict.fromkeys(PARTS, 0.0)
+    norms: dict[str, list[list[float]]] = defaultdict(list)
+    squares: dict[tuple[str, str], Tensor] = defaultdict(float)  # of gradients at each part, summed over batches
     for _ in range(batches):
         rows = replay.sample(rng, config.batch_size, config.batch_length)
         batch = {key: torch.from_numpy(value) for key, value in rows.items()}
         found = loss_gradients(agent.world_model, batch)
         for name, (value, grads) in found.items():
-            norms.setdefault(name, []).append([value, *(grads[part].norm().item() for part in PARTS)])
+            norms[name].append([value, *(grads[part].norm().item() for part in PARTS)])
             for part in PARTS:
-                squares[name, part] = squares.get((name, part), 0.0) + grads[part].square()
+                squares[name, part] += grads[part].square()
         for part in PARTS:
-            squares_of_sum[part] += sum(grads[part] for _, grads in found.values()).square()
+            squares["sum", part] += sum(grads[part] for _, grads in found.values()).square()
     lines = [f"{run}, step {step * config.action_repeat}", ""]
     lines += ["| loss | value | encoder | dynamics | share, encoder | share, dynamics |"]
     lines += ["|---|---:|---:|---:|---:|---:|"]
     for name, rows in norms.items():
-        shares = [(squares[name, part] / squares_of_sum[part]).sqrt().nanmedian().item() for part in PARTS]
+        shares = [(squares[name, part] / squares["sum", part]).sqrt().nanmedian().item() for part in PARTS]
         lines.append(f"| {name} | " + " | ".join(f"{number:.2g}" for number in [*np.mean(rows, 0), *shares]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -96,8 +96,7 @@ def main() -> None:
         for run in args.runs:
             print(table(run, args.checkpoint or run / checkpoint.LATEST, args.batches))
     except (OSError, ValueError) as error:
-        print(f"loss_gradients.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"loss_gradients.py: {error}\n")
 
 
 if __name__ == "__main__":

@@ -114,50 +114,56 @@ def summarize(groups: Groups, at: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "method", "step", "seeds", *names])
 
 
-def summarize_suite(runs: list[Run], others: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """Returns by task, set and method, from eval.jsonl and the published numbers on the same sets; and remarks.
+def evaluations(runs: list[Run], others: bool = False) -> pd.DataFrame:
+    """Returns on test sets, a row per run and set: those of eval.jsonl, and the published ones on the same sets.
 
-    Columns: task, set, method, seeds (0 where published), mean, low, high, drop (percent from clean), protocol; and
-    `scores`, the returns of the seeds.
+    Columns: task, set, method, return, seeds (1, or 0 where published), protocol. others: also rows with changed
+    settings, as other methods.
     """
-    rows, changed = [], 0
+    rows = []
     for run in runs:
-        changed += sum(bool(row["changed"]) for row in run.evaluations)
         last = {(row["task"], row["changed"]): row for row in run.evaluations if others or not row["changed"]}
         for row in last.values():
             task, method = reading.split_task(row["task"])[0], METHOD_NAMES.get(run.method, run.method)
             cells = [task, set_of(run, row["task"]), method + f" ({row['changed']})" * bool(row["changed"])]
-            rows.append([*cells, row["return"], 1, row.get("step", 0), describe(run, row), set_of(run, run.task)])
+            rows.append([*cells, row["return"], 1, describe(run, row), row.get("step", 0), set_of(run, run.task)])
     if not rows:
         raise PlotError(f"{', '.join(str(run.path) for run in runs)}: no rows with their own settings in eval.jsonl")
-    columns = ["task", "set", "method", "return", "seeds", "step", "protocol", "trained"]
+    columns = ["task", "set", "method", "return", "seeds", "protocol", "step", "trained"]
     frame = pd.DataFrame(rows, columns=columns)
     if (frame.groupby(["task", "method"])["trained"].nunique() > 1).any():  # HRSSM, trained clean and in clouds
         frame["method"] += ", trained on " + frame["trained"]
     pairs = dict.fromkeys(zip(frame["task"], frame["set"], strict=True))
-    frame = pd.concat([frame, *(published_near(*pair, frame["step"].max() + 1) for pair in pairs)])
+    published = [published_near(*pair, frame["step"].max() + 1) for pair in pairs]
+    return pd.concat([frame, *published], ignore_index=True)[columns[:6]]
 
-    cells = [(key, [part]) for key, part in frame.groupby(["task", "set", "method"], sort=False)]
+
+def summarize_suite(runs: list[Run], others: bool = False) -> pd.DataFrame:
+    """Means over the seeds of `evaluations`, by task, set and method, and of a set that all tasks have, over these.
+
+    Columns: task, set, method, seeds, mean, low, high, drop (percent from clean), protocol; and `scores`, the returns
+    of the seeds.
+    """
+    frame = evaluations(runs, others).assign(part=lambda rows: rows["task"])
     tasks = frame["task"].nunique()
-    for (name, method), part in frame.groupby(["set", "method"], sort=False):
-        parts = [one for _, one in part.groupby("task", sort=False)]
-        if len(parts) == tasks > 1:
-            cells.append(((f"mean over {tasks} tasks", name, method), parts))
+    if tasks > 1:
+        shared = frame.groupby(["set", "method"])["task"].transform("nunique") == tasks
+        frame = pd.concat([frame, frame[shared].assign(task=f"mean over {tasks} tasks")])
     rows = []
-    for key, parts in cells:
+    for key, group in frame.groupby(["task", "set", "method"], sort=False):
+        parts = [part for _, part in group.groupby("part", sort=False)]
         scores = [part["return"].to_numpy() for part in parts]
         mean, low, high = bootstrap(mean_score, *scores)
-        each = np.mean(scores, 0) if len(set(map(len, scores))) == 1 else [mean]  # for other numbers no pairs of seeds
-        protocol = " / ".join(dict.fromkeys(text for part in parts for text in part["protocol"]))
-        rows.append([*key, min(part["seeds"].sum() for part in parts), mean, low, high, protocol, each])
+        each = np.mean(scores, 0) if len(set(map(len, scores))) == 1 else [mean]  # else seeds are no pairs
+        seeds = min(part["seeds"].sum() for part in parts)
+        rows.append([*key, seeds, mean, low, high, " / ".join(group["protocol"].unique()), each])
     columns = ["task", "set", "method", "seeds", "mean", "low", "high", "protocol", "scores"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.loc[frame["seeds"] == 0, ["low", "high"]] = math.nan
     clean = frame[frame["set"] == "clean"].set_index(["task", "method"])["mean"]
     before = clean.reindex(pd.MultiIndex.from_frame(frame[["task", "method"]])).to_numpy()
     frame.insert(7, "drop", (100 * (1 - frame["mean"] / before)).where((frame["set"] != "clean") & (before != 0)))
-    left_out = [] if others or not changed else [f"left out: {changed} rows with changed settings (--others)"]
-    return frame, left_out
+    return frame
 
 
 def published_near(task: str, test_set: str, step: float) -> pd.DataFrame:
@@ -419,10 +425,9 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     runs = reading.find_runs(args.runs, args.label, args.metric, args.window, remarks)
     groups = reading.group_runs(runs)
     for (task, method), members in groups.items():
-        shortest, longest = (choose(members, key=lambda run: run.curve.index[-1]) for choose in (min, max))
-        end = shortest.curve.index[-1]
-        if end < longest.curve.index[-1]:
-            remarks.append(f"{task}, {method}: drawn up to step {end:,.0f}, where {shortest.path} ends")
+        ends = {run.curve.index[-1]: run.path for run in reversed(members)}
+        if len(ends) > 1:
+            remarks.append(f"{task}, {method}: drawn up to step {min(ends):,.0f}, where {ends[min(ends)]} ends")
     at = sorted(set(args.at or [min(run.curve.index[-1] for run in runs)]))
     if not any(run.has(step) for run in runs for step in at):
         raise PlotError(f"--at {' '.join(f'{step:,.0f}' for step in at)}: no run has a value there")
@@ -446,10 +451,14 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
 def plot_suite(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     """Draws and writes the returns by test set; returns the Markdown tables and remarks."""
     remarks: list[str] = []
-    frame, left_out = summarize_suite(reading.find_runs(args.runs, args.label, None, left_out=remarks), args.others)
+    runs = reading.find_runs(args.runs, args.label, None, left_out=remarks)
+    frame = summarize_suite(runs, args.others)
+    changed = sum(bool(row["changed"]) for run in runs for row in run.evaluations)
+    if changed and not args.others:
+        remarks.append(f"left out: {changed} rows with changed settings (--others)")
     draw_suite(frame, out)
     frame.drop(columns="scores").round(3).to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
-    return suite_markdown(frame), [*remarks, *left_out, f"{out}, {csv}"]
+    return suite_markdown(frame), [*remarks, f"{out}, {csv}"]
 
 
 def main(argv: list[str] | None = None) -> None:

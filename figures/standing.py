@@ -27,8 +27,7 @@ def record(run: Path, seed: int, episode: int) -> tuple[np.ndarray, np.ndarray]:
     with collect.make_envs(config, "eval_only", 1, True) as group:
         agent = make_agent(config, group)
         checkpoint.load_weights(run, agent)
-        rewards: list[float] = []
-        receive = group.receive
+        rewards, receive = [], group.receive
 
         def receive_and_note() -> list:
             transitions = receive()
@@ -52,7 +51,7 @@ def draw(frames: list[np.ndarray], labels: list[str]) -> Image.Image:
     return canvas
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".gif"), help="the GIF to write")
@@ -61,27 +60,24 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=140, help="agent steps to show (140)")
     parser.add_argument("--colors", type=int, default=56, help="of the GIF (56)")
     args = parser.parse_args()
-    names, shown = [], []
+    shown = []
     try:
         for argument in args.runs:
             name, _, folder = argument.rpartition("=")
-            names.append(name or Path(folder).name)
-            shown.append(record(Path(folder), args.seed, args.episode))
+            shown.append((name or Path(folder).name, *record(Path(folder), args.seed, args.episode)))
     except (OSError, ValueError) as error:
-        print(f"standing.py: {error}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"standing.py: {error}\n")
     images = []
-    for step in range(min(args.steps + 1, *(len(frames) for frames, _ in shown))):
-        labels = [f"{name}: {returns[step]:.0f}" for name, (_, returns) in zip(names, shown, strict=True)]
-        images.append(draw([frames[step] for frames, _ in shown], labels))
+    for step in range(min(args.steps + 1, *(len(frames) for _, frames, _ in shown))):
+        labels = [f"{name}: {returns[step]:.0f}" for name, _, returns in shown]
+        images.append(draw([frames[step] for _, frames, _ in shown], labels))
     palette = images[len(images) // 2].quantize(args.colors)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     images[0].save(args.out, save_all=True, append_images=images[1:], duration=80, loop=0, optimize=True)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; returns of the whole episode:")
-    for name, (_, returns) in zip(names, shown, strict=True):
+    for name, _, returns in shown:
         print(f"  {name} {returns[-1]:.0f}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -148,7 +148,7 @@ def one_seed() -> str:
 def suite() -> str:
     """The agents that come with the code on test sets, beside published numbers."""
     agents = [f"{name}={ROOT / 'results' / folder}" for folder, name in AGENTS.items()]
-    frame, _ = plot.summarize_suite(reading.find_runs(agents, metric=None))
+    frame = plot.summarize_suite(reading.find_runs(agents, metric=None))
     return re.sub(r" \(\d+\) \|", " |", plot.suite_table(frame)[0])  # without the numbers of protocols
 
 
@@ -161,27 +161,22 @@ def quickstart() -> str:
 
 def fill(text: str) -> str:
     """A page with its tables made again."""
-
-    def made(match: re.Match) -> str:
-        return f"{match[1]}\n\n{globals()[match[2]]()}\n\n{match[3]}"
-
-    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", made, text, flags=re.DOTALL)
+    pattern = re.compile(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}\n\n{globals()[match[2]]()}\n\n{match[3]}", text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 for stale tables")
     check = parser.parse_args().check
-    stale = 0
-    for page in PAGES:
-        text = (ROOT / page).read_text()
-        if (new := fill(text)) != text:
-            stale += 1
-            if check:
-                print(f"{page}: its tables are not those of the runs: python figures/tables.py", file=sys.stderr)
-            else:
-                (ROOT / page).write_text(new)
-    return int(check and stale > 0)
+    filled = {page: fill((ROOT / page).read_text()) for page in PAGES}
+    stale = [page for page in PAGES if filled[page] != (ROOT / page).read_text()]
+    for page in stale:
+        if check:
+            print(f"{page}: its tables are not those of the runs: python figures/tables.py", file=sys.stderr)
+        else:
+            (ROOT / page).write_text(filled[page])
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -320,7 +320,7 @@ def test_agents_of_one_method_that_were_trained_on_different_sets_are_kept_apart
         folder = write_run(tmp_path / str(number), task, img_source=source)
         rows = [{"task": name, "return": 100.0 + number} for name in (task, "dmc_walker_stand_video_hard")]
         (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    frame, _ = plot.summarize_suite(reading.find_runs([str(tmp_path)], "hrssm", metric=None))
+    frame = plot.summarize_suite(reading.find_runs([str(tmp_path)], "hrssm", metric=None))
     found = {(row["method"], row["set"]): row["mean"] for row in frame[frame["seeds"] > 0].to_dict("records")}
     ours, clouds = "HRSSM, trained on clean", "HRSSM, trained on video (clouds)"
     sets = ((ours, "clean"), (ours, "video_hard"), (clouds, "video (clouds)"), (clouds, "video_hard"))
