@@ -23,8 +23,6 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,116 +31,14 @@ sys.path.insert(0, str(ROOT))
 import envs  # noqa: E402
 from run import files, process  # noqa: E402
 from run.config import ConfigError, check_config, load_config, read_config, save_config  # noqa: E402
-from setup import sweep_job, sweep_slurm  # noqa: E402
-from setup.sweep_slurm import Queue  # noqa: E402
+from setup import sweep_slurm  # noqa: E402
+from setup.sweep_run import STATES, STOPPED, Process, Queue, Run, ask, is_number  # noqa: E402
 
 MAX_SEED, MAX_SEEDS = 10**18, 10_000
 EXPORT_BYTES = 40_000  # of a run's rows; all evaluation rows are kept
-STATES = ("waiting", "running", "stopping", "finished", "failed")
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of the grid. steps: environment steps after which it is finished, None if unknown."""
-
-    task: str
-    method: str
-    seed: int
-    folder: Path
-    steps: int | None
-    command: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.task} {self.method} seed {self.seed}"
-
-    def locked(self) -> bool:
-        """Whether a process that a sweep started trains in the folder, on this machine or wherever its locks reach."""
-        with contextlib.suppress(OSError):  # no sweep was there
-            if (lock := sweep_job.try_lock(self.folder)) is None:
-                return True
-            os.close(lock)
-        return False
-
-    def record(self) -> dict:
-        """Written by the process that trained there last."""
-        return sweep_job.read_record(self.folder)
-
-    def slurm_job(self) -> str | None:
-        """The id of the last SLURM job."""
-        try:
-            return (self.folder / ".slurm_job").read_text().strip()
-        except (OSError, ValueError):
-            return None
-
-    def failure(self, queue: Queue | None) -> str | None:
-        """Why the last process that trained there, or its SLURM job, failed."""
-        job, record = self.slurm_job(), self.record()
-        if job and queue is not None and (died := sweep_slurm.died_early(self.folder.parents[2], job)):
-            return died
-        if (code := record.get("exit", 0)) not in sweep_job.STOPPED:
-            return record.get("problem") or f"exit {code}: {sweep_job.error_line(self.folder)}"
-        return None
-
-    def rows(self) -> Iterator[dict]:
-        """The rows of metrics.jsonl from its end; skips damaged ones, and the incomplete line of a killed run."""
-        try:
-            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
-        except OSError:
-            return
-        for line in reversed(lines):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and is_number(row.get("step")):
-                yield {name: value for name, value in row.items() if value is None or is_number(value)}
-
-    def progress(self) -> dict:
-        """`step`, `eval_return` (the newest), `age` in seconds, `finished`, from the end of metrics.jsonl."""
-        written, saved = (sweep_job.modified(self.folder / name) for name in ("metrics.jsonl", "latest.pt"))
-        rows = []
-        for row in self.rows():
-            rows.append(row)
-            if row.get("eval_return") is not None:
-                break
-        # A run ends with its last updates, a row with their count, and a checkpoint.
-        counted = max((row["step"] for row in rows if "update_count" in row), default=-1)
-        ended = self.steps is not None and counted >= self.steps
-        return {
-            "step": rows[0]["step"] if rows else 0,
-            "eval_return": rows[-1].get("eval_return") if rows else None,
-            "age": None if written is None else time.time() - written,
-            "finished": ended and saved is not None and saved >= written,
-        }
-
-    def state(self, queue: Queue | None) -> str:
-        """One of STATES; `queue` as of `read_queue`. A run is waiting if it has not started or can resume."""
-        job, locked, record = (queue or {}).get(self.slurm_job() or ""), self.locked(), self.record()
-        if not locked and self.progress()["finished"]:
-            return "finished"
-        if (job and job.state == "COMPLETING") or (locked and record.get("stopping")):
-            return "stopping"
-        if locked or (job and job.state == "RUNNING"):
-            return "running"
-        if job:
-            return "waiting"
-        return "failed" if self.failure(queue) else "waiting"
-
-    def note(self, state: str, queue: Queue | None) -> str:
-        """What --status adds to a state."""
-        job = self.slurm_job()
-        if job in (queue or {}):
-            return f"job {job} {queue[job].state}{queue[job].reason}"
-        if state == "finished":
-            return ""
-        return self.failure(queue) or self.record().get("problem", "")
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def queue_of(runs: list[Run]) -> Queue:
@@ -159,10 +55,10 @@ def find_runs(logdir: Path) -> list[Run]:
             with contextlib.suppress(ConfigError, OSError):
                 steps = read_config(folder / "config.yaml").get("steps")
                 steps = steps if is_number(steps) else None
-            runs.append(Run(folder.parts[-3], folder.parts[-2], int(folder.name[4:]), folder, steps))
+            runs.append(Run(folder, steps))
     if not runs:
         raise ConfigError(f"--logdir {logdir}: no run there; expected {{task}}/{{method}}/seed{{N}} folders")
-    return sorted(runs, key=lambda run: (run.task, run.method, run.seed))
+    return sorted(runs, key=lambda run: run.names)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -255,7 +151,7 @@ def make_grid(args: argparse.Namespace, flags: list[str], logdir: Path) -> list[
                 folder = logdir / task / method / f"seed{seed}"
                 command = [sys.executable, "-u", str(ROOT / "dreamer.py"), *groups, "--task", task, "--seed", str(seed)]
                 command += ["--logdir", str(folder), *flags]
-                runs.append(Run(task, method, seed, folder, steps[method], tuple(command)))
+                runs.append(Run(folder, steps[method], tuple(command)))
     return runs
 
 
@@ -286,7 +182,7 @@ def status(runs: list[Run]) -> str:
         score = "-" if progress["eval_return"] is None else f"{progress['eval_return']:.1f}"
         step = f"{progress['step']}/{'?' if run.steps is None else run.steps}"
         note = run.note(state, queue)
-        rows.append((run.task, run.method, str(run.seed), state, step, score, ago(progress["age"]), note))
+        rows.append((*map(str, run.names), state, step, score, ago(progress["age"]), note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths, strict=True)) for row in rows]
     counts = Counter(row[3] for row in rows[1:])
@@ -308,7 +204,7 @@ def export(runs: list[Run], folder: Path) -> str:
             continue
         if not run.progress()["finished"]:
             unfinished.append(str(run))
-        place = Path(run.task, run.method, f"seed{run.seed}")
+        place = Path(*run.folder.parts[-3:])
         try:
             settings = read_config(run.folder / "config.yaml").replace(logdir=str(place))
         except ConfigError as error:
@@ -349,7 +245,7 @@ def visible_gpus() -> list[str]:
     """Values for CUDA_VISIBLE_DEVICES, one GPU each: those of its current value, else all GPUs."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
-    answer = sweep_job.ask("nvidia-smi", "--list-gpus")
+    answer = ask("nvidia-smi", "--list-gpus")
     return [str(i) for i, _ in enumerate(answer.stdout.splitlines())] if answer.returncode == 0 else []
 
 
@@ -359,37 +255,38 @@ def run_local(todo: list[Run], elsewhere: list[Run], max_parallel: int | None, p
     gpus = visible_gpus()
     max_parallel = max_parallel or per_gpu * max(1, len(gpus))
     threads = max(1, len(os.sched_getaffinity(0)) // max_parallel) if per_gpu > 1 else None
-    active: dict[Run, sweep_job.Process] = {}
+    active: list[Process] = []
     todo, total, failed = list(todo), len(todo), 0
     with process.Interrupt() as interrupt:
         while active or (todo and not interrupt.requested):
             elsewhere = [run for run in elsewhere if run.locked()]
             while todo and not interrupt.requested and len(active) + len(elsewhere) < max_parallel:
                 run = todo.pop(0)
-                used = Counter([job.gpu for job in active.values()] + [run.record().get("gpu") for run in elsewhere])
+                used = Counter([job.gpu for job in active] + [run.record().get("gpu") for run in elsewhere])
                 gpu = min(gpus, key=lambda gpu: used[gpu]) if gpus else None
                 (run.folder / ".slurm_job").unlink(missing_ok=True)
                 try:
-                    active[run] = sweep_job.Process(list(run.command), run.folder, gpu, threads)
-                except (sweep_job.FolderInUse, OSError) as error:
+                    active.append(Process(run, gpu, threads))
+                except OSError as error:
                     failed += 1
                     print(f"{run}: failed: {error}", flush=True)
                     continue
                 where = "" if gpu is None else f" on GPU {gpu}"
                 print(f"[{total - len(todo)}/{total}] {run}: started{where}, logs in {run.folder}", flush=True)
             time.sleep(0.2)
-            if interrupt.requested and not all(job.stopping for job in active.values()):
+            if interrupt.requested and not all(job.stopping for job in active):
                 print("stopping: the runs save their checkpoints", flush=True)
-                for job in active.values():
+                for job in active:
                     job.stop()
-            for run in [run for run, job in active.items() if job.poll() is not None]:
-                code, progress = active.pop(run).code, run.progress()
-                if code in sweep_job.STOPPED:
+            for job in [job for job in active if job.poll() is not None]:
+                active.remove(job)
+                progress = job.run.progress()
+                if job.code in STOPPED:
                     what = "finished" if progress["finished"] else "stopped"
-                    print(f"{run}: {what} at step {progress['step']}", flush=True)
+                    print(f"{job.run}: {what} at step {progress['step']}", flush=True)
                 else:
                     failed += 1
-                    print(f"{run}: failed (exit {code}): {sweep_job.error_line(run.folder)}", flush=True)
+                    print(f"{job.run}: failed (exit {job.code}): {job.run.error_line()}", flush=True)
     return 130 if interrupt.requested else int(failed > 0)
 
 

@@ -14,12 +14,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from run import process
 from run.config import ConfigError, nearest
-from setup import sweep_job
+from setup.sweep_run import STARTS, Queue, Run, ask
 
+JOB = str(Path(__file__).with_name("sweep_job.py"))  # trains the runs of a task
 DEFAULTS = {"job_name": "hrssm", "time": "1440", "gpus_per_node": "1", "cpus_per_task": "8"}
 SIGNAL_DELAY = 300  # seconds to save a checkpoint in
 # Options that replace the default of another one
@@ -42,23 +42,6 @@ echo "sweep on $(hostname): {starts}"
 }} || exit
 exec srun --quiet --ntasks=1 --cpus-per-task=$SLURM_CPUS_ON_NODE bash -c 'trap "" USR2; exec "$@"' bash {command}
 """
-
-
-class Run(Protocol):
-    """A run of a sweep."""
-
-    folder: Path
-    command: Sequence[str]
-
-
-class Queued(NamedTuple):
-    """A job in the queue; `reason` why it waits, in brackets after a space, or empty."""
-
-    state: str
-    reason: str
-
-
-Queue = dict[str, Queued]  # by id, such as 12_0
 
 
 def parse_options(words: list[str]) -> dict[str, str]:
@@ -134,9 +117,9 @@ def submit(runs: Sequence[Run], logdir: Path, max_parallel: int | None, per_gpu:
                 json.dump(lists, file)
             for run in [run for task in tasks for run in task]:
                 (run.folder / ".sweep.json").unlink(missing_ok=True)
-            command = shlex.join([sys.executable, "-u", sweep_job.__file__, path])
+            command = shlex.join([sys.executable, "-u", JOB, path])
             try:
-                job = sbatch(options, SCRIPT.format(starts=sweep_job.STARTS, setup=setup, command=command))
+                job = sbatch(options, SCRIPT.format(starts=STARTS, setup=setup, command=command))
             except ConfigError:
                 os.unlink(path)
                 raise
@@ -171,35 +154,23 @@ def sbatch(options: dict[str, str], script: str) -> str:
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in answer.stderr.splitlines()]
     said = "; ".join(line for line in dict.fromkeys(lines) if not line.startswith("Try ")) or answer.stdout.strip()
     if unknown := re.search(r"unrecognized option '--([\w-]+)", said):
-        said += nearest(unknown[1], re.findall(r"--([a-z][a-z-]+)", sweep_job.ask("sbatch", "--help").stdout))
+        said += nearest(unknown[1], re.findall(r"--([a-z][a-z-]+)", ask("sbatch", "--help").stdout))
     raise ConfigError(f"--executor slurm: sbatch: {said or f'exit {answer.returncode}'}")
 
 
 def config_number(name: str, default: int) -> int:
     """A number of SLURM's configuration."""
-    match = re.search(rf"^{name}\s*= (\d+)", sweep_job.ask("scontrol", "show", "config").stdout, re.MULTILINE)
+    match = re.search(rf"^{name}\s*= (\d+)", ask("scontrol", "show", "config").stdout, re.MULTILINE)
     return int(match[1]) if match else default
 
 
 def read_queue() -> Queue:
     """The user's jobs that SLURM knows now."""
     where = "runs of this grid may be in SLURM's queue (if they cannot be, remove .slurm_job from their folders)"
-    answer = sweep_job.ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r")
+    answer = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r")
     if answer.returncode is None:
         raise ConfigError(f"squeue did not answer, and {where}: {answer.stderr}")
     if answer.returncode:
         raise ConfigError(f"squeue failed, and {where}: {answer.stderr.strip()[:200]}")
     jobs = [words for line in answer.stdout.splitlines() if len(words := line.split("|", 2)) == 3]
-    return {job: Queued(state, "" if reason == "None" else f" ({reason})") for job, state, reason in jobs}
-
-
-def died_early(logdir: Path, job: str) -> str | None:
-    """Why a job that is not in the queue ended before it started dreamer.py; None if it did not, or was cancelled."""
-    log = logdir / ".slurm" / f"{job}.log"
-    try:
-        text = log.read_text(errors="replace").rpartition(sweep_job.STARTS)[2]
-    except (OSError, ValueError):  # cancelled before it started
-        return None
-    if sweep_job.TRAINS in text or ("CANCELLED AT" in text and "DUE TO TIME LIMIT" not in text):
-        return None
-    return f"job {job} ended before dreamer.py started: {sweep_job.last_lines(text, 2)} ({log})"
+    return {job: state if reason == "None" else f"{state} ({reason})" for job, state, reason in jobs}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from run.config import read_config
-from setup import sweep_job, sweep_slurm
+from setup import sweep_run, sweep_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -63,10 +63,7 @@ def stand_ins(log: Path, count: int, steps: int = 10**6, saving: float = 0) -> l
     (log / "stand_in.py").write_text(STAND_IN)
     task, command = "dmc_cartpole_balance", [sys.executable, str(log / "stand_in.py")]
     folders = [log / task / "hrssm" / f"seed{seed}" for seed in range(count)]
-    return [
-        sweep.Run(task, "hrssm", seed, folder, steps, (*command, str(folder), str(steps), str(saving)))
-        for seed, folder in enumerate(folders)
-    ]
+    return [sweep.Run(folder, steps, (*command, str(folder), str(steps), str(saving))) for folder in folders]
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +207,7 @@ def test_a_run_whose_sweep_was_killed_is_left_alone(tmp_path, capsys):
     finally:
         if trainer(folder) is not None:
             os.kill(trainer(folder), signal.SIGTERM)
-    orphan = sweep.Run("dmc_cartpole_balance", "hrssm", 0, folder, None)
+    orphan = sweep.Run(folder)
     wait_until(lambda: not orphan.locked())
     assert (folder / "latest.pt").exists()
     assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
@@ -429,10 +426,10 @@ def test_runs_that_share_a_gpu(tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_saves_its_checkpoint_is_stopping(tmp_path):
     (run,) = stand_ins(tmp_path, 1, saving=1)
-    job = sweep_job.Process(list(run.command), run.folder)
+    job = sweep_run.Process(run)
     wait_until(lambda: lines(run.folder))
-    with pytest.raises(sweep_job.FolderInUse):
-        sweep_job.Process(list(run.command), run.folder)
+    with pytest.raises(BlockingIOError):
+        sweep_run.Process(run)
     assert run.state({}) == "running"
     job.stop()
     assert run.state({}) == "stopping"
@@ -448,7 +445,7 @@ def test_nothing_to_show_is_reported(tmp_path):
 
 
 def test_finished_means_the_last_row_and_a_later_checkpoint(tmp_path):
-    run = sweep.Run("task", "method", 0, tmp_path, 1000)
+    run = sweep.Run(tmp_path, 1000)
     log, checkpoint = tmp_path / "metrics.jsonl", tmp_path / "latest.pt"
 
     def finished(rows: str, saved: float) -> bool:
