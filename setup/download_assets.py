@@ -273,8 +273,6 @@ def unpack(archive: Path, folder: Path, names: dict[str, str], check: Callable[[
             if check is not None:
                 check(target)
             sizes[names[name]] = target.stat().st_size
-    if len(sizes) < len(names):
-        raise Damaged(f"lacks {next(name for name in names if names[name] not in sizes)}")
     (building / CONTENTS).write_text(json.dumps(sizes))
     os.sync()  # thousands of small files: their content is on disk before the folder gets its name
     if folder.exists():
@@ -368,11 +366,11 @@ def matterport(folder: Path, source: str | None, **_) -> None:
     """The scans, as *.glb in one folder. From Google Drive, through gdown."""
 
     def choose(names: Iterable[str]) -> dict[str, str]:
-        paths = [PurePosixPath(name) for name in names if name.endswith(".glb") and "__MACOSX" not in name]
+        paths = {name: PurePosixPath(name) for name in names if name.endswith(".glb") and "__MACOSX" not in name}
         if not paths:
             raise Damaged("holds no scan (*.glb)")
-        same = Counter(path.name for path in paths)
-        return {str(path): path.name if same[path.name] == 1 else "_".join(path.parts) for path in paths}
+        same = Counter(path.name for path in paths.values())
+        return {name: path.name if same[path.name] == 1 else "_".join(path.parts) for name, path in paths.items()}
 
     archive = folder.with_name("matterport.archive")
     url = f"{source or 'https://drive.google.com'}/uc?id={MATTERPORT_ID}"

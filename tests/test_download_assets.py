@@ -436,7 +436,7 @@ DRIVE = "uc?id=1SLh1WOmYn5qzoDUygtlQ89SS8aBSenP0"
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_matterport_through_gdown(server, tmp_path, pack):
-    files = {"m/a.glb": glb(1), "m/b/room.glb": glb(2), "m/c/room.glb": glb(3), "m/n.txt": b"", "__MACOSX/x.glb": b""}
+    files = {"./m/a.glb": glb(1), "m/b/room.glb": glb(2), "m/c/room.glb": glb(3), "m/n.txt": b"", "__MACOSX/x.glb": b""}
     server.files[DRIVE] = pack(files)
     server.faults[DRIVE] = ["short"]
     code, said = run("matterport", "--to", tmp_path, "--source", server.url)
