@@ -355,9 +355,7 @@ class EpisodeFiles:
             found[file.key] = file
         return sorted(found.values()), next_order
 
-    def check_newest(
-        self, files: list[File], capacity: int, spec: Spec | None
-    ) -> tuple[dict[Path, bool], Spec | None]:
+    def check_newest(self, files: list[File], capacity: int, spec: Spec | None) -> tuple[dict[Path, bool], Spec | None]:
         """Reads the headers of the newest files that fit into `capacity` agent steps; True for those that can be used.
 
         A damaged file is reported, renamed to `*.damaged` and left out. One that cannot be read, or whose rows are not

@@ -22,7 +22,25 @@ def set_up(config: Config) -> torch.device:
     device = pick_device(config.device)
     seed_everything(config.seed, config.deterministic_run)
     log.info(tune_matmul(device))
+    if device.type == "cpu" and (note := crowding(torch.get_num_threads(), os.cpu_count() or 1, os.getloadavg()[0])):
+        log.info(note)
     return device
+
+
+def crowding(threads: int, cores: int, load: float) -> str:
+    """A line for the log if threads will wait for cores that other processes use; else an empty string.
+
+    The threads of a product wait for each other, and spin meanwhile, so that one late thread delays all.
+
+    Args:
+        load: mean number of other processes that wanted to run lately.
+    """
+    if threads == 1 or load + threads < cores + 0.8:
+        return ""
+    return (
+        f"other processes want {load:.1f} of {cores} CPU cores, for which {threads} threads will wait: "
+        "OMP_NUM_THREADS=1, or GOMP_SPINCOUNT=300, may be more than twice as fast"
+    )
 
 
 def tune_matmul(device: torch.device) -> str:

@@ -282,9 +282,7 @@ def test_random_shift_is_bilinear_and_repeats_the_edges():
         dx, dy = ((2 * torch.rand(2) - 1) * 3).tolist()
         (left, a), (top, b) = ((4 + math.floor(d), d - math.floor(d)) for d in (dx, dy))
         corners = [[padded[y : y + 12, x : x + 12] for x in (left, left + 1)] for y in (top, top + 1)]
-        expected = sum(
-            wy * wx * corners[i][j] for i, wy in enumerate((1 - b, b)) for j, wx in enumerate((1 - a, a))
-        )
+        expected = sum(wy * wx * corners[i][j] for i, wy in enumerate((1 - b, b)) for j, wx in enumerate((1 - a, a)))
         torch.manual_seed(seed)
         torch.testing.assert_close(dreamerpro.random_shift(image, 3)[0, 0], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(dreamerpro.random_shift(image, 0), image)

@@ -131,9 +131,7 @@ def test_bisimulation_loss_by_hand():
 
 def test_latent_reconstruction_of_tiny_vectors_divides_by_at_least_a_thousandth():
     small = torch.full((1, 4), 1e-5)
-    torch.testing.assert_close(
-        models.latent_reconstruction_loss(small, -small), ((2 * small / 1e-3) ** 2).sum(-1)
-    )
+    torch.testing.assert_close(models.latent_reconstruction_loss(small, -small), ((2 * small / 1e-3) ** 2).sum(-1))
 
 
 def test_target_branch_gets_no_gradient():

@@ -46,9 +46,7 @@ def test_parity_checkpoint_is_read_whole():
 
 def test_parity_checkpoint_of_a_compiled_run(tmp_path):
     theirs = torch.load(reference.FOLDER / "reference_checkpoint.pt", weights_only=True)
-    compiled = {
-        (k.replace("_wm.", "_wm._orig_mod.", 1) if k.startswith("_wm.") else k): v for k, v in theirs.items()
-    }
+    compiled = {(k.replace("_wm.", "_wm._orig_mod.", 1) if k.startswith("_wm.") else k): v for k, v in theirs.items()}
     torch.save({"agent_state_dict": compiled}, tmp_path / "latest.pt")
     agent = reference.agent()
     for param in agent.parameters():
@@ -116,7 +114,7 @@ def test_parity_world_model_gradients(world):
     ours = parameters_by_public_name(agent, theirs, "_wm.")
     assert len(ours) == len(agent.world_model.opt.params)
     grads = torch.autograd.grad(total, list(ours.values()))
-    for (name, grad) in zip(ours, grads, strict=True):
+    for name, grad in zip(ours, grads, strict=True):
         close(grad, theirs[name], f"gradient of {name}")
 
 

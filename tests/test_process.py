@@ -81,3 +81,11 @@ def test_available_memory_is_what_a_cgroup_leaves(tmp_path):
         assert available_memory(tmp_path) > 10**6
         (tmp_path / "memory.max").write_text("1000000\n")
     assert available_memory(tmp_path) == 800_000
+
+
+def test_threads_that_will_wait_for_other_processes_are_reported():
+    assert not runtime.crowding(threads=2, cores=2, load=0.3)
+    assert not runtime.crowding(threads=1, cores=2, load=5)
+    assert not runtime.crowding(threads=8, cores=16, load=6)
+    line = runtime.crowding(threads=2, cores=2, load=1.1)
+    assert "1.1 of 2 CPU cores" in line and "OMP_NUM_THREADS=1" in line

@@ -66,8 +66,13 @@ class Project:
     def start(self, script, *flags, cwd=None, **environment):
         command = ["bash", str(self.root / script), *flags]
         return subprocess.Popen(
-            command, cwd=cwd or self.root, env={**self.environment, **environment}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            command,
+            cwd=cwd or self.root,
+            env={**self.environment, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
 
     def run(self, script, *flags, **settings):
