@@ -31,7 +31,7 @@ def install(agent: nn.Module, backend: Backend, log: Callable[[str], Any] = lamb
     mode = agent.accelerated = Mode(backend, log)
     for module in agent.modules():
         module.__dict__.pop("frozen", None)  # a copy, made again from the twins
-    leave_out_changed(mode)
+    leave_out_changed(agent, mode)
     replace_layers(agent, mode)
     if backend.fuse:
         for module in agent.modules():

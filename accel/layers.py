@@ -164,9 +164,10 @@ def replace_layers(root: nn.Module, mode: Mode) -> None:
         layer
         for module in root.modules()
         for name in HALF_OUTPUTS.get(type(module), ())
+        if hasattr(module, name)
         for layer in (getattr(module, name).children() if name == "convs" else [getattr(module, name)])
     }
-    gates = {module.norm for module in root.modules() if type(module) is networks.GRU}
+    gates = {getattr(module, "norm", None) for module in root.modules() if type(module) is networks.GRU}
     for module in root.modules():
         twin = None if type(module) in mode.changed else TWINS.get(type(module))
         if twin is not None and getattr(module, "padding_mode", "zeros") == "zeros":

@@ -491,6 +491,80 @@ def test_a_changed_equation_is_computed_as_it_is_written(fuse, owner, name, equa
     assert any(line.startswith(f"{named} does not compute") for line in lines) != compiled_as_written, lines
 
 
+def special_norm(self, x):
+    """Of a layer that somebody has given an attribute."""
+    y = torch.nn.functional.silu(torch.nn.LayerNorm.forward(self, x))
+    return 2 * y if getattr(self, "doubled", False) else y
+
+
+def ema_with_buffers(target, online, rate):
+    with torch.no_grad():
+        for old, new in zip(target.parameters(), online.parameters(), strict=True):
+            old.lerp_(new, rate)
+        for old, new in zip(target.buffers(), online.buffers(), strict=True):
+            old.copy_(new)
+
+
+def ema_of_all_but_norms(target, online, rate):
+    with torch.no_grad():
+        for (name, old), new in zip(target.named_parameters(), online.parameters(), strict=True):
+            old.lerp_(new, 1.0 if "norm" in name else rate)
+
+
+def cut_stoch(states):
+    return {key: value.detach() if key == "stoch" else value for key, value in states.items()}
+
+
+class RenamedGRU(networks.Cell):
+    """A GRU whose layers have other names than those that the twin reads."""
+
+    def __init__(self, inputs, deter):
+        super().__init__()
+        self.map = torch.nn.Linear(inputs + deter, 3 * deter)
+
+    def forward(self, x, state):
+        parts = self.map(torch.cat([x, state["deter"]], -1))
+        return {"deter": networks.update_deter(*parts.chunk(3, -1), state["deter"])}
+
+
+RARE_CHANGES = {
+    "large logits": (dists, "mix", lambda logits, unimix: PLAIN["mix"](logits.clamp(-10, 10), unimix)),
+    "other dimension": (
+        dists,
+        "mix",
+        lambda logits, unimix: (1 - unimix) * logits.softmax(1) + unimix / logits.shape[-1],
+    ),
+    "no share": (dists, "mix", lambda logits, unimix: PLAIN["mix"](logits, unimix or 0.01)),
+    "few draws": (dists, "pick", lambda probs, u: PLAIN["pick"](0.99 * probs + 0.01 / probs.shape[-1], u)),
+    "large states": (networks.GRU, "forward", lambda *args: {"deter": PLAIN["gru"](*args)["deter"].clamp(-3, 3)}),
+    "large outputs": (networks.NormSiLU, "forward", lambda *args: PLAIN["norm"](*args).clamp(max=6)),
+    "other layers": (networks, "GRU", RenamedGRU),
+    "one layer": (networks.NormSiLU, "forward", special_norm),
+    "one entry": (networks, "stack", lambda *args: cut_stoch(PLAIN["stack"](*args))),
+    "buffers": (tools, "ema", ema_with_buffers),
+    "names": (tools, "ema", ema_of_all_but_norms),
+}
+PLAIN = {"mix": dists.mix, "pick": dists.pick, "stack": networks.stack}
+PLAIN |= {"gru": networks.GRU.forward, "norm": networks.NormSiLU.forward}
+
+
+@pytest.mark.parametrize("change", [None, *RARE_CHANGES])
+@pytest.mark.parametrize("fuse", FUSE)
+def test_a_change_that_shows_in_some_inputs_alone_is_noticed(fuse, change, monkeypatch):
+    owner, name, equation = RARE_CHANGES.get(change, (dists, "mix", dists.mix))
+    monkeypatch.setattr(owner, name, equation)
+    if name == "GRU":  # as if it were written in networks.py
+        monkeypatch.setitem(networks.CELLS, "gru_layer_norm", equation)
+        monkeypatch.setitem(layers.TWINS, equation, layers.GRU)
+    agent, lines = make("", ("dmc_vision",)), []
+    agent.world_model.dynamics.prior_layer.norm.doubled = True
+    accel.install(agent, accel.Backend(fuse), lines.append)
+    named = equation.__name__ if name == "GRU" else owner.__name__ if isinstance(owner, type) else name
+    as_written = fuse == "compiled" and (name in ("mix", "pick") or change == "large outputs")
+    expected = [] if change is None or as_written else [named]
+    assert [line.split()[0] for line in lines if "does not compute" in line] == expected
+
+
 def test_a_latent_of_uniform_probabilities_has_no_gradient():
     logits = torch.randn(3, 5, requires_grad=True)
     for mix in (dists.mix, functions.native_mix):
