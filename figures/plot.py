@@ -94,8 +94,6 @@ def aggregate(*tasks: np.ndarray) -> np.ndarray:
 def mean_curve(curves: list[pd.Series], points: int = 300) -> pd.DataFrame:
     """Mean over seeds with its interval (`mean`, `low`, `high`) by step, over the steps that all runs have."""
     wide = pd.concat(curves, axis=1).sort_index().interpolate("index", limit_area="inside").dropna()  # (steps, seeds)
-    if wide.empty:
-        raise PlotError("the runs have no steps in common")
     wide = wide.iloc[np.unique(np.linspace(0, len(wide) - 1, points).astype(int))]
     return pd.DataFrame(bootstrap(mean_score, wide, reps=1000).T, wide.index, ["mean", "low", "high"])
 
@@ -425,6 +423,15 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     runs = reading.find_runs(args.runs, args.label, args.metric, args.window, remarks)
     groups = reading.group_runs(runs)
     for (task, method), members in groups.items():
+        late, early = (
+            max(members, key=lambda run: run.curve.index[0]),
+            min(members, key=lambda run: run.curve.index[-1]),
+        )
+        if late.curve.index[0] > early.curve.index[-1]:
+            raise PlotError(
+                f"{task}, {method}: {late.path} begins at step {late.curve.index[0]:,.0f}, after {early.path} has ended "
+                f"at {early.curve.index[-1]:,.0f}; leave one out, or name their methods: NAME=RUN"
+            )
         ends = {run.curve.index[-1]: run.path for run in reversed(members)}
         if len(ends) > 1:
             remarks.append(f"{task}, {method}: drawn up to step {min(ends):,.0f}, where {ends[min(ends)]} ends")

@@ -149,7 +149,7 @@ def read_run(path: Path, label: str | None, metric: str | None, window: float) -
         raise PlotError(f"{file}: {error.strerror}; expected the settings of the run, its task and seed") from None
     except Exception:  # the YAML parser raises almost anything for a damaged file
         raise PlotError(f"{file}: not the config of a run (expected the keys task and seed)") from None
-    in_sweep = re.fullmatch(r"seed\d+", folder.name) and folder.parents[1].name == task
+    in_sweep = re.fullmatch(r"seed\d+", folder.name) and folder.parents[1].name == task.replace("/", "-")
     method = label or ("" if configs and not in_sweep else folder.parent.name)
     curve = read_curve(path, metric, window) if metric else None
     return Run(path, task, method, seed, {**settings, "configs": configs}, read_evaluations(path, seed), curve)

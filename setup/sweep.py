@@ -148,7 +148,7 @@ def make_grid(args: argparse.Namespace, flags: list[str], logdir: Path) -> list[
             raise ConfigError(str(error).replace("--task ", "--tasks ", 1)) from None
         for method, groups in methods.items():
             for seed in seeds:
-                folder = logdir / task / method / f"seed{seed}"
+                folder = logdir / task.replace("/", "-") / method / f"seed{seed}"  # of gym_ale_py:ALE/Pong-v5
                 command = [sys.executable, "-u", str(ROOT / "dreamer.py"), *groups, "--task", task, "--seed", str(seed)]
                 command += ["--logdir", str(folder), *flags]
                 runs.append(Run(folder, steps[method], tuple(command)))
@@ -205,6 +205,8 @@ def export(runs: list[Run], folder: Path) -> str:
         if not run.progress()["finished"]:
             unfinished.append(str(run))
         place = Path(*run.folder.parts[-3:])
+        if (folder / place).resolve() == run.folder.resolve():
+            raise ConfigError(f"--export {folder}: these are the runs themselves; expected another folder")
         try:
             settings = read_config(run.folder / "config.yaml").replace(logdir=str(place))
         except ConfigError as error:
@@ -298,6 +300,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{name} {value}: expected 1 or more")
     if args.slurm and args.executor != "slurm":
         raise ConfigError("--slurm belongs to --executor slurm: add that, or leave it out")
+    if args.executor == "slurm":
+        sweep_slurm.signal_delay(sweep_slurm.parse_options(args.slurm))  # refuses wrong options, also of a --dry_run
     if not args.tasks and not args.status and args.export is None:
         raise ConfigError("--tasks is missing: expected --tasks dmc_walker_walk dmc_cup_catch, for example")
     runs = make_grid(args, flags, logdir) if args.tasks else find_runs(logdir)

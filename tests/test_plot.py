@@ -327,6 +327,15 @@ def test_agents_of_one_method_that_were_trained_on_different_sets_are_kept_apart
     assert found == dict(zip(sets, (100, 100, 101, 101), strict=True))
 
 
+def test_seeds_without_a_common_step_are_named(tmp_path, capsys):
+    write_run(tmp_path / "old", steps=range(1000, 4000, 1000))
+    write_run(tmp_path / "new", seed=1, steps=range(5000, 7000, 1000))
+    with pytest.raises(SystemExit):
+        plot.main([str(tmp_path), "--out", str(tmp_path / "out.png")])
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'new'} begins at step 5,000, after {tmp_path / 'old'} has ended at 3,000" in said
+
+
 def test_a_suite_of_runs_without_results_is_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run")
     flags = ["--suite", str(tmp_path), "--out", str(tmp_path / "a.png")]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from figures import reading
 from run.config import read_config
 from setup import sweep_run, sweep_slurm
 
@@ -308,6 +309,36 @@ def test_damaged_files_of_a_run_do_not_stop_the_table(tmp_path, capsys, monkeypa
     assert sweep.main(["--status", "--logdir", str(tmp_path / "log")]) == 0
     ((state, *_),) = table(capsys.readouterr().out).values()
     assert state in sweep.STATES
+
+
+def test_export_refuses_the_folder_of_the_runs_themselves(tmp_path):
+    run = tmp_path / "log" / "dmc_walker_walk" / "hrssm" / "seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(f"logdir: {run}\ntask: dmc_walker_walk\nseed: 0\nsteps: 9\n")
+    (run / "metrics.jsonl").write_text('{"step": 1, "train_return": 0.123456789}\n')
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    (tmp_path / "link").symlink_to("log")
+    for folder in ("log", "link"):
+        with pytest.raises(sweep.ConfigError, match=rf"--export \S*{folder}: these are the runs themselves"):
+            sweep.main(["--export", str(tmp_path / folder), "--logdir", str(tmp_path / "log")])
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_task_with_a_slash_is_one_folder(tmp_path, capsys):
+    args, _ = sweep.parse(["--tasks", "gym_ale_py:ALE/Pong-v5"])
+    (run,) = sweep.make_grid(args, ["--actor_dist", "onehot"], tmp_path)
+    run.folder.mkdir(parents=True)
+    assert [found.folder for found in sweep.find_runs(tmp_path)] == [run.folder]
+    (run.folder / "config.yaml").write_text("task: gym_ale_py:ALE/Pong-v5\nseed: 0\nconfigs: [small]\n")
+    (run.folder / "metrics.jsonl").write_text('{"step": 1, "eval_return": 2}\n')
+    (read,) = reading.find_runs([str(tmp_path)])
+    assert (read.task, read.method) == ("gym_ale_py:ALE/Pong-v5", "hrssm")
+
+
+def test_wrong_options_of_sbatch_are_refused_in_a_dry_run_too(tmp_path):
+    for option in ("nodes=2", "time=soon"):
+        with pytest.raises(sweep.ConfigError, match=f"--slurm {option}"):
+            sweep.main(["--tasks", "dmc_walker_walk", "--executor", "slurm", "--slurm", option, "--dry_run"])
 
 
 def test_export_keeps_evaluations_and_thins_the_rest(tmp_path, capsys):
