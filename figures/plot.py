@@ -423,14 +423,12 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     runs = reading.find_runs(args.runs, args.label, args.metric, args.window, remarks)
     groups = reading.group_runs(runs)
     for (task, method), members in groups.items():
-        late, early = (
-            max(members, key=lambda run: run.curve.index[0]),
-            min(members, key=lambda run: run.curve.index[-1]),
-        )
-        if late.curve.index[0] > early.curve.index[-1]:
+        begin, late = max((run.curve.index[0], str(run.path)) for run in members)
+        end, early = min((run.curve.index[-1], str(run.path)) for run in members)
+        if begin > end:
             raise PlotError(
-                f"{task}, {method}: {late.path} begins at step {late.curve.index[0]:,.0f}, after {early.path} has ended "
-                f"at {early.curve.index[-1]:,.0f}; leave one out, or name their methods: NAME=RUN"
+                f"{task}, {method}: {late} begins at step {begin:,.0f}, after {early} has ended at {end:,.0f}; "
+                "leave one out, or name their methods: NAME=RUN"
             )
         ends = {run.curve.index[-1]: run.path for run in reversed(members)}
         if len(ends) > 1:
