@@ -92,6 +92,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", default="assets")
     args = parser.parse_args()
+    if not (Path(args.assets) / "dmcgb").is_dir():
+        parser.error(f"--assets {args.assets}: no dmcgb there; python setup/download_assets.py dmcgb downloads it")
     torch.manual_seed(0)
     print("| task | pixels | frames with any | pixels in front of a `_video` | left by the mask | all hidden |")
     print("|---|---|---|---|---|---|")

@@ -92,6 +92,8 @@ def main() -> None:
     for name, default in PATHS.items():
         parser.add_argument(f"--{name}", default=default)
     args = parser.parse_args()
+    if args.out.suffix not in (".png", ".pdf", ".svg") or not args.out.parent.is_dir():
+        parser.error(f"--out {args.out}: expected a .png, .pdf or .svg in a folder that exists")
     paths = {name: getattr(args, name) for name in PATHS}
 
     plt.switch_backend("agg")

@@ -180,4 +180,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=Path(__file__).with_suffix(".png"))
     plt.switch_backend("agg")
-    draw(parser.parse_args().file)
+    try:
+        draw(file := parser.parse_args().file)
+    except (OSError, ValueError) as error:  # no such folder, no format of images
+        parser.error(f"{file}: {error}")

@@ -484,3 +484,20 @@ def test_intervals_are_the_same_in_every_call(tmp_path):
         tables.append((tmp_path / f"{name}_table.csv").read_text())
         np.random.seed()
     assert "\nall," in tables[0] and tables[0] == tables[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, flags, named",
+    [
+        ("model.py", ["{}/none/a.png"], "none/a.png"),
+        ("model.py", ["{}/a.txt"], "a.txt"),
+        ("environments.py", ["--out", "{}/none/a.png"], "--out"),
+        ("distractions.py", ["--assets", "{}/none"], "--assets"),
+    ],
+)
+def test_other_figures_refuse_wrong_files_in_a_line(script, flags, named, tmp_path):
+    command = [sys.executable, str(SCRIPT.with_name(script)), *(flag.format(tmp_path) for flag in flags)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and named in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
