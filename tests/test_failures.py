@@ -336,7 +336,7 @@ def test_a_checkpoint_that_is_not_finite_is_neither_written_nor_resumed(logdir, 
 
 # Signals and workers
 
-WORKERS = [*VECTORS, "--device", "cpu", "--compile", "False", "--steps", "480", "--eval_episode_num", "0"]
+WORKERS = [*VECTORS, "--device", "cpu", "--compile", "False", "--steps", "960", "--eval_episode_num", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +396,7 @@ def test_a_worker_that_dies_at_the_start_is_one_line(tmp_path):
 
 
 def test_a_worker_that_dies_in_an_evaluation_is_one_line(tmp_path):
-    flags = [*WORKERS, "--eval_episode_num", "12", "--eval_envs", "2"]  # at steps 400 and 480
+    flags = [*WORKERS, "--steps", "480", "--eval_episode_num", "12", "--eval_envs", "2"]  # at steps 400 and 480
     assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
     logdir = tmp_path / "run"
     process = start(*flags, "--logdir", logdir)

@@ -81,11 +81,15 @@ def test_an_array_that_is_cancelled_stopped_and_repeated(tmp_path, capsys):
     assert "5 runs submitted in 2 arrays (MaxArraySize is 3)" in said
     until(lambda: lines(runs[0].folder) and lines(runs[1].folder))
     assert states(runs) == ["running"] * 2 + ["waiting"] * 3 and not lines(runs[2].folder)
-    assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
     jobs = [run.slurm_job() for run in runs]
-    assert f"job {jobs[0]} RUNNING\n" in said
-    assert f"job {jobs[2]} PENDING (JobArrayTaskLimit)\n" in said and f"job {jobs[4]} PENDING (Dependency)\n" in said
+    reasons = f"job {jobs[2]} PENDING (JobArrayTaskLimit)\n", f"job {jobs[4]} PENDING (Dependency)\n"
+
+    def status_shows_all() -> bool:  # SLURM finds a reason when it tries to start a job
+        assert sweep.main(["--status", "--logdir", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        return f"job {jobs[0]} RUNNING\n" in said and all(reason in said for reason in reasons)
+
+    until(status_shows_all)
     assert sweep.main([*argv, "--executor", "slurm"]) == 0
     said = capsys.readouterr().out
     assert said.count("left alone") == 5 and "nothing left to start" in said
