@@ -27,12 +27,13 @@ SCALES = ((1, 1), (1000, 1), (1, 100))
 
 def leave_out_changed(agent: nn.Module, mode: Mode) -> None:
     """Fills `mode.changed`: classes of layers and names of functions whose twins compute something else."""
-    mode.changed, float32 = set(), Mode(Backend(mode.fuse), mode.log)
+    float32 = Mode(Backend(mode.fuse), mode.log)
     eager = torch.compiler.set_stance("force_eager")  # nothing is compiled for this
     with torch.random.fork_rng([]), torch.enable_grad(), float32.rollout(), eager:
         torch.manual_seed(0)
+        repeating = [module for module in agent.modules() if methods(module, mode)]
         # alike ones once
-        layers = {f"{x} {[item for item in vars(x).items() if item[0][0] != '_']}": x for x in agent.modules()}
+        layers = {f"{x} {[item for item in vars(x).items() if item[0][0] != '_']}": x for x in repeating}
         for layer in layers.values():
             if not all(layer_agrees(layer, name, *scale, float32) for name in methods(layer, mode) for scale in SCALES):
                 mode.changed.add(type(layer))
