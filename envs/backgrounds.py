@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .notes import note
-from .suite import IMG_SOURCES
+from .sources import IMG_SOURCES
 from .videos import read_video
 
 DECODING = 2  # in the names of cached files: raised where the frames of a file change

@@ -11,6 +11,7 @@ import numpy as np
 from . import backgrounds
 from .dmc import DMC, common, texture
 from .notes import note
+from .sources import DMCGS_VIDEOS as VIDEOS
 
 # isort: split
 import mujoco  # after .dmc, which picks the renderer at import
@@ -22,7 +23,6 @@ STOCK_COLORS = {"grid_rgb1": (0.1, 0.2, 0.3), "self_rgb": (0.7, 0.5, 0.3), "skyb
 COLOR_STD = {"color_easy": 0.1, "color_hard": 0.2}
 GRID_MARK = (0.2, 0.3, 0.4)  # the floor's lines keep the stock color
 COLORS = 100  # in a set
-VIDEOS = {"video_easy": 10, "video_hard": 100}
 GREEN = (51, 204, 51)  # .2 .8 .2
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import backgrounds
 from .dmc import DMC, texture
-from .suite import DAVIS_VIDEOS as VIDEOS
+from .sources import DAVIS_VIDEOS as VIDEOS
 
 # isort: split
 import mujoco  # after .dmc, which picks the renderer at import

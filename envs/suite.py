@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 from . import subtle
 from .family import Family, nearest
 from .legal import TEXT, Legal, between, one_of
-
-IMG_SOURCES = ("video", "images", "clouds", "noise", "color")
-DAVIS_VIDEOS = {0.025: 2, 0.05: 2, 0.1: 4, 0.15: 6, 0.2: 8, 0.3: 60, 0.4: 60, 0.5: 60}  # {intensity: the first n}
+from .sources import DAVIS_VIDEOS, DMCGS_VIDEOS, IMG_SOURCES
 
 DMCGS = ("color_easy", "color_hard", "video_easy", "video_hard")
 DISTRACTING = ("distracting_cs", "sensor_cs")
@@ -102,10 +100,10 @@ def videos(
         count = DAVIS_VIDEOS[distracting_cs_intensity]
         return len(find_davis(ds_resource_path or f"{assets}/davis", count)), count
     if task.mode.endswith(("video_easy", "video_hard")):
-        from .distracted import VIDEOS, find_videos
+        from .distracted import find_videos
 
         mode = task.mode.removeprefix("color_")
-        return len(find_videos(mode, assets)), VIDEOS[mode]
+        return len(find_videos(mode, assets)), DMCGS_VIDEOS[mode]
     return None
 
 
