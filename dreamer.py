@@ -315,7 +315,10 @@ def evaluate_run(argv: list[str], logdir: Path, action: Config) -> None:
         config = config.replace(task=tasks[0])
         runtime.set_up(config)
         with evaluate.make_run_envs(config, action) as group:
-            evaluate.evaluate_run(build(config, group), group, logdir, action, tasks)
+            try:
+                evaluate.evaluate_run(build(config, group), group, logdir, action, tasks)
+            except evaluate.EvaluationError as error:
+                raise CommandError(error, 1) from error
 
 
 def own_task(logdir: Path) -> str:

@@ -35,6 +35,10 @@ Scores = dict[str, list[float]]  # return, length and, if there is one, success 
 KEPT_ENVS = 20  # in all workers together, between the evaluations of a run: some 60 MB each
 
 
+class EvaluationError(Exception):
+    """An evaluation has no result; the message is one line."""
+
+
 class Played(NamedTuple):
     """Episodes that were played.
 
@@ -271,6 +275,7 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config, task
         log.info(f"{logdir / 'eval.jsonl'} has {len(tasks) - len(left)} of the {len(tasks)} sets already")
     rng, image = runtime.rng_state(), sees_images(agent.config) or action.video
     steps = evaluation.episodes * (agent.config.time_limit // agent.config.action_repeat)  # of a task; 0: unknown
+    problems = []
     with progress_bar(len(left) * steps or None) as bar:
         for number, task in enumerate(left, 1):
             if task != tasks[0]:
@@ -278,9 +283,14 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config, task
                 group.change(task, env_constructors(config, "eval_only", len(group), image))
             bar.set_description(f"{task} ({number} of {len(left)})")
             runtime.set_rng_state(rng)  # a set's numbers do not depend on what is played before
-            evaluation.play(group, task, bar.update)
+            try:
+                evaluation.play(group, task, bar.update)
+            except EvaluationError as error:  # the other sets are played all the same
+                problems.append(str(error))
             if steps:
                 bar.update(number * steps - bar.n)  # some episodes may have ended early
+    if problems:
+        raise EvaluationError("; ".join(problems))
 
 
 class Evaluation:
@@ -336,7 +346,7 @@ class Evaluation:
         recorder = probe.Recorder(self.agent.world_model.dynamics) if action.probe_state else None
         played = play(self.agent, group, episodes, 0, action.video, recorder, progress)
         if not played.scores["return"]:
-            raise RuntimeError(f"{task}: every episode of the evaluation failed")
+            raise EvaluationError(f"{task}: every episode of the evaluation failed")
         r2 = probe.probe(recorder.rows) if recorder else {}
         means = summary(played.scores)
         line = {**self.header(task), **means, "returns": played.scores["return"]}

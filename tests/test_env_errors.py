@@ -1,5 +1,6 @@
 """Errors of an env in training, in evaluation and while a run is restored: they cost an episode, not the run."""
 
+import json
 import os
 import re
 import sys
@@ -204,6 +205,7 @@ class Diverges(gymnasium.Env):
     metadata = {"render_modes": []}
     observation_space = spaces.Box(-1, 1, (3,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
+    limit = 0.75
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -214,12 +216,16 @@ class Diverges(gymnasium.Env):
         return np.array([self.start, self.t / 40, 0], np.float32)
 
     def step(self, action):
-        if self.t == 24 and self.start > 0.75:
+        if self.t == 24 and self.start > self.limit:
             raise RuntimeError("Physics state is invalid. Warning(s) raised: mjWARN_BADQACC")
         self.t += 1
         return self.observation(), 0.1, False, self.t >= 40, {}
 
+class Fails(Diverges):
+    limit = 0
+
 gymnasium.register("Diverges-v0", Diverges)
+gymnasium.register("Fails-v0", Fails)
 '''
 
 
@@ -268,6 +274,18 @@ def test_a_dropped_episode_is_not_learned_from_and_a_run_resumes_to_the_bit(dive
         assert dreamer.main([*flags, str(steps), "--eval_episode_num", "0", "--logdir", str(tmp_path / "parts")]) == 0
     assert episodes_of(tmp_path / "parts") == rows
     torch.testing.assert_close(agent_of(tmp_path / "parts"), agent_of(tmp_path / "run"), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_set_whose_episodes_all_fail_is_named_and_the_others_are_played(diverging, tmp_path, monkeypatch, capsys):
+    logdir = tmp_path / "run"
+    assert dreamer.main([*DROP, "--steps", "60", "--eval_episode_num", "0", "--logdir", str(logdir)]) == 0
+    sets = [f"gym_diverging:{name}-v0" for name in ("Fails", "Diverges")]
+    monkeypatch.setattr(evaluate, "find_tasks", lambda *_: sets)  # as of a suite
+    assert dreamer.main(["--eval_only", "--logdir", str(logdir), "--episodes", "4"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"dreamer.py: {sets[0]}: every episode of the evaluation failed"
+    (row,) = (json.loads(line) for line in (logdir / "eval.jsonl").read_text().splitlines())
+    assert row["task"] == sets[1] and row["episodes"] > 0
 
 
 @pytest.mark.slow
