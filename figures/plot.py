@@ -483,6 +483,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--suite", action="store_true", help="returns by test set instead of curves")
     parser.add_argument("--others", action="store_true", help="with --suite: also rows with changed settings")
     args = parser.parse_args(argv)
+    if args.others and not args.suite:
+        parser.error("--others belongs to --suite")
     out = args.out or Path("suite.png" if args.suite else "curves.png")
     if out.suffix not in SUFFIXES:
         parser.error(f"--out {out}: expected a file ending in {', '.join(SUFFIXES)}")

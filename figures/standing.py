@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dreamer import make_agent
-from run import checkpoint, collect, evaluate
+from run import checkpoint, collect, evaluate, runtime
 
 ZOOM, GAP, LABEL = 2, 8, 18  # enlargement of the image; pixels between the agents, and above them for their names
 
@@ -24,6 +24,7 @@ ZOOM, GAP, LABEL = 2, 8, 18  # enlargement of the image; pixels between the agen
 def record(run: Path, seed: int, episode: int) -> tuple[np.ndarray, np.ndarray]:
     """Frames (T, H, W, 3) of an evaluation episode of a run's agent, and its return so far at each of them (T,)."""
     config = evaluate.run_config([], run).replace(parallel=False, device="cpu", seed=seed)
+    runtime.seed_everything(seed, config.deterministic_run)
     with collect.make_envs(config, "eval_only", 1, True) as group:
         agent = make_agent(config, group)
         checkpoint.load_weights(run, agent)

@@ -288,7 +288,7 @@ def run_local(todo: list[Run], elsewhere: list[Run], max_parallel: int | None, p
                     print(f"{job.run}: {what} at step {progress['step']}", flush=True)
                 else:
                     failed += 1
-                    print(f"{job.run}: failed (exit {job.code}): {job.run.error_line()}", flush=True)
+                    print(f"{job.run}: failed: {job.run.ending(job.code)}", flush=True)
     return 130 if interrupt.requested else int(failed > 0)
 
 

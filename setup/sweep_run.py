@@ -102,6 +102,11 @@ class Run:
             return last_lines((self.folder / "stderr.log").read_bytes()[-4096:].decode(errors="replace"), 1)
         return ""
 
+    def ending(self, code: int) -> str:
+        """How the process ended, in words: its exit status, or the signal that killed it; and its last line."""
+        how = f"exit {code}: " if code >= 0 else f"killed by signal {-code} ({signal.strsignal(-code)}), after: "
+        return how + self.error_line()
+
     # What it wrote
 
     def written(self, name: str) -> float | None:
@@ -135,11 +140,15 @@ class Run:
         # A run ends with its last updates, a row with their count, and a checkpoint.
         counted = max((row["step"] for row in rows if "update_count" in row), default=-1)
         ended = self.steps is not None and counted >= self.steps
+        if saved is None:  # what --export wrote
+            whole = not (self.folder / "train_eps").exists()
+        else:
+            whole = saved >= written
         return {
             "step": rows[0]["step"] if rows else 0,
             "eval_return": rows[-1].get("eval_return") if rows else None,
             "age": None if written is None else time.time() - written,
-            "finished": ended and saved is not None and saved >= written,
+            "finished": ended and whole,
         }
 
     # Its state. `queue`: the jobs that SLURM knows now, None if that is unknown
@@ -170,7 +179,7 @@ class Run:
         if job and queue is not None and (died := self.died_early(job)):
             return died
         if (code := record.get("exit", 0)) not in STOPPED:
-            return record.get("problem") or f"exit {code}: {self.error_line()}"
+            return record.get("problem") or self.ending(code)
         return None
 
     def died_early(self, job: str) -> str | None:

@@ -378,6 +378,7 @@ def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):
         ("", ["run", "run2"], "are both dmc_walker_walk"),
         ("", ["run", "--out", "a.gif"], "expected a file ending in"),
         ("", ["run", "--out", "no/a.png"], "no folder"),
+        ("", ["run", "--others"], "--others belongs to --suite"),
         ("", ["run", "--window", "-1"], "--window -1"),
         ("", ["run", "--window", "nan"], "--window nan: expected 0 or more"),
         ("", ["run", "--at", "nan"], "--at nan: expected environment steps"),

@@ -164,7 +164,7 @@ def test_a_grid_stopped_killed_and_finished(tmp_path, capsys):
     out, err = process.communicate(timeout=500)
     assert process.returncode == 1 and not err
     assert [row[0] for row in table(out).values()] == ["finished", "finished", "failed", "finished"]
-    assert "exit -9" in out and "3 finished, 1 failed" in out
+    assert "killed by signal 9 (Killed)" in out and "3 finished, 1 failed" in out
     for folder in (first, second):
         assert "resumed at step" in (folder / "stdout.log").read_text()
     configs = {key: read_config(folder / "config.yaml") for key, folder in folders.items() if folder != third}
@@ -365,6 +365,7 @@ def test_export_keeps_evaluations_and_thins_the_rest(tmp_path, capsys):
     (log / "dmc_walker_walk" / "no_mbr" / "seed3" / "eval.jsonl").write_text('{"step": 10000}\n')
     (log / "dmc_walker_walk" / "no_mbr" / "seed3" / "latest.pt").write_bytes(b"")
     (log / "dmc_walker_walk" / "no_mbr" / "seed4").mkdir()
+    (log / "dmc_walker_walk" / "hrssm" / "seed0" / "train_eps").mkdir()  # killed before its first checkpoint
     for _ in range(2):  # again, over the existing files
         assert sweep.main(["--export", str(out), "--logdir", str(log)]) == 0
         said = capsys.readouterr().out
@@ -395,6 +396,8 @@ def test_export_keeps_evaluations_and_thins_the_rest(tmp_path, capsys):
         steps = [row["step"] for row in rows if name in row]
         assert len(steps) > 10 and steps[-1] == 200_000 and len({b - a for a, b in itertools.pairwise(steps)}) == 1
     assert read(second) == close(short)
+    assert sweep.main(["--status", "--logdir", str(log)]) == sweep.main(["--status", "--logdir", str(out)]) == 0
+    assert "2 waiting, 1 finished" in (tables := capsys.readouterr().out) and tables.endswith("\n2 finished\n")
     settings = read_config(out / second / "config.yaml")
     assert (settings.logdir, settings.task, settings.configs) == (second, "dmc_walker_walk", ("small",))
 
@@ -485,6 +488,7 @@ def test_finished_means_the_last_row_and_a_later_checkpoint(tmp_path):
         os.utime(checkpoint, (saved, log.stat().st_mtime + saved))
         return run.progress()["finished"]
 
+    (tmp_path / "train_eps").mkdir()
     assert not run.progress()["finished"]
     last = '{"step": 1000, "eval_return": 7.5}\n{"step": 1000, "update_count": 40}\n'
     assert finished(last, 1)
@@ -493,8 +497,11 @@ def test_finished_means_the_last_row_and_a_later_checkpoint(tmp_path):
     assert not finished('{"step": 900, "update_count": 39}\n{"step": 1000, "eval_return": 7.5}\n', 1)
     assert not finished('{"step": 900, "eval_return": 6}\n{"step": 900, "update_count": 39}\n', 1)
     assert not finished(last.rstrip("\n}"), 1)  # an incomplete line
+    log.write_text(last)
     checkpoint.unlink()
     assert not run.progress()["finished"]
+    (tmp_path / "train_eps").rmdir()
+    assert run.progress()["finished"]  # what was exported
 
 
 def test_only_visible_gpus_are_used(monkeypatch):
