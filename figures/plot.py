@@ -54,6 +54,7 @@ METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
     "no_mbr": "HRSSM without latent reconstruction",
     "mbr_fixed": "HRSSM with a fixed projection",
     "mbr_barlow": "HRSSM with Barlow Twins",
+    "mbr_barlow_strong": "HRSSM with Barlow Twins, weight 1",
     "no_simsr": "HRSSM without bisimulation",
     "no_hybrid": "HRSSM without target branch",
     "continuous": "HRSSM, Normal latents",

@@ -40,6 +40,7 @@ def tops(names) -> set[str]:
         ("no_mbr", {"mbr_scale": 0.0}, {"mbr_loss"}, set()),
         ("mbr_fixed", {"mbr_projection": "fixed"}, set(), set()),
         ("mbr_barlow", {"mbr_loss": "barlow", "mbr_scale": 0.05}, set(), set()),
+        ("mbr_barlow_strong", {"mbr_loss": "barlow"}, set(), set()),
         ("no_simsr", {"simsr_scale": 0.0}, {"simsr_loss"}, set()),
         ("no_hybrid", {"hybrid": False}, {"mbr_loss"}, set()),
         ("dreamerv3", DREAMER, {"mbr_loss", "simsr_loss"}, {"decoder_loss"}),
