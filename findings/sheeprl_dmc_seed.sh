@@ -9,7 +9,7 @@
 # (`seed` of the constructor seeds the spaces only. Nothing else draws from the generator.)
 #
 # Why it matters: the `seed` of a run does not repeat it, not even on one thread of one machine, and what looks like the
-# noise of a GPU is that of other episodes. Two methods on one seed have their first 1,000 steps' start in common, no other.
+# noise of a GPU is that of other episodes. Two methods on one seed share the start of their first episode alone.
 # Expected before: as gymnasium's `Env.reset` says: without a seed, an env that has a generator goes on with it.
 set -euo pipefail
 folder=$(mktemp -d)
