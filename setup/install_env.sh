@@ -153,9 +153,13 @@ if ! renders egl >/dev/null && ! renders osmesa >/dev/null; then
         die "MuJoCo renders neither with EGL nor with OSMesa: $(renders egl | tail -1)"
 fi
 
-# On a CPU, layers in C++ make updates faster; on a GPU, Triton compiles. Everything works without a compiler.
+# On a CPU, layers in C++ make updates faster; on a GPU, PyTorch compiles, against Python's headers. All works without.
+headers=$("$python" -P -c 'import sysconfig; print(sysconfig.get_path("include"))')
 command -v "${CXX:-c++}" >/dev/null || (apt_install "a C++ compiler (makes updates faster)" g++) ||
     say "no C++ compiler (see above): updates run without compiled layers"
+[ -e "$headers/Python.h" ] ||
+    (apt_install "Python's headers (make updates on a GPU faster)" "$(basename "$headers")-dev") ||
+    say "no headers of Python (see above): updates on a GPU run without compiled layers"
 
 # Realistic ManiSkill renders with Vulkan; everything else works without it.
 if "$python" -P -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("sapien"))'; then

@@ -34,7 +34,7 @@ def write_video(path: Path, frames) -> Path:
 
 def flat_frames(levels, size=(48, 64)) -> np.ndarray:
     """A flat gray frame for each level."""
-    return np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), *size, 3)).copy()
+    return np.broadcast_to(np.array(levels).astype(np.uint8)[:, None, None, None], (len(levels), *size, 3)).copy()
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_episodes_are_numbered_whoever_plays_them(mode, videos, tmp_path):
         assert others == scores
         np.testing.assert_array_equal(other_frames, frames)
     if mode == "video_easy":  # a corner of the sky is the video
-        assert sorted(round((frame[0, 0, 0, 0] - 10) / 20) for frame in frames) == list(range(10))
+        assert sorted(round((int(frame[0, 0, 0, 0]) - 10) / 20) for frame in frames) == list(range(10))
     else:
         assert len({frame[0].tobytes() for frame in frames}) == 10
     with evaluate.make_envs(config, "eval_only", 2, True) as group:

@@ -361,19 +361,22 @@ def workers(process: subprocess.Popen) -> list[int]:
 
 @pytest.mark.parametrize("how", ["closed terminal", "killed", "hung"])
 def test_nothing_is_lost_when_a_terminal_closes_or_a_worker_fails(how, uninterrupted, tmp_path):
-    logdir = tmp_path / "run"
-    process = start(*WORKERS, "--logdir", logdir, start_new_session=True)
-    wait_for(logdir, 3, process)
-    if how == "closed terminal":  # which reaches the workers too
-        os.killpg(process.pid, signal.SIGHUP)
-    elif how == "killed":
-        os.kill(children(process)[0], signal.SIGKILL)
-    else:
-        hung = children(process)[0]
-        os.kill(hung, signal.SIGSTOP)
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    for attempt in range(5):
+        logdir = tmp_path / f"run{attempt}"
+        process = start(*WORKERS, "--logdir", logdir, start_new_session=True)
+        wait_for(logdir, 3, process)
+        if how == "closed terminal":  # which reaches the workers too
+            os.killpg(process.pid, signal.SIGHUP)
+        elif how == "killed":
+            os.kill(children(process)[0], signal.SIGKILL)
+        else:
+            hung = children(process)[0]
+            os.kill(hung, signal.SIGSTOP)
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+        if "(100.0%)" not in out:  # else it ended before this process, on busy cores, had its turn
+            break
     if how == "killed":
         assert process.returncode == 1 and "worker of env" in err and "saved a checkpoint" in out
     else:

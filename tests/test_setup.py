@@ -254,6 +254,21 @@ def test_a_missing_compiler_is_reported_and_not_an_error(project, without):
     assert "install -y --no-install-recommends g++" in error and "updates run without compiled layers" in error
 
 
+def test_missing_headers_of_python_are_reported_and_not_an_error(project, without, tmp_path):
+    (project.root / ".venv" / ".installed").unlink()
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import sysconfig\npath = sysconfig.get_path\n"
+        "sysconfig.get_path = lambda name, *a, **k: '/none/python3.99' if name == 'include' else path(name, *a, **k)\n"
+    )
+    places = os.pathsep.join([str(site), project.environment["PYTHONPATH"]])
+    code, out, error = project.run("setup/run.sh", PATH=without("apt-get", "sudo"), PYTHONPATH=places)
+    assert code == 0 and "version 1.0" in out
+    assert "install -y --no-install-recommends python3.99-dev" in error
+    assert "updates on a GPU run without compiled layers" in error
+
+
 def pythons() -> list[tuple[tuple[int, int], str]]:
     """Pythons of this machine that make virtual environments, one of each version: (version, path)."""
     places = [sys.executable, *Path("/usr/bin").glob("python3.*"), *Path.home().glob(".pyenv/versions/*/bin/python3.*")]
