@@ -5,4 +5,4 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/setup/install_env.sh"
 cd "$root"
 .venv/bin/python -m ruff check .
-exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"  # one test file at a time per core
+exec .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"  # one test file at a time per core

@@ -15,3 +15,14 @@ settings.register_profile(
     "hrssm", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("hrssm")
+
+# Files that take a minute or more, the longest first: so no core waits long for the last one
+LONGEST = (
+    "test_campaign", "test_accel", "test_dreamer", "test_sweep", "test_failures", "test_distributed", "test_evaluation",
+    "test_baselines", "test_gym_env", "test_slurm", "test_env_errors", "test_setup",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
