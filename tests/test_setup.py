@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 DREAMER = """import os
 import signal
 import sys
+import time
 
 import tiny
 
@@ -37,7 +38,8 @@ print("version", tiny.__version__, "cwd", os.getcwd(), "flags", sys.argv[1:], fl
 if "wait" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(7)))
     print("ready", flush=True)
-    signal.pause()
+    while True:  # not signal.pause, which a signal just before it does not end
+        time.sleep(0.05)
 """
 
 
