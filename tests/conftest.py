@@ -7,8 +7,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; the machine's co
 
 from hypothesis import HealthCheck, settings
 
-# A background job of a shell ignores Ctrl-C, and so would every process that the tests start and interrupt
+# A background job of a shell ignores Ctrl-C, under nohup also the end of its terminal, and so would every process that
+# the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No time limits for examples, and the same examples in every run
 settings.register_profile(

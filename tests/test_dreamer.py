@@ -1,5 +1,6 @@
 """The command line and the loop: real runs of a tiny agent, stopped, killed and resumed."""
 
+import contextlib
 import json
 import os
 import random
@@ -205,11 +206,19 @@ def test_kill_at_ten_random_moments(tmp_path):
     assert episodes == list(range(1, len(episodes) + 1)) and len(episodes) >= int(found[2])  # each exactly once
 
 
+def workers(process: subprocess.Popen) -> list[int]:
+    """The processes of its envs; a library may have others, as multiprocessing has from Python 3.14 on."""
+    found = []
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            found += [int(pid)] * (b"envs.parallel" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return found
+
+
 def test_a_dead_worker_ends_the_run_with_its_name(tmp_path):
     process = start(*VECTORS, "--logdir", tmp_path / "run")
     wait_for(tmp_path / "run", 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(workers(process)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=600)
     assert process.returncode not in (0, None) and "worker of env" in err
 
