@@ -5,7 +5,6 @@ range and some rotations, reads the first stream of a file whatever it is (a cov
 a file is damaged.
 """
 
-import contextlib
 import re
 import subprocess
 import tempfile
@@ -66,17 +65,20 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
     A line on stderr says if only a part could be decoded. Raises ValueError if there is no frame.
     """
     frames: Iterator[np.ndarray] = iter(())
-    with contextlib.suppress(RuntimeError):  # imageio-ffmpeg has no ffmpeg for this system
+    problem = "no frame of it could be decoded); repair or remove the file"
+    try:
         stream = find_stream(path)
         if stream is None:
             raise ValueError(f"{path}: not a readable video (it has no video stream); repair or remove the file")
         frames = _read_ffmpeg(path, stream)
+    except RuntimeError:
+        problem = "imageio-ffmpeg has no ffmpeg for this system); install one, or name it: IMAGEIO_FFMPEG_EXE"
     first = next(frames, None)
     if first is None:
         frames = _read_skvideo(path)
         first = next(frames, None)
     if first is None:
-        raise ValueError(f"{path}: not a readable video (no frame of it could be decoded); repair or remove the file")
+        raise ValueError(f"{path}: not a readable video ({problem}")
     yield first
     yield from frames
 

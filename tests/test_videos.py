@@ -1,6 +1,7 @@
 """Reading video files of the kinds that people have, made here by ffmpeg."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -216,7 +217,20 @@ def test_no_ffmpeg_is_needed_on_the_path(tmp_path, monkeypatch):
 def test_scikit_video_reads_where_there_is_no_ffmpeg_of_imageio(tmp_path, monkeypatch):
     if np.lib.NumpyVersion(np.__version__) >= "1.24.0":
         pytest.skip("scikit-video does not work with numpy 1.24 and later")
+    if shutil.which("ffprobe") is None:
+        pytest.skip("scikit-video needs the system's ffmpeg")
     path = encode(tmp_path / "a.mp4", LEVELS, *H264)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "true")  # it decodes nothing
     monkeypatch.setattr(videos, "find_stream", lambda path: videos.Stream(0, 0, "h264"))
     check(path)
+
+
+def test_a_system_without_ffmpeg_is_said(tmp_path, monkeypatch):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    path = encode(tmp_path / "a.mp4", LEVELS, *H264)
+    monkeypatch.setattr(videos.imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    monkeypatch.setattr(videos, "_read_skvideo", lambda path: iter(()))  # which needs the system's
+    with pytest.raises(ValueError, match=r"a.mp4: .*no ffmpeg for this system\); install one"):
+        next(videos.read_video(path))
