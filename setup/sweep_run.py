@@ -140,16 +140,16 @@ class Run:
         # A run ends with its last updates, a row with their count, and a checkpoint.
         counted = max((row["step"] for row in rows if "update_count" in row), default=-1)
         ended = self.steps is not None and counted >= self.steps
-        if saved is None:  # what --export wrote
-            whole = not (self.folder / "train_eps").exists()
-        else:
-            whole = saved >= written
         return {
             "step": rows[0]["step"] if rows else 0,
             "eval_return": rows[-1].get("eval_return") if rows else None,
             "age": None if written is None else time.time() - written,
-            "finished": ended and whole,
+            "finished": ended and (self.is_export() if saved is None else saved >= written),
         }
+
+    def is_export(self) -> bool:
+        """Whether --export wrote it: it has rows, but nothing to train from."""
+        return not (self.folder / "train_eps").exists()
 
     # Its state. `queue`: the jobs that SLURM knows now, None if that is unknown
 

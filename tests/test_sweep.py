@@ -502,6 +502,9 @@ def test_finished_means_the_last_row_and_a_later_checkpoint(tmp_path):
     assert not run.progress()["finished"]
     (tmp_path / "train_eps").rmdir()
     assert run.progress()["finished"]  # what was exported
+    log.unlink()
+    checkpoint.write_bytes(b"")
+    assert not run.progress()["finished"]  # its log is gone
 
 
 def test_only_visible_gpus_are_used(monkeypatch):
