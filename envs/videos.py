@@ -65,20 +65,20 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
     A line on stderr says if only a part could be decoded. Raises ValueError if there is no frame.
     """
     frames: Iterator[np.ndarray] = iter(())
-    problem = "no frame of it could be decoded); repair or remove the file"
+    problem, advice = "no frame of it could be decoded", "repair or remove the file"
     try:
         stream = find_stream(path)
         if stream is None:
             raise ValueError(f"{path}: not a readable video (it has no video stream); repair or remove the file")
         frames = _read_ffmpeg(path, stream)
     except RuntimeError:
-        problem = "imageio-ffmpeg has no ffmpeg for this system); install one, or name it: IMAGEIO_FFMPEG_EXE"
+        problem, advice = "imageio-ffmpeg has no ffmpeg for this system", "install one, or name it: IMAGEIO_FFMPEG_EXE"
     first = next(frames, None)
     if first is None:
         frames = _read_skvideo(path)
         first = next(frames, None)
     if first is None:
-        raise ValueError(f"{path}: not a readable video ({problem}")
+        raise ValueError(f"{path}: not a readable video ({problem}); {advice}")
     yield first
     yield from frames
 
