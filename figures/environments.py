@@ -4,8 +4,8 @@
     python figures/environments.py --sheet dmcgb2 --out sheet.png  # all sets on all six tasks; also: subtle, suite
 
 A task whose files are missing is left out, with a line that says what it needs. The flags are settings of the tasks.
-The figure in the repository uses videos of DMC-GS, also in place of DAVIS's, and the tests' stand-ins for the scans and
-the faucet.
+The figure in the repository uses videos of DMC-GS, also in place of DAVIS's, rooms of setup/make_rooms.py as scans,
+and the tests' stand-in for the faucet.
 """
 
 import argparse
