@@ -37,9 +37,10 @@ ACTIONS = {
 FREE_SETTINGS = {
     "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
     "env_failures", "eval_envs", "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every",
-    "logdir", "loggers", "parallel", "replay_dir_limit", "replay_memory", "scan_path", "steps", "video_pred_log",
+    "logdir", "loggers", "parallel", "replay_dir_limit", "replay_memory", "steps", "video_pred_log",
 }  # fmt: skip
-MOVED = {"eval_resource_files", "resource_files"}  # likewise: the same files may lie elsewhere, or be others
+# They may change too, as the same files may lie elsewhere; but they may be others, so an evaluation records the change.
+MOVED = {"eval_resource_files", "resource_files", "scan_path"}
 
 
 # Legal values

@@ -267,7 +267,7 @@ def test_another_config_is_refused_unless_allowed(tmp_path):
     assert code == 2 and "units 16 -> 24" in err and "kl_free 1.0 -> 2.0" in err and len(err.splitlines()) == 1
     # settings that only determine how long, how often or where
     free = ["--steps", "400", "--parallel", "False", "--log_every", "50", "--eval_episode_num", "1", "--device", "cpu"]
-    free += ["--resource_files", "elsewhere/*.mp4", "--eval_envs", "1"]
+    free += ["--resource_files", "elsewhere/*.mp4", "--scan_path", "elsewhere", "--eval_envs", "1"]
     assert run(*VECTORS, *free, "--logdir", logdir)[0] == 0
     told = ["--kl_free", "2", "--allow_config_change", "True", "--steps", "500"]
     assert run(*VECTORS, *told, "--logdir", logdir)[0] == 0
