@@ -27,11 +27,11 @@ def load(folder: str) -> list[reading.Run]:
     return sorted(runs, key=lambda run: (run.task, order.index(run.method), run.seed))
 
 
-def by_method(several: bool) -> list[tuple[str, str, list[reading.Run], pd.DataFrame]]:
-    """Task, method, runs and their returns and R² of the small agents, with several seeds or with one."""
-    groups = reading.group_runs(load("small"))
+def by_method(several: bool | None, folder: str = "small") -> list[tuple[str, str, list[reading.Run], pd.DataFrame]]:
+    """Task, method, runs and their returns and R² of small agents: those with several seeds, with one, or all."""
+    groups = reading.group_runs(load(folder))
     scores = plot.probe_scores(groups)
-    return [(*key, runs, scores[key]) for key, runs in groups.items() if (len(runs) > 1) == several]
+    return [(*key, runs, scores[key]) for key, runs in groups.items() if several in (None, len(runs) > 1)]
 
 
 def name(method: str) -> str:
@@ -136,6 +136,33 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return plot.bootstrap(lambda a, b: a.mean(-1) - b.mean(-1), ours, theirs)
 
 
+def videos() -> str:
+    """Small agents trained in front of natural videos, and the shipped ones of clouds: each in front of both."""
+    rows = []
+    for run in [*load("small_videos"), *shipped()]:
+        returns = {}
+        for row in run.evaluations:
+            if row["task"] == run.task:
+                source = re.search(r"img_source (\w+)", row["changed"])
+                returns[source[1] if source else run.settings["img_source"]] = spread(row)
+            elif row["task"] == run.task.removesuffix("_video") and not row["changed"]:
+                returns["clean"] = spread(row)
+        cells = [returns["video"], returns["clouds"], returns["clean"]]
+        rows.append([run.settings["img_source"], plot.METHOD_NAMES.get(run.method, run.method), run.seed, *cells])
+    return plot.table(["trained in front of", "method", "seed", "video (held out)", "clouds", "clean"], rows, left=2)
+
+
+def rooms() -> str:
+    """Small agents of Realistic ManiSkill, in the rooms of their training and in others."""
+    rows = []
+    for run in load("small_rooms"):
+        others = [row for row in run.evaluations if row["changed"].startswith("scan_path ")]
+        cells = [spread(run.own_evaluations()[-1]), spread(others[-1])]
+        rows.append([run.task, name(run.method), run.seed, *cells, ", ".join(f"{value:.0f}" for value in run.curve)])
+    header = ["task", "method", "seed", "return", "in other rooms", "every 10,000 steps"]
+    return plot.table(header, rows, left=2)
+
+
 def one_seed() -> str:
     """Small agents with one seed, with the evaluations of training."""
     rows = []
@@ -147,9 +174,13 @@ def one_seed() -> str:
 
 def suite() -> str:
     """The agents that come with the code on test sets, beside published numbers."""
-    agents = [f"{name}={ROOT / 'results' / folder}" for folder, name in AGENTS.items()]
-    frame = plot.summarize_suite(reading.find_runs(agents, metric=None))
+    frame = plot.summarize_suite(shipped())
     return re.sub(r" \(\d+\) \|", " |", plot.suite_table(frame)[0])  # without the numbers of protocols
+
+
+def shipped() -> list[reading.Run]:
+    """The agents that come with the code, named as in figures."""
+    return reading.find_runs([f"{name}={ROOT / 'results' / folder}" for folder, name in AGENTS.items()], metric=None)
 
 
 def quickstart() -> str:

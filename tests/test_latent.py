@@ -16,6 +16,7 @@ DEAD = {
     "small/dmc_cartpole_swingup/hrssm/seed0": [2100],  # until update 2,400 or so
     "small/dmc_cup_catch/hrssm/seed0": [3350],
     "small/dmc_cup_catch/mbr_fixed/seed0": [4600],
+    "small/dmc_finger_spin/hrssm/seed0": [4600],
     "small/dmc_reacher_easy/hrssm/seed0": [4600],
 }
 
