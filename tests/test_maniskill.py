@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from scan_files import CONVERTED, SHOWN, write_room
@@ -302,6 +303,20 @@ class TestScene:
         assert names["scan"].get_collision_shapes() == []
         np.testing.assert_allclose(names["scan"].pose.p, [0, 0, -0.8])
         np.testing.assert_allclose(names["scan"].pose.q, [0, 0, 0, 1])
+
+    def test_rooms_of_images_surround_the_robot(self, assets, tmp_path):
+        """Rooms of setup/make_rooms.py: the pixels around the robot and the cube have the hue of the image."""
+        from setup import make_rooms
+
+        for name, color in (("blue", (200, 60, 20)), ("green", (20, 200, 60))):  # BGR
+            cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((32, 32, 3), color, np.uint8))
+            flags = ["--images", str(tmp_path / f"{name}.png"), "--to", str(tmp_path / name), "--count", "1"]
+            assert make_rooms.main(flags) == 0
+        scans = [str(tmp_path / name) for name in ("blue", "green")]
+        blue, green = (bare("push_cube", assets, scan_path=scan).reset()["image"].astype(int) for scan in scans)
+        room = (blue != green).any(-1)
+        assert 0.4 < room.mean() < 0.97
+        assert (blue[room].argmax(-1) == 2).mean() > 0.95 and (green[room].argmax(-1) == 1).mean() > 0.95
 
     @pytest.mark.slow
     def test_scans_are_drawn_at_each_reset(self, assets):
