@@ -172,13 +172,18 @@ def find_files(resource_files: str, img_source: str, flag: str = "--resource_fil
         )
     if not resource_files:
         raise FileNotFoundError(f"--img_source {img_source} needs {flag}: {remedy}")
-    pattern = os.path.expanduser(resource_files)
-    if os.path.isdir(pattern):
-        pattern = os.path.join(glob.escape(pattern), "*")
-    files = sorted(Path(name).absolute() for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+    files = glob_files(resource_files)
     if not files:
         raise FileNotFoundError(f"{flag} {resource_files}: no file there; {remedy}")
     return files
+
+
+def glob_files(pattern: str) -> list[Path]:
+    """The files of a glob, or of a folder, as absolute paths in their order; hidden files are left out."""
+    pattern = os.path.expanduser(pattern)
+    if os.path.isdir(pattern):
+        pattern = os.path.join(glob.escape(pattern), "*")
+    return sorted(Path(name).absolute() for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
 
 
 def read_image(path: Path) -> Iterator[np.ndarray]:

@@ -27,11 +27,11 @@ def load(folder: str) -> list[reading.Run]:
     return sorted(runs, key=lambda run: (run.task, order.index(run.method), run.seed))
 
 
-def by_method(several: bool | None, folder: str = "small") -> list[tuple[str, str, list[reading.Run], pd.DataFrame]]:
-    """Task, method, runs and their returns and R² of small agents: those with several seeds, with one, or all."""
-    groups = reading.group_runs(load(folder))
+def by_method(several: bool) -> list[tuple[str, str, list[reading.Run], pd.DataFrame]]:
+    """Task, method, runs and their returns and R² of the small agents, with several seeds or with one."""
+    groups = reading.group_runs(load("small"))
     scores = plot.probe_scores(groups)
-    return [(*key, runs, scores[key]) for key, runs in groups.items() if several in (None, len(runs) > 1)]
+    return [(*key, runs, scores[key]) for key, runs in groups.items() if (len(runs) > 1) == several]
 
 
 def name(method: str) -> str:
@@ -47,6 +47,11 @@ def curve(run: reading.Run) -> list[str]:
     """Mean and standard deviation over the episodes of each evaluation during training."""
     stds = reading.read_curve(run.path, "eval_return_std")
     return [f"{mean:.0f} ± {stds[step]:.0f}" for step, mean in run.curve.items()]
+
+
+def listed(values: pd.Series) -> str:
+    """Returns one after the other."""
+    return ", ".join(f"{value:.0f}" for value in values)
 
 
 def tiny(share: float) -> str:
@@ -93,7 +98,7 @@ def small() -> str:
     """Small agents with several seeds."""
     rows = []
     for task, method, runs, scores in by_method(several=True):
-        seeds = ", ".join(f"{score:.0f}" for score in scores["return"])
+        seeds = listed(scores["return"])
         shares = [run.own_evaluations()[-1].get("mbr_latent_share") for run in runs]
         share = ", ".join(tiny(share) if share else "?" for share in shares) if any(shares) else ""
         rows.append([task, name(method), plot.mean_span(scores["return"], 0), seeds, *plot.r2_cells(scores), share])
@@ -158,7 +163,7 @@ def rooms() -> str:
     for run in load("small_rooms"):
         others = [row for row in run.evaluations if row["changed"].startswith("scan_path ")]
         cells = [spread(run.own_evaluations()[-1]), spread(others[-1])]
-        rows.append([run.task, name(run.method), run.seed, *cells, ", ".join(f"{value:.0f}" for value in run.curve)])
+        rows.append([run.task, name(run.method), run.seed, *cells, listed(run.curve)])
     header = ["task", "method", "seed", "return", "in other rooms", "every 10,000 steps"]
     return plot.table(header, rows, left=2)
 
@@ -167,8 +172,8 @@ def one_seed() -> str:
     """Small agents with one seed, with the evaluations of training."""
     rows = []
     for task, method, (run,), scores in by_method(several=False):
-        returns = ", ".join(f"{value:.0f}" for value in run.curve)
-        rows.append([task, name(method), spread(run.own_evaluations()[-1]), *plot.r2_cells(scores), returns])
+        own = spread(run.own_evaluations()[-1])
+        rows.append([task, name(method), own, *plot.r2_cells(scores), listed(run.curve)])
     return plot.table(["task", "method", "return", *R2, "every 10,000 steps"], rows, left=2)
 
 

@@ -8,8 +8,6 @@ always the same. They are no scans: returns in front of them compare with each o
 """
 
 import argparse
-import glob
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from envs.backgrounds import read_image
+from envs.backgrounds import glob_files, read_image
 from envs.videos import read_video
 
 TEXTURE = 256  # pixels of a side
@@ -33,9 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.count < 1:
         parser.error(f"--count is {args.count}: expected a number above 0")
-    files = [Path(name) for name in sorted(glob.glob(os.path.expanduser(args.images), recursive=True))]
     try:
-        textures = [read_texture(path) for path in files if path.is_file()]
+        textures = [read_texture(path) for path in glob_files(args.images)]
         if not textures:
             raise FileNotFoundError(f"--images {args.images}: no file there; quote the pattern, such as 'FOLDER/*.jpg'")
         args.to.mkdir(parents=True, exist_ok=True)
@@ -56,23 +53,13 @@ def read_texture(path: Path) -> np.ndarray:
 
 def make_room(rng: np.random.Generator, textures: list[np.ndarray]):
     """A trimesh.Scene, z up, floor at z = 0, with the robot's place at the origin."""
-    import trimesh  # as PIL, for Realistic ManiSkill alone
-    from PIL import Image
+    import trimesh  # for Realistic ManiSkill alone
 
     scene = trimesh.Scene()
 
     def add(low: np.ndarray, high: np.ndarray) -> None:
-        size = np.subtract(high, low)
-        box = trimesh.creation.box(size)
-        box.unmerge_vertices()  # each face shows the whole image on its two long axes
-        normals = np.abs(np.repeat(box.face_normals, 3, axis=0)).argmax(1)
-        uv = np.take_along_axis(box.vertices / size + 0.5, np.array([[1, 2], [0, 2], [0, 1]])[normals], axis=1)
-        texture = Image.fromarray(textures[rng.integers(len(textures))])
-        material = trimesh.visual.material.PBRMaterial(
-            baseColorTexture=texture, metallicFactor=0.0, roughnessFactor=0.9
-        )
-        box.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-        scene.add_geometry(box.apply_translation(np.add(low, high) / 2))
+        texture = textures[rng.integers(len(textures))]
+        scene.add_geometry(textured_box(np.subtract(high, low), np.add(low, high) / 2, texture))
 
     # the robot stands at least 2 m from each wall
     low, high = np.array([*-rng.uniform(2, 5, 2), 0]), np.array([*rng.uniform(2, 5, 2), rng.uniform(2.5, 3.5)])
@@ -88,6 +75,21 @@ def make_room(rng: np.random.Generator, textures: list[np.ndarray]):
         if np.linalg.norm(nearest) > FREE:
             add(np.array([*corner, 0]), np.array([*(corner + size[:2]), size[2]]))
     return scene
+
+
+def textured_box(size, center, picture: np.ndarray):
+    """A box, a trimesh.Trimesh, each of whose faces shows the whole picture (H, W, 3) uint8 on its two long axes."""
+    import trimesh
+    from PIL import Image
+
+    box = trimesh.creation.box(size)
+    box.unmerge_vertices()  # a face has vertices of its own, and so its own texture coordinates
+    normals = np.abs(np.repeat(box.face_normals, 3, axis=0)).argmax(1)
+    uv = np.take_along_axis(box.vertices / size + 0.5, np.array([[1, 2], [0, 2], [0, 1]])[normals], axis=1)
+    texture = Image.fromarray(picture)
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=texture, metallicFactor=0.0, roughnessFactor=0.9)
+    box.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    return box.apply_translation(center)
 
 
 if __name__ == "__main__":

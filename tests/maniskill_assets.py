@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import trimesh
-from PIL import Image
+
+from setup.make_rooms import textured_box
 
 FAUCET_URDF = """<?xml version="1.0"?>
 <robot name="faucet">
@@ -26,11 +27,11 @@ FAUCET_URDF = """<?xml version="1.0"?>
 ROOMS = [((150, 110, 70), (90, 120, 160)), ((60, 140, 90), (180, 160, 120)), ((170, 90, 150), (110, 150, 110))]
 
 
-def checkers(first, second, size: int = 64, tiles: int = 8) -> Image.Image:
+def checkers(first, second, size: int = 64, tiles: int = 8) -> np.ndarray:
     """A checkerboard image in two colors."""
     tile = (np.arange(size) * tiles // size) % 2
     board = tile[:, None] ^ tile[None]
-    return Image.fromarray(np.where(board[..., None], np.uint8(first), np.uint8(second)))
+    return np.where(board[..., None], np.uint8(first), np.uint8(second))
 
 
 def write_scan(path: Path, floor=ROOMS[0][0], wall=ROOMS[0][1]) -> Path:
@@ -38,18 +39,7 @@ def write_scan(path: Path, floor=ROOMS[0][0], wall=ROOMS[0][1]) -> Path:
     scene = trimesh.Scene()
 
     def add(name, size, center, color):
-        box = trimesh.creation.box(size)
-        # Each face shows the whole image: split the vertices of the faces, then map the two long axes onto it.
-        box.unmerge_vertices()
-        normals = np.abs(np.repeat(box.face_normals, 3, axis=0)).argmax(1)
-        axes = np.array([[1, 2], [0, 2], [0, 1]])[normals]
-        uv = np.take_along_axis(box.vertices / size + 0.5, axes, axis=1)
-        picture = checkers(color, tuple(v // 3 for v in color))
-        material = trimesh.visual.material.PBRMaterial(
-            baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=0.9
-        )
-        box.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-        box.apply_translation(center)
+        box = textured_box(size, center, checkers(color, tuple(v // 3 for v in color)))
         scene.add_geometry(box, node_name=name, geom_name=name)
 
     add("floor", (6, 6, 0.1), (0, 0, -0.05), floor)
