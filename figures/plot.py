@@ -478,7 +478,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--label", help="the method's name for every RUN without NAME=")
     parser.add_argument("--at", type=float, nargs="+", help="environment steps of the table (the last that all have)")
     parser.add_argument(
-        "--window", type=float, default=0, help="average over this many environment steps up to each (0: single values)"
+        "--window", type=float, default=0, help="average over this many environment steps up to each (0: at each)"
     )
     parser.add_argument("--published", action="store_true", help="add the curves of figures/published_returns.csv")
     parser.add_argument("--suite", action="store_true", help="returns by test set instead of curves")

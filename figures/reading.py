@@ -181,28 +181,26 @@ def is_number(value: object) -> bool:
 
 
 def read_curve(folder: Path, metric: str, window: float = 0) -> pd.Series:
-    """A run's values of a metric by environment step, each averaged over the `window` steps up to it."""
+    """A run's means of a metric by environment step, see `running_mean`."""
     rows = read_rows(
         folder / "metrics.jsonl",
         lambda row: is_number(row["step"]) and (row.get(metric) is None or is_number(row[metric])),
         f"a JSON object with `step`, and numbers up to {LARGEST:g}",
     )
-    curve = {float(row["step"]): float(row[metric]) for row in rows if row.get(metric) is not None}
-    if not curve:
+    points = [(float(row["step"]), float(row[metric])) for row in rows if row.get(metric) is not None]
+    if not points:
         names = set().union(*rows) - {"step"}
         near = difflib.get_close_matches(metric, names, n=4, cutoff=0.4) or sorted(names)[:8]
         raise PlotError(f"{folder}: no `{metric}` in its metrics.jsonl; it has {', '.join(near) or 'no numbers yet'}")
-    return running_mean(pd.Series(curve).sort_index(), window)
+    return running_mean(*np.array(sorted(points)).T, window)
 
 
-def running_mean(curve: pd.Series, window: float) -> pd.Series:
-    """Means over the `window` steps up to each step, (step − window, step]; a window of 0 changes nothing."""
-    if window == 0:
-        return curve
-    steps, last = curve.index.to_numpy(), np.arange(1, len(curve) + 1)
-    first = np.minimum(np.searchsorted(steps, steps - window, side="right"), last - 1)
-    sums = np.concatenate([[0.0], np.cumsum(curve)])
-    return pd.Series((sums[last] - sums[first]) / (last - first), curve.index)
+def running_mean(steps: np.ndarray, values: np.ndarray, window: float) -> pd.Series:
+    """Means over the `window` steps up to each step, (step − window, step], or of the values at it, of several envs."""
+    at = np.unique(steps)
+    first = np.minimum(np.searchsorted(steps, at - window, side="right"), np.searchsorted(steps, at))
+    last = np.searchsorted(steps, at, side="right")
+    return pd.Series([values[i:j].mean() for i, j in zip(first, last, strict=True)], at)
 
 
 def read_evaluations(folder: Path, seed: int) -> list[dict]:

@@ -172,18 +172,28 @@ def test_curve_over_seeds_that_log_at_different_steps():
 
 
 def test_running_mean_looks_back_over_the_window():
-    curve = pd.Series({10.0: 1.0, 20.0: 2.0, 30.0: 6.0, 70.0: 8.0})
-    np.testing.assert_allclose(reading.running_mean(curve, 0), curve)
-    np.testing.assert_allclose(reading.running_mean(curve, 20), [1, 1.5, 4, 8])
-    np.testing.assert_allclose(reading.running_mean(curve, 1000), [1, 1.5, 3, 4.25])
+    steps, values = np.array([10.0, 20.0, 30.0, 70.0]), np.array([1.0, 2.0, 6.0, 8.0])
+    for window, means in ((0, values), (20, [1, 1.5, 4, 8]), (1000, [1, 1.5, 3, 4.25])):
+        curve = reading.running_mean(steps, values, window)
+        np.testing.assert_array_equal(curve, means)
+        np.testing.assert_array_equal(curve.index, steps)
+
+
+def test_every_env_that_ends_an_episode_at_a_step_counts(tmp_path):
+    folder = write_run(tmp_path / "run", steps=[100, 100, 100, 200, 200, 300], values=[1.0, 2.0, 6.0, 5.0, 7.0, 9.0])
+    means = {0: [3, 6, 9], 150: [3, 4.2, 7], 1000: [3, 4.2, 5]}
+    for window, expected in means.items():
+        curve = reading.read_curve(folder, "eval_return", window)
+        np.testing.assert_allclose(curve, expected)
+        assert list(curve.index) == [100, 200, 300]
 
 
 def test_what_a_killed_and_resumed_run_leaves(tmp_path):
     folder = write_run(tmp_path / "run", steps=[1000, 2000], values=[1.0, 2.0])
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"step": 2000, "eval_return": 5.0}\n{"step": 3000, "train_return": 1.0}\n')
+        file.write('{"step": 3000, "train_return": 1.0}\n')
         file.write('{"step": 4000, "eval_return": null}\n{"step": 5000, "eval_ret')
-    assert reading.find_runs([str(folder)])[0].curve.to_dict() == {1000: 1, 2000: 5}
+    assert reading.find_runs([str(folder)])[0].curve.to_dict() == {1000: 1, 2000: 2}
 
 
 def test_method_is_the_label_the_configs_or_the_folder(tmp_path):
