@@ -31,7 +31,7 @@ from matplotlib import ticker
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from figures import reading
-from figures.reading import LARGEST, SETS, Groups, PlotError, Run
+from figures.reading import LARGEST, METHOD_NAMES, SETS, Groups, PlotError, Run
 
 plt.switch_backend("agg")
 STYLE = {
@@ -43,23 +43,6 @@ plt.rcParams.update(STYLE)
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#997700", "#bbbbbb")  # colorblind-safe
 SUFFIXES = (".png", ".pdf", ".svg")
 AGGREGATES = ("iqm", "mean", "median")
-METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
-    "hrssm": "HRSSM",
-    "dreamerv3": "DreamerV3",
-    "repo": "RePo",
-    "r2dreamer": "R2-Dreamer",
-    "infonce": "InfoNCE",
-    "dreamerpro": "DreamerPro",
-    "no_mask": "HRSSM without mask",
-    "no_mbr": "HRSSM without latent reconstruction",
-    "mbr_fixed": "HRSSM with a fixed projection",
-    "mbr_barlow": "HRSSM with Barlow Twins",
-    "mbr_barlow_strong": "HRSSM with Barlow Twins, weight 1",
-    "no_simsr": "HRSSM without bisimulation",
-    "no_hybrid": "HRSSM without target branch",
-    "continuous": "HRSSM, Normal latents",
-    "M": "HRSSM, size M",
-}
 
 
 # ----------------------------------------------------------------------------------------------------------- statistics

@@ -19,6 +19,23 @@ from run.config import FREE_SETTINGS, Config
 SETS = (*SUITES["dmcgb2"], *DISTRACTING, "video")  # a task's name is that of its clean version and one of these
 SETUPS = {"dmc_vision", "dmc_proprio", "realistic_maniskill", "small", "debug", "quickstart", "quickstart_vectors"}
 LARGEST = 1e30  # magnitude of a step or value that can be drawn
+METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
+    "hrssm": "HRSSM",
+    "dreamerv3": "DreamerV3",
+    "repo": "RePo",
+    "r2dreamer": "R2-Dreamer",
+    "infonce": "InfoNCE",
+    "dreamerpro": "DreamerPro",
+    "no_mask": "HRSSM without mask",
+    "no_mbr": "HRSSM without latent reconstruction",
+    "mbr_fixed": "HRSSM with a fixed projection",
+    "mbr_barlow": "HRSSM with Barlow Twins",
+    "mbr_barlow_strong": "HRSSM with Barlow Twins, weight 1",
+    "no_simsr": "HRSSM without bisimulation",
+    "no_hybrid": "HRSSM without target branch",
+    "continuous": "HRSSM, Normal latents",
+    "M": "HRSSM, size M",
+}
 
 
 class PlotError(Exception):
@@ -66,6 +83,7 @@ def find_runs(
         name, equals, folder = argument.partition("=")
         if not equals or Path(argument).exists():
             name, folder = label, argument
+        name = next((method for method, shown in METHOD_NAMES.items() if shown == name), name)  # one method, one name
         if name and not name.isprintable():
             raise PlotError(f"{name!r}: expected the name of a method in printable characters")
         if not Path(folder).is_dir():

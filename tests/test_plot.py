@@ -204,6 +204,13 @@ def test_method_is_the_label_the_configs_or_the_folder(tmp_path):
     assert [run.method for run in reading.find_runs([f"A={named}", str(bare)], "B")] == ["A", "B"]
 
 
+def test_a_methods_name_in_figures_is_another_name_for_it(tmp_path):
+    mine = write_run(tmp_path / "mine", configs="[dmc_vision]")
+    shipped = write_run(tmp_path / "agent", configs="[dmc_vision]")
+    with pytest.raises(reading.PlotError, match="are both dmc_walker_walk, method hrssm, seed 0"):
+        reading.find_runs([str(mine), f"HRSSM={shipped}"])
+
+
 def test_a_run_does_not_hide_those_in_folders_below_it(tmp_path):
     write_run(tmp_path / "log", configs="[dmc_vision, small, debug]")
     write_run(tmp_path / "log" / "walk", configs="[dmc_vision, debug]")
