@@ -256,8 +256,7 @@ def draw_curves(groups: Groups, published: dict[str, pd.DataFrame], metric: str,
             (handles[method],) = axis.plot(curve["mean"], style, color=color, linewidth=1.6, marker=marker)
             axis.fill_between(curve.index, curve["low"], curve["high"], color=color, alpha=0.2, linewidth=0)
         seeds = [len(runs) for runs in members.values()]
-        counted = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
-        axis.set_title(f"{legend_name(task)}  ({counted} seed{'s' if max(seeds) > 1 else ''})")
+        axis.set_title(f"{legend_name(task)}  ({counted(seeds)} seed{'s' if max(seeds) > 1 else ''})")
         axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     figure.supxlabel("environment steps")
@@ -348,6 +347,11 @@ def markdown(frame: pd.DataFrame, metric: str) -> str:
     return "\n\n".join(tables)
 
 
+def counted(seeds: Iterable[int]) -> str:
+    """The smallest to the largest number of seeds; nothing for 0, of published numbers."""
+    return " to ".join(str(number) for number in sorted({min(seeds), max(seeds)}) if number)
+
+
 def suite_table(part: pd.DataFrame) -> tuple[str, list[str]]:
     """Methods × sets of a task, with the drop from clean, as Markdown; and the protocols that it numbers."""
     sets, rows, protocols = in_order(part["set"]), [], {}
@@ -357,7 +361,7 @@ def suite_table(part: pd.DataFrame) -> tuple[str, list[str]]:
             drop = "" if math.isnan(row["drop"]) else f" ({-row['drop']:+.0f} %)"
             texts[row["set"]] = span(row["mean"], row["low"], row["high"], 0) + drop
         number = protocols.setdefault(" / ".join(dict.fromkeys(cells["protocol"])), len(protocols) + 1)
-        rows.append([f"{method} ({number})", max(cells["seeds"]) or "", *(texts.get(name, "") for name in sets)])
+        rows.append([f"{method} ({number})", counted(cells["seeds"]), *(texts.get(name, "") for name in sets)])
     return table(["method", "seeds", *sets], rows), list(protocols)
 
 

@@ -282,6 +282,8 @@ def suite(tmp_path):
                 {"task": f"dmc_walker_stand{end}", "return": gain * score + seed, "step": 500_000, "seed": seed}
                 for end, score in (("", 800), ("_color_hard", 600), ("_video_hard", 5), ("_video_hard", 200))
             ]
+            if method == "dreamerv3" and seed:  # the suite was stopped
+                rows = rows[:2]
             rows += [rows[-1] | {"return": 1.0, "seed": 9}, rows[0] | {"return": 2.0, "changed": {"time_limit": 200}}]
             (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -296,6 +298,7 @@ def test_suite_is_a_table_of_methods_by_sets_beside_published_numbers(suite):
     cells = {re.sub(r" \(\d+\)$", "", line[0]): line[1:] for line in lines}
     assert cells["HRSSM"][0] == "3" and cells["HRSSM"][1] == "801 [800, 802]"
     assert cells["HRSSM"][3] == "201 [200, 202] (-75 %)"  # the last of two
+    assert cells["DreamerV3"][:2] == ["1 to 3", "401 [400, 402]"] and cells["DreamerV3"][3] == "100 (-75 %)"
     assert cells["DreamerV3"][2] == "301 [300, 302] (-25 %)"
     assert cells["EADream (published: DMC-GB2)"][1:] == ["", "964", "872"]
     assert cells["DreamerV3 (published: training curve)"][1] == "969"  # at the step that is closest to the runs'
