@@ -444,7 +444,7 @@ def plot_curves(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
 def plot_suite(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     """Draws and writes the returns by test set; returns the Markdown tables and remarks."""
     remarks: list[str] = []
-    runs = reading.find_runs(args.runs, args.label, None, left_out=remarks)
+    runs = reading.find_runs(args.runs, args.label, None, remarks=remarks)
     frame = summarize_suite(runs, args.others)
     changed = sum(bool(row["changed"]) for run in runs for row in run.evaluations)
     if changed and not args.others:

@@ -69,12 +69,12 @@ def find_runs(
     label: str | None = None,
     metric: str | None = "eval_return",
     window: float = 0,
-    left_out: list[str] | None = None,
+    remarks: list[str] | None = None,
 ) -> list[Run]:
     """The runs of RUN arguments, each once, task by task; PlotError if two are the same task, method and seed.
 
     metric: that of their curves, see `read_curve`; None for the runs that have an eval.jsonl, without curves.
-    left_out: takes a line about each damaged run, which is a PlotError without.
+    remarks: takes a line about each damaged run, which is a PlotError without, and about runs with different settings.
     """
     log = "metrics.jsonl" if metric else "eval.jsonl"
     found: dict[Path, Run] = {}
@@ -96,10 +96,8 @@ def find_runs(
                 found[path.resolve()] = read_run(path, name, metric, window)
             except PlotError as error:
                 damaged.append(error)
-    if damaged and (left_out is None or not found):
+    if damaged and (remarks is None or not found):
         raise damaged[0]
-    if damaged:
-        left_out += [f"left out: {error}" for error in damaged]
     tasks = [run.task for run in found.values()]
     runs = sorted(found.values(), key=lambda run: tasks.index(run.task))
     name_methods(runs)
@@ -111,6 +109,12 @@ def find_runs(
                 f"{twin.path} and {run.path} are both {run.task}, method {run.method}, seed {run.seed}; "
                 "leave one out, or name their methods: NAME=RUN"
             )
+    if remarks is not None:
+        remarks += [f"left out: {error}" for error in damaged]
+        for (task, method), members in group_runs(runs).items():
+            if names := differing(members):
+                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+                remarks.append(f"{task}, {method}: its runs differ in {', '.join(names[:4])}{more}")
     return runs
 
 
@@ -144,12 +148,18 @@ def name_methods(runs: list[Run]) -> None:
         run.method = "+".join(names) or "hrssm"
     for members in group_runs(runs).values():
         if len({run.seed for run in members}) < len(members):
-            flat = [Config(run.settings).flat() for run in members]
-            names = set.intersection(*map(set, flat)) - {"seed", *FREE_SETTINGS}
-            differ = sorted(name for name in names if any(one[name] != flat[0][name] for one in flat))
-            if len(differ) <= 3:  # others are not a method's variants
-                for run, settings in zip(members, flat, strict=True):
-                    run.method += "".join(f", {name} {settings[name]}" for name in differ)
+            names = differing(members)
+            if len(names) <= 3:  # others are not a method's variants
+                for run in members:
+                    settings = Config(run.settings).flat()
+                    run.method += "".join(f", {name} {settings[name]}" for name in names)
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """The settings in which runs differ, of those that all of them have and that change what is computed."""
+    flat = [Config(run.settings).flat() for run in runs]
+    names = set.intersection(*map(set, flat)) - {"seed", *FREE_SETTINGS}
+    return sorted(name for name in names if any(one[name] != flat[0][name] for one in flat))
 
 
 def read_run(path: Path, label: str | None, metric: str | None, window: float) -> Run:

@@ -229,6 +229,18 @@ def test_runs_that_differ_in_a_setting_are_methods_of_their_own(tmp_path, capsys
         reading.find_runs([str(tmp_path)])
 
 
+@pytest.mark.parametrize("flags", [[], ["--suite"]])
+def test_seeds_with_other_settings_are_no_repetitions(flags, tmp_path, capsys):
+    for seed, repeat in enumerate((2, 2, 4)):
+        folder = tmp_path / f"log{repeat}" / "dmc_walker_walk" / "hrssm" / f"seed{seed}"
+        write_run(folder, "dmc_walker_walk", seed, action_repeat=repeat, steps=range(1000, 9000, 1000), logdir=folder)
+        (folder / "eval.jsonl").write_text('{"task": "dmc_walker_walk", "return": 50.0}\n')
+    remark = "dmc_walker_walk, hrssm: its runs differ in action_repeat\n"
+    for folders, told in (("log2",), False), (("log2", "log4"), True):
+        plot.main([*(str(tmp_path / name) for name in folders), "--out", str(tmp_path / "a.png"), *flags])
+        assert (remark in capsys.readouterr().err) == told
+
+
 def test_runs_behind_links_are_found_once(tmp_path):
     elsewhere = write_run(tmp_path / "disk" / "walk")
     (tmp_path / "log").mkdir()
