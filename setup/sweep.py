@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import envs  # noqa: E402
 from run import files, process  # noqa: E402
-from run.config import ConfigError, check_config, load_config, read_config, save_config  # noqa: E402
+from run.config import ConfigError, check_config, check_resume, load_config, read_config, save_config  # noqa: E402
 from setup import sweep_slurm  # noqa: E402
 from setup.sweep_run import STATES, STOPPED, Process, Queue, Run, ask, is_number  # noqa: E402
 
@@ -317,6 +317,7 @@ def main(argv: list[str]) -> int:
     for run in runs:
         state = run.state(queue)
         if state == "finished":
+            check_resume(load_config(run.command[3:]), run.folder)  # raises if it was trained with other settings
             print(f"# {run}: finished at step {run.progress()['step']}, skipped")
         elif state == "stopping":
             stopping = True

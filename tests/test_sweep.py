@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from figures import reading
-from run.config import read_config
+from run.config import load_config, read_config, save_config
 from setup import sweep_run, sweep_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -333,6 +333,20 @@ def test_a_task_with_a_slash_is_one_folder(tmp_path, capsys):
     (run.folder / "metrics.jsonl").write_text('{"step": 1, "eval_return": 2}\n')
     (read,) = reading.find_runs([str(tmp_path)])
     assert (read.task, read.method) == ("gym_ale_py:ALE/Pong-v5", "hrssm")
+
+
+def test_finished_runs_of_other_settings_are_not_those_of_the_grid(tmp_path, capsys):
+    argv = ["--tasks", "dmc_walker_walk", "--logdir", str(tmp_path), "--dry_run", "--", "--steps", "100"]
+    (run,) = sweep.make_grid(*sweep.parse(argv), tmp_path)
+    run.folder.mkdir(parents=True)
+    save_config(load_config(run.command[3:]), run.folder / "config.yaml")
+    (run.folder / "metrics.jsonl").write_text('{"step": 100, "update_count": 3}\n')
+    (run.folder / "latest.pt").touch()
+    for flags in ([], ["--log_every", "50"], ["--model_lr", "1e-3", "--allow_config_change", "True"]):
+        assert sweep.main([*argv, *flags]) == 0
+        assert capsys.readouterr().out.endswith("finished at step 100, skipped\n")
+    with pytest.raises(sweep.ConfigError, match=r"holds a run with other settings \(model_lr 0\.0001 -> 0\.001\)"):
+        sweep.main([*argv, "--model_lr", "1e-3"])
 
 
 def test_wrong_options_of_sbatch_are_refused_in_a_dry_run_too(tmp_path):
