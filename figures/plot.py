@@ -26,7 +26,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy.stats
-import seaborn as sns
 from matplotlib import ticker
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -123,8 +122,7 @@ def evaluations(runs: list[Run], others: bool = False) -> pd.DataFrame:
 def summarize_suite(runs: list[Run], others: bool = False) -> pd.DataFrame:
     """Means over the seeds of `evaluations`, by task, set and method, and of a set that all tasks have, over these.
 
-    Columns: task, set, method, seeds, mean, low, high, drop (percent from clean), protocol; and `scores`, the returns
-    of the seeds.
+    Columns: task, set, method, seeds, mean, low, high, drop (percent from clean), protocol.
     """
     frame = evaluations(runs, others).assign(part=lambda rows: rows["task"])
     tasks = frame["task"].nunique()
@@ -134,12 +132,10 @@ def summarize_suite(runs: list[Run], others: bool = False) -> pd.DataFrame:
     rows = []
     for key, group in frame.groupby(["task", "set", "method"], sort=False):
         parts = [part for _, part in group.groupby("part", sort=False)]
-        scores = [part["return"].to_numpy() for part in parts]
-        mean, low, high = bootstrap(mean_score, *scores)
-        each = np.mean(scores, 0) if len(set(map(len, scores))) == 1 else [mean]  # else seeds are no pairs
+        span = bootstrap(mean_score, *(part["return"] for part in parts))
         seeds = min(part["seeds"].sum() for part in parts)
-        rows.append([*key, seeds, mean, low, high, " / ".join(group["protocol"].unique()), each])
-    columns = ["task", "set", "method", "seeds", "mean", "low", "high", "protocol", "scores"]
+        rows.append([*key, seeds, *span, " / ".join(group["protocol"].unique())])
+    columns = ["task", "set", "method", "seeds", "mean", "low", "high", "protocol"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.loc[frame["seeds"] == 0, ["low", "high"]] = math.nan
     clean = frame[frame["set"] == "clean"].set_index(["task", "method"])["mean"]
@@ -268,15 +264,20 @@ def draw_suite(frame: pd.DataFrame, path: Path) -> None:
     """Returns by test set as bars with 95 % intervals, a panel for each task; published numbers are gray."""
     figure, axes = panels(frame["task"].unique(), width=max(3.4, 0.9 + 0.22 * len(frame)))
     ours, published = (frame[kind]["method"].unique() for kind in (frame["seeds"] > 0, frame["seeds"] == 0))
-    bright = COLORS[: len(ours)] if len(ours) <= 7 else sns.husl_palette(len(ours))
-    grays = sns.color_palette("Greys", len(published) + 2)[1:-1]
+    bright = COLORS[: len(ours)] if len(ours) <= 7 else plt.get_cmap("turbo")(np.linspace(0, 1, len(ours)))
+    grays = plt.get_cmap("Greys")(np.linspace(0, 1, len(published) + 4)[2:-2])
     colors = dict(zip([*ours, *published], [*bright, *grays], strict=True))
+    places = dict(zip(colors, np.linspace(-0.4, 0.4, 2 * len(colors) + 1)[1::2], strict=True))
     for task, axis in axes.items():
-        long = frame[frame["task"] == task].explode("scores").astype({"scores": float})
-        style = {"errorbar": ("ci", 95), "seed": 0, "err_kws": {"linewidth": 1}, "saturation": 1, "palette": colors}
-        style |= {"order": in_order(long["set"]), "hue_order": list(colors), "legend": False}
-        sns.barplot(long, x="set", y="scores", hue="method", ax=axis, **style)
-        axis.set(xlabel="", ylabel="", ylim=(0, max(1000, long["scores"].max())))
+        part = frame[frame["task"] == task]
+        sets = in_order(part["set"])
+        for row in part.itertuples():
+            interval = [[row.mean - row.low], [row.high - row.mean]]
+            style = {"width": 0.8 / len(colors), "color": [colors[row.method]], "error_kw": {"elinewidth": 1}}
+            axis.bar(sets.index(row.set) + places[row.method], row.mean, yerr=interval, **style)
+        axis.set_xticks(range(len(sets)), sets)
+        axis.set(xlim=(-0.5, len(sets) - 0.5), ylim=(0, max(1000, part[["mean", "high"]].max(axis=None))))
+        axis.xaxis.grid(False)
         axis.set_title(legend_name(task))
     figure.supylabel("return")
     save(figure, path, {name: plt.Rectangle((0, 0), 1, 1, color=color) for name, color in colors.items()}, most=4)
@@ -450,7 +451,7 @@ def plot_suite(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     if changed and not args.others:
         remarks.append(f"left out: {changed} rows with changed settings (--others)")
     draw_suite(frame, out)
-    frame.drop(columns="scores").round(3).to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
+    frame.round(3).to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
     return suite_markdown(frame), [*remarks, f"{out}, {csv}"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from matplotlib.container import BarContainer
 
 from figures import plot, reading
 
@@ -339,6 +340,25 @@ def test_a_suite_over_tasks_has_their_mean(suite):
     assert 450 <= float(ours["color_hard"]["low"]) < mean < float(ours["color_hard"]["high"]) <= 481
     published = {row["method"] for row in rows if row["seeds"] == "0" and row["set"] == "color_hard"}
     assert "EADream (published: DMC-GB2)" in published
+
+
+def test_the_bars_of_a_suite_are_the_rows_of_its_table(suite, monkeypatch):
+    for seed in range(3):  # numbered as those of the other task, but no pairs with them
+        folder = write_run(suite / "dmc_walker_walk" / "hrssm" / f"seed{seed}", "dmc_walker_walk", seed)
+        (folder / "eval.jsonl").write_text(json.dumps({"task": "dmc_walker_walk", "return": 500 - seed, "seed": seed}))
+    frame = plot.summarize_suite(reading.find_runs([str(suite)], metric=None))
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    plot.draw_suite(frame, suite / "suite.png")
+    axes = plot.plt.gcf().axes
+    monkeypatch.undo()
+    plot.plt.close("all")
+    for axis, (_, part) in zip(axes, frame.groupby("task", sort=False), strict=True):
+        bars = [found for found in axis.containers if isinstance(found, BarContainer)]
+        lines = [bar.errorbar.lines[2][0].get_segments()[0] for bar in bars]  # without points where published
+        drawn = [(bar[0].get_height(), *line[:, 1]) for bar, line in zip(bars, lines, strict=True) if len(line)]
+        own = part.loc[part["seeds"] > 0, ["mean", "low", "high"]]
+        np.testing.assert_allclose(sorted(drawn), sorted(own.itertuples(index=False)))
+        assert len(bars) == len(part)
 
 
 def test_rows_with_changed_settings_are_shown_when_asked_for(suite):
