@@ -256,7 +256,7 @@ def run_local(todo: list[Run], elsewhere: list[Run], max_parallel: int | None, p
     sweep that is still running or was killed, count as active. Returns the exit status."""
     gpus = visible_gpus()
     max_parallel = max_parallel or per_gpu * max(1, len(gpus))
-    threads = max(1, len(os.sched_getaffinity(0)) // max_parallel) if per_gpu > 1 else None
+    threads = max(1, len(os.sched_getaffinity(0)) // max_parallel) if max_parallel > 1 else None
     active: list[Process] = []
     todo, total, failed = list(todo), len(todo), 0
     with process.Interrupt() as interrupt:

@@ -455,21 +455,22 @@ def test_the_gpus_of_a_job(words, gpus):
     assert sweep_slurm.gpus_of(sweep_slurm.parse_options(words)) == gpus
 
 
-def test_runs_that_share_a_gpu(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+@pytest.mark.parametrize("gpu, max_parallel, per_gpu", [("5", None, 2), ("", 2, 1)])
+def test_runs_that_share_a_gpu_and_the_cores(gpu, max_parallel, per_gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
     monkeypatch.delenv("OMP_NUM_THREADS")
     runs = stand_ins(tmp_path, 3, steps=2)
     both = [str(run.folder / "environ") for run in runs[:2]]  # the first two end when both have started
     runs = [dataclasses.replace(run, command=(*run.command, *both)) for run in runs[:2]] + runs[2:]
-    assert sweep.run_local(runs, [], None, per_gpu=2) == 0
+    assert sweep.run_local(runs, [], max_parallel, per_gpu) == 0
     assert [run.state({}) for run in runs] == ["finished"] * 3
     for run in runs:
         env = json.loads((run.folder / "environ").read_text())
-        assert env["CUDA_VISIBLE_DEVICES"] == "5"
+        assert env["CUDA_VISIBLE_DEVICES"] == gpu
         assert env["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
     ended = [(run.folder / "latest.pt").stat().st_mtime for run in runs[:2]]
     assert min(ended) < (runs[2].folder / "environ").stat().st_mtime
-    assert capsys.readouterr().out.count("on GPU 5") == 3
+    assert capsys.readouterr().out.count("on GPU 5") == 3 * bool(gpu)
 
 
 def test_a_run_that_saves_its_checkpoint_is_stopping(tmp_path):
