@@ -358,7 +358,7 @@ def davis(folder: Path, source: str | None, wait: float, **_) -> None:
         return {name: name for name in [split, *frames]}
 
     archive = folder.with_name(DAVIS_ARCHIVE)
-    get = partial(fetch, f"{source or DAVIS}/{DAVIS_ARCHIVE}", archive, check_zip, DAVIS_ARCHIVE, wait)
+    get = partial(fetch, f"{source or DAVIS}/{DAVIS_ARCHIVE}", archive, check_archive, DAVIS_ARCHIVE, wait)
     install(archive, folder, get, choose)
 
 
@@ -407,12 +407,6 @@ def fetch_by_gdown(url: str, path: Path) -> None:
             raise AssetError(f"{url}: {reason}; the same command tries again") from None
 
 
-def check_zip(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        raise Damaged("is not a zip archive")
-    check_archive(path)
-
-
 def check_glb(path: Path) -> None:
     """A binary glTF declares its own length."""
     with open(path, "rb") as file:
@@ -438,7 +432,7 @@ def maniskill2(folder: Path, source: str | None, wait: float, **_) -> None:
         name = url.rsplit("/", 1)[-1]
         place = folder / Path(entry.get("output_dir", ASSET_DIR)).relative_to(ASSET_DIR)
         checksum = entry.get("checksum")
-        check = expect("its SHA-256", checksum, sha256) if checksum else check_zip
+        check = expect("its SHA-256", checksum, sha256) if checksum else check_archive
         get = partial(fetch, url, place / name, check, name, wait)
         if name.endswith(".zip"):
             target = place / entry.get("target_path", name.removesuffix(".zip"))
