@@ -107,7 +107,8 @@ def evaluations(runs: list[Run], others: bool = False) -> pd.DataFrame:
         for row in last.values():
             task, method = reading.split_task(row["task"])[0], METHOD_NAMES.get(run.method, run.method)
             cells = [task, set_of(run, row["task"]), method + f" ({row['changed']})" * bool(row["changed"])]
-            rows.append([*cells, row["return"], 1, describe(run, row), row.get("step", 0), set_of(run, run.task)])
+            trained = set_of(run, run.task) if reading.split_task(run.task)[0] == task else run.task
+            rows.append([*cells, row["return"], 1, describe(run, row), row.get("step", 0), trained])
     if not rows:
         raise PlotError(f"{', '.join(str(run.path) for run in runs)}: no rows with their own settings in eval.jsonl")
     columns = ["task", "set", "method", "return", "seeds", "protocol", "step", "trained"]

@@ -379,6 +379,15 @@ def test_agents_of_one_method_that_were_trained_on_different_sets_are_kept_apart
     assert found == dict(zip(sets, (100, 100, 101, 101), strict=True))
 
 
+def test_agents_of_another_task_are_no_seeds_of_this_one(tmp_path):
+    for number, task in enumerate(("dmc_walker_stand", "dmc_walker_walk")):
+        folder = write_run(tmp_path / task / "hrssm" / "seed0", task)
+        (folder / "eval.jsonl").write_text(json.dumps({"task": "dmc_walker_walk", "return": 30.0 + number}))
+    frame = plot.summarize_suite(reading.find_runs([str(tmp_path)], metric=None))
+    found = frame.loc[frame["seeds"] > 0, ["method", "seeds", "mean"]].to_numpy().tolist()
+    assert found == [["HRSSM, trained on dmc_walker_stand", 1, 30], ["HRSSM, trained on clean", 1, 31]]
+
+
 def test_seeds_without_a_common_step_are_named(tmp_path, capsys):
     write_run(tmp_path / "old", steps=range(1000, 4000, 1000))
     write_run(tmp_path / "new", seed=1, steps=range(5000, 7000, 1000))
