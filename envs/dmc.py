@@ -35,8 +35,8 @@ CAMERAS = {  # the one that shows the task, of each domain
 }  # fmt: skip
 
 
-def _load(domain: str, task: str, seed: int, assets: dict[str, bytes], edit_model: Callable[[Element], None] | None):
-    """The suite's env without its own time limit.
+def _load(domain: str, task: str, assets: dict[str, bytes], edit_model: Callable[[Element], None] | None):
+    """The suite's env without its own time limit; the same model each time, whose episodes `DMC.reset` seeds.
 
     assets: XML files that replace shared ones, and edit_model: edits the domain's own, while the model compiles.
     """
@@ -54,7 +54,8 @@ def _load(domain: str, task: str, seed: int, assets: dict[str, bytes], edit_mode
     if edit_model is not None:
         common.read_model = read_edited
     try:
-        return suite.load(domain, task, task_kwargs={"random": seed, "time_limit": float("inf")})
+        # lqr draws the stiffness of its springs here: one system for all envs of a run, as one agent controls them.
+        return suite.load(domain, task, task_kwargs={"random": 0, "time_limit": float("inf")})
     finally:
         common.ASSETS.update(stock)
         common.read_model = read_model
@@ -92,7 +93,7 @@ class DMC:
         self.seed, self.size, self.action_repeat, self.image = seed, tuple(size), action_repeat, image
         if shrunk is not None:
             edit_model = functools.partial(subtle.shrink_model, shrunk=shrunk)
-        self._env = _load(domain, task, seed, assets or {}, edit_model)
+        self._env = _load(domain, task, assets or {}, edit_model)
         if shrunk is not None:
             subtle.shrink_target(self._env.task, shrunk)
         self.physics = self._env.physics
