@@ -115,6 +115,8 @@ def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
         try:
             import skvideo.io
 
+            if "@rotation" in str(skvideo.io.ffprobe(str(path))):
+                return  # ffmpeg turns the frames, and skvideo takes them for those of an upright video
             frames = skvideo.io.vreader(str(path))
             first = next(frames, None)
         except Exception:  # of any type; read_video raises its own error for a file without frames

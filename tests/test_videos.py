@@ -220,9 +220,12 @@ def test_scikit_video_reads_where_there_is_no_ffmpeg_of_imageio(tmp_path, monkey
     if shutil.which("ffprobe") is None:
         pytest.skip("scikit-video needs the system's ffmpeg")
     path = encode(tmp_path / "a.mp4", LEVELS, *H264)
+    ffmpeg("-display_rotation", 90, "-i", path, "-c", "copy", tmp_path / "turned.mp4")
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "true")  # it decodes nothing
     monkeypatch.setattr(videos, "find_stream", lambda path: videos.Stream(0, 0, "h264"))
     check(path)
+    with pytest.raises(ValueError, match="turned.mp4: not a readable video"):  # skvideo's frames would be scrambled
+        next(videos.read_video(tmp_path / "turned.mp4"))
 
 
 def test_a_system_without_ffmpeg_is_said(tmp_path, monkeypatch):
