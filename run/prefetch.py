@@ -89,12 +89,14 @@ class Prefetcher:
     def load_state_dict(self, state: dict) -> None:
         """Gathers the batches again that were in flight. Call it when the replay holds the same episodes as then.
 
-        A batch with an episode that no longer exists is drawn again.
+        A batch with an episode that no longer exists, or of another size, is drawn again.
         """
         self.wait()
         self._pending.clear()
         self.rng.bit_generator.state = state["rng"]
         for segments in state["pending"]:
+            if [sum(rows for _, _, rows in sequence) for sequence in segments] != [self.length] * self.batch:
+                continue  # settings have changed: `next` draws
             try:
                 self._start([[tuple(segment) for segment in sequence] for sequence in segments])
             except (KeyError, OSError, ValueError) as error:

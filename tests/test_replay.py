@@ -984,6 +984,19 @@ def test_batch_whose_rows_are_lost_is_drawn_again(capsys, segment):
     prefetcher.close()
 
 
+@pytest.mark.parametrize("size", [(3, 4), (2, 6)])
+def test_batch_of_another_size_is_drawn_again(size):
+    """A CUDA graph that has seen it would take no other."""
+    replay = Replay(None, 1000)
+    fill(replay, 0, 0, 8)
+    before, after = Prefetcher(replay, rng(1), 2, 4), Prefetcher(replay, rng(1), *size)
+    before.prefetch()
+    after.load_state_dict(before.state_dict())
+    assert after.next()["reward"].shape == size
+    before.close()
+    after.close()
+
+
 def test_error_of_the_thread_is_raised_in_next():
     replay = Replay(None, 1000)
     fill(replay, 0, 0, 8)
