@@ -332,7 +332,10 @@ def own_task(logdir: Path) -> str:
 def run_command(argv: list[str]) -> None:
     """Trains or evaluates, as the command line asks. Raises CommandError, or SystemExit for --help and wrong flags."""
     config, action = load_config(argv, extra=ACTIONS)
-    logdir = Path(config.logdir).expanduser()
+    try:
+        logdir = Path(config.logdir).expanduser()
+    except RuntimeError as error:  # ~name, where nobody is called so
+        raise CommandError(f"--logdir {config.logdir}: {error}", 2) from None
     if action.eval_only:
         evaluate_run(argv, logdir, action)
     elif action.eval_suite or action.episodes or action.video or action.probe_state:

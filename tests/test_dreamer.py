@@ -245,6 +245,7 @@ def test_a_dead_worker_ends_the_run_with_its_name(tmp_path):
         (["--batch_size", "three"], ["batch_size", "three"]),
         (["--configs", "dmc_visoin"], ["dmc_visoin", "dmc_vision"]),
         (["--envs", "0"], ["envs"]),
+        (["--logdir", "~nobody-is-called-so/run"], ["--logdir ~nobody-is-called-so/run", "home"]),
     ],
 )
 def test_bad_settings_are_one_line(flags, words, tmp_path, capsys):
