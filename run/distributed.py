@@ -52,7 +52,6 @@ def set_device(device: "torch.device") -> None:
     if _size > 1 and device.type == "cuda":
         import torch
 
-        torch.cuda.set_device(device)
         _tensors = torch.distributed.new_group(backend="nccl", device_id=device)
 
 

@@ -21,6 +21,8 @@ def set_up(config: Config) -> torch.device:
     """
     device = pick_device(config.device)
     seed_everything(config.seed, config.deterministic_run)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a CUDA graph records the work of the current device alone
     log.info(tune_matmul(device))
     if device.type == "cpu" and (note := crowding(torch.get_num_threads(), os.cpu_count() or 1, os.getloadavg()[0])):
         log.info(note)

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import agents
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,14 @@ def test_missing_device():
             runtime.pick_device(name)
     with pytest.raises(ValueError, match=r"--device cuda:99: this machine has \d+ GPUs"):
         runtime.pick_device("cuda:99")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_gpu_that_a_run_names_is_the_current_one():
+    """A CUDA graph of another one's work would be empty: nothing would be learned."""
+    with torch.cuda.device(0):
+        runtime.set_up(agents.config("--device", "cuda:1"))
+        assert torch.cuda.current_device() == 1
 
 
 def test_random_state_repeats_every_generator(tmp_path):
