@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from run import distributed
-from run.config import ACTIONS, Config, check_config, check_resume, load_config, read_config, save_config
+from run.config import ACTIONS, Config, check_config, check_resume, load_config, run_settings, save_config
 
 if __name__ == "__main__":
     if not distributed.launched():
@@ -308,7 +308,7 @@ def evaluate_run(argv: list[str], logdir: Path, action: Config) -> None:
         if distributed.size() > 1:
             raise ValueError("--eval_only evaluates in one process: start it with python, not torchrun")
         config = evaluate.run_config(argv, logdir)
-        if config.eval_tasks and config.eval_tasks != read_config(logdir / "config.yaml").eval_tasks:
+        if config.eval_tasks and config.eval_tasks != run_settings(logdir / "config.yaml").eval_tasks:
             raise ValueError("--eval_tasks belongs to training: --eval_only plays --task, or --eval_suite")
         check_settings(config)
         tasks = evaluate.find_tasks(config, action)
@@ -326,7 +326,7 @@ def own_task(logdir: Path) -> str:
     with starting(logdir):
         if not (logdir / "config.yaml").exists():
             raise ValueError("--task is missing: name one, such as --task dmc_walker_walk; README.md lists them")
-        return read_config(logdir / "config.yaml").task
+        return run_settings(logdir / "config.yaml").task
 
 
 def run_command(argv: list[str]) -> None:

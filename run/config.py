@@ -616,11 +616,15 @@ def check_resume(config: Config, logdir: Path) -> str:
 
 def changed_settings(config: Config, path: Path) -> dict[str, tuple[Any, Any]]:
     """The settings that differ from those of a run's config.yaml, apart from FREE_SETTINGS: (the run's, this one)."""
-    # a setting that is newer than the run had its default
-    old, new = {**load_config([]).flat(), **read_config(path).flat()}, config.flat()
+    old, new = run_settings(path).flat(), config.flat()
     return {
         name: (old[name], new[name]) for name in sorted(new) if old[name] != new[name] and name not in FREE_SETTINGS
     }
+
+
+def run_settings(path: Path) -> Config:
+    """The settings of a run's config.yaml; one that it lacks, as it is newer than the run, had its default."""
+    return Config(_nest({**load_config([]).flat(), **read_config(path).flat()}))
 
 
 def ignored(path: Path, found: Collection[str], known: Collection[str]) -> str:

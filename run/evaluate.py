@@ -27,6 +27,7 @@ from run.config import (
     ignored,
     load_config,
     read_config,
+    run_settings,
     sees_images,
 )
 from run.logs import log, progress_bar
@@ -226,8 +227,9 @@ def run_config(argv: list[str], logdir: Path) -> Config:
         raise ValueError(f"--logdir {logdir} holds no run (there is no config.yaml): pass the folder of a run")
     stored = read_config(logdir / "config.yaml")
     config, _ = load_config(argv, extra=ACTIONS, base=stored)
-    if config.size != stored.size and sees_images(stored):
-        new, old = (" ".join(map(str, one.size)) for one in (config, stored))
+    own = run_settings(logdir / "config.yaml")
+    if config.size != own.size and sees_images(own):
+        new, old = (" ".join(map(str, one.size)) for one in (config, own))
         raise ValueError(f"--size is {new}: the agent in --logdir {logdir} sees images of {old}")
     given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     known = {*stored.flat(), *given, *FREE_SETTINGS}
@@ -304,7 +306,7 @@ class Evaluation:
         self.agent, self.config, self.logdir, self.action = agent, agent.config, logdir, action
         self.episodes = action.episodes or agent.config.eval_episode_num
         self.step = checkpoint.load_weights(logdir, agent)
-        self.step *= read_config(logdir / "config.yaml").action_repeat
+        self.step *= run_settings(logdir / "config.yaml").action_repeat
         changed = {name: new for name, (_, new) in changed_settings(self.config, logdir / "config.yaml").items()}
         self.changed = {name: new for name, new in changed.items() if name not in ("task", "seed")}
 

@@ -561,10 +561,20 @@ def test_a_half_line_of_eval_jsonl_costs_no_other(logdir):
 
 
 def test_eval_only_names_the_settings_that_the_run_lacks(logdir, capsys):
-    values = read_config(logdir / "config.yaml").to_dict()
-    del values["time_limit"]
+    saved = read_config(logdir / "config.yaml").to_dict()
+    values = {key: value for key, value in saved.items() if key != "time_limit"}
     save_config(Config(values), logdir / "config.yaml")
     assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE, "--time_limit", "60") == 0
     assert "lacks" not in capsys.readouterr().out
     assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
     assert "config.yaml lacks settings; assuming time_limit 1000" in capsys.readouterr().out
+    evaluate = [*HERE, "--eval_only", "--episodes", "1", "--logdir", logdir]
+    for name, flags, code, words in (
+        ("action_repeat", evaluate, 0, "assuming action_repeat 2"),
+        ("size", evaluate, 0, "assuming size [64, 64]"),
+        ("eval_tasks", [*evaluate, "--eval_tasks", "dmc_walker_walk"], 2, "--eval_tasks belongs to training"),
+        ("task", [*HERE, "--logdir", logdir], 2, "--task : expected"),
+    ):
+        save_config(Config({key: value for key, value in saved.items() if key != name}), logdir / "config.yaml")
+        assert main(*flags) == code
+        assert words in "".join(capsys.readouterr())
