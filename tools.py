@@ -77,26 +77,17 @@ class Metrics:
 
     def __init__(self):
         self._sums: dict[tuple[str, ...], list] = {}  # keys of an update: their sums (number of keys), updates
-        self._numbers: dict[str, list[float]] = {}  # key: sum, count
 
-    def update(self, metrics: Mapping[str, Any]) -> None:
-        """Adds a dict of scalar tensors (of one device) and numbers."""
-        tensors = {key: value.detach() for key, value in metrics.items() if isinstance(value, torch.Tensor)}
-        for key, value in metrics.items():
-            if key not in tensors:
-                total = self._numbers.setdefault(key, [0.0, 0])
-                total[0] += float(value)
-                total[1] += 1
-        if not tensors:
-            return
-        keys = tuple(tensors)
-        values = torch.stack([value.reshape(()).float() for value in tensors.values()])
+    def update(self, metrics: Mapping[str, torch.Tensor]) -> None:
+        """Adds a dict of scalar tensors, of one device."""
+        keys = tuple(metrics)
+        values = torch.stack([value.detach().reshape(()).float() for value in metrics.values()])
         sums, updates = self._sums.get(keys) or (values.new_zeros(len(keys), dtype=torch.float64), 0)
         self._sums[keys] = [sums.to(values.device).add_(values), updates + 1]  # on another device after a resume
 
     def means(self) -> dict[str, float]:
         """The means since the last `result`."""
-        totals = {key: list(total) for key, total in self._numbers.items()}
+        totals: dict[str, list[float]] = {}
         for keys, (sums, updates) in self._sums.items():
             for key, value in zip(keys, sums.tolist(), strict=True):
                 total = totals.setdefault(key, [0.0, 0])
@@ -107,13 +98,11 @@ class Metrics:
     def result(self) -> dict[str, float]:
         """The means since the last call, which are then reset."""
         means = self.means()
-        self._sums, self._numbers = {}, {}
+        self._sums = {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        sums = [[list(keys), sums.to("cpu", copy=True), updates] for keys, (sums, updates) in self._sums.items()]
-        return {"sums": sums, "numbers": {key: list(total) for key, total in self._numbers.items()}}
+        return {"sums": [[list(keys), sums.to("cpu", copy=True), n] for keys, (sums, n) in self._sums.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums = {tuple(keys): [sums.clone(), updates] for keys, sums, updates in state["sums"]}
-        self._numbers = {key: list(total) for key, total in state["numbers"].items()}
