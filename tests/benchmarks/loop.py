@@ -39,7 +39,7 @@ import torch
 
 import dreamer
 from run import collect, runtime, trainer
-from run.trainer import Trainer, updates_due
+from run.trainer import Schedule, Trainer
 
 PREFILL = 256  # agent steps: batches need a few rows of each env
 ROUNDS = 5
@@ -111,15 +111,12 @@ class Pieces:
         self.run, self.interrupt = run, process.Interrupt()
         run.resume()
         run.collector.act(run.agent)
-        while not self.updates_due():
+        while not self.run.updates_due():
             self.step()
 
     def step(self) -> None:
         self.run.collector.receive(self.interrupt)
         self.run.collector.act(self.run.agent)
-
-    def updates_due(self) -> int:
-        return updates_due(self.run.config, self.run.collector.step)
 
     @property
     def updates(self) -> float:
@@ -131,9 +128,10 @@ class Pieces:
         """Sets the updates of an iteration."""
         c = self.run.config
         self.run.config = c.replace(train_ratio=count * c.batch_size * c.batch_length / c.envs)
+        self.run.schedule = Schedule.of(self.run.config)
 
     def learner(self, iterations: int) -> None:
-        self.run.updates = self.updates_due() - max(1, round(iterations * self.updates))
+        self.run.updates = self.run.updates_due() - max(1, round(iterations * self.updates))
         dreamer.update_agent(self.run, self.interrupt)
 
     def envs(self, iterations: int) -> None:
@@ -155,7 +153,7 @@ class Pieces:
     def seconds(self, part: str, iterations: int) -> float:
         """Seconds per iteration of `learner`, `envs`, `both` or `act`."""
         run = self.run
-        run.updates = self.updates_due()
+        run.updates = self.run.updates_due()
         self.step()  # a step has just begun and its updates are due, as within the loop
         if part in ("learner", "act"):
             for host in run.collector.envs.hosts:
