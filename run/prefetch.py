@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -72,10 +72,6 @@ class Prefetcher:
                 tensor.record_stream(stream)
         return tensors
 
-    def wait(self) -> None:
-        """Returns when the thread is idle, as it must be while a CUDA graph is captured."""
-        wait([future for _, future in self._pending])
-
     def close(self) -> None:
         """Ends the thread."""
         self._pending.clear()
@@ -91,7 +87,6 @@ class Prefetcher:
 
         A batch with an episode that no longer exists, or of another size, is drawn again.
         """
-        self.wait()
         self._pending.clear()
         self.rng.bit_generator.state = state["rng"]
         for segments in state["pending"]:

@@ -114,16 +114,6 @@ class Replay:
         """Counts episodes that finished in the other replays of the directory: their places in the order are used."""
         self._order += episodes
 
-    def unfinished(self, env: int) -> tuple[int, Arrays] | None:
-        """Index and rows so far (views) of the env's unfinished episode, None without one.
-
-        Its `action` rows after the first restore the environment.
-        """
-        episode = self._unfinished.get(env)
-        if episode is None:
-            return None
-        return episode.index, {key: array[: episode.rows] for key, array in episode.arrays.items()}
-
     def rewards_since(self, order: int) -> Iterator[tuple[int, np.ndarray]]:
         """Place in the order of finishing and rewards (rows,) of each episode with a file, from place `order` on."""
         for file in self._files.since(order) if self._files else ():

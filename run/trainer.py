@@ -65,11 +65,6 @@ class Schedule(NamedTuple):
         return new._replace(step=step, updates=self.due(step))
 
 
-def updates_due(config: Config, step: int) -> int:
-    """Updates due after `step` agent steps of a run whose settings do not change."""
-    return Schedule.of(config).due(step)
-
-
 class LatentWatch:
     """Notices spells in which the latent holds nothing, from the rows of the log.
 

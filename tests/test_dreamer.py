@@ -314,7 +314,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
 
 def test_schedule_of_updates():
     config = agents.config("--prefill", "98", "--pretrain", "10", "--envs", "4", "--train_ratio", "12")
-    due = [trainer.updates_due(config, step) for step in range(0, 200, 4)]
+    due = [trainer.Schedule.of(config).due(step) for step in range(0, 200, 4)]
     assert due[:25] == [0] * 25 and due[25] == 10
     # batch 3x8: half an update for each agent step
     assert due[25:] == [10 + 2 * i for i in range(25)]

@@ -235,17 +235,6 @@ def test_rows_that_do_not_fit_are_refused():
         Replay(None, 0)
 
 
-def test_unfinished_rows_are_there_for_a_checkpoint():
-    replay = Replay(None, 100)
-    assert replay.unfinished(0) is None
-    fill(replay, 0, 0, 5)
-    assert replay.unfinished(0) is None
-    fill(replay, 0, 1, 3, finish=False)
-    index, rows = replay.unfinished(0)
-    assert index == 1
-    np.testing.assert_array_equal(rows["action"], [[0, 0], [1, -1], [2, -2]])
-
-
 # Files
 
 

@@ -36,7 +36,7 @@ import envs.dmc  # noqa: F401
 from run import checkpoint
 from run.config import load_config
 from run.episodes import read_episode
-from run.trainer import updates_due
+from run.trainer import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 1800  # seconds after which a command is taken to hang
@@ -219,7 +219,7 @@ def check_run(t: Trial, before: Snapshot, result: Result, exact: bool = False) -
 
     episodes, returns = column("train_episodes", "train_episodes"), column("train_return", "train_episodes")
     updates, evaluated = column("update_count", "update_count"), column("step", "eval_return")
-    steps, due = column("step", "step"), updates_due(load_config(RUN), state["step"])
+    steps, due = column("step", "step"), Schedule.of(load_config(RUN)).due(state["step"])
     same_number = len(totals) == len(returns)
     differ = next((i for i, pair in enumerate(zip(rows, wanted, strict=False)) if pair[0] != pair[1]), "the end")
     own_numbers = not exact and (t.inexact or fell_back(result))
