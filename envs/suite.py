@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from . import subtle
 from .family import Family, nearest
 from .legal import TEXT, Legal, between, one_of
+from .notes import note
 from .sources import DAVIS_VIDEOS, DMCGS_VIDEOS, IMG_SOURCES
 
 DMCGS = ("color_easy", "color_hard", "video_easy", "video_hard")
@@ -127,6 +128,9 @@ def make(task: Task, *, image: bool | None, **settings: Any):
         return {name: settings[name] for name in names if name in settings}
 
     domain, name, mode, shrunk = task
+    background = settings.get("resource_files") or settings.get("img_source", "video") != "video"
+    if background and mode != "video" and not settings.get("evaluation"):  # which may be of another task than its run
+        note(f"--img_source and --resource_files are for tasks that end in _video: {domain}_{name} is trained without")
     common = given("seed", "size", "action_repeat", "evaluation", "shadow_size", "old_floor")
     common["image"] = RENDERS if image is None else image
     if mode == "":

@@ -200,3 +200,15 @@ def test_vector_agents_need_no_files():
 def test_make_reports_missing_files():
     with pytest.raises(FileNotFoundError, match="--resource_files"):
         envs.make("dmc_cartpole_swingup_video")
+
+
+def test_a_background_for_a_task_that_shows_none_is_said(capsys):
+    for task, source, evaluation, said in (
+        ("dmc_walker_stand", {"img_source": "clouds"}, False, True),
+        ("dmc_walker_walk_color_easy", {"resource_files": "videos/*.mp4"}, False, True),
+        ("dmc_walker_run_video", {"img_source": "clouds"}, False, False),
+        ("dmc_cheetah_run", {"img_source": "clouds"}, True, False),
+        ("dmc_cheetah_run", {}, False, False),
+    ):
+        envs.make(task, image=False, evaluation=evaluation, **source).close()
+        assert ("are for tasks that end in _video" in capsys.readouterr().err) == said
