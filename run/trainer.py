@@ -175,6 +175,8 @@ class Trainer:
                 f"--logdir {self.logdir} grows by {size(missing)}, only {size(free)} of its disk are free: "
                 "set --replay_dir_limit, or use another disk"
             )
+        if not self.schedule.due(math.ceil(c.steps / c.action_repeat / c.envs) * c.envs):
+            log.warning(f"--steps {c.steps} ends before the first update, which --prefill {c.prefill} puts off")
 
     # Schedule
 
@@ -326,6 +328,10 @@ class Trainer:
         exact, newer = self.collector.restore(exact=own is not None)
         if distributed.is_main():
             resume_step = -1 if state is None else step
+            results = self.logdir / "eval.jsonl"
+            if state is None and results.exists():
+                results.replace(results.with_name("eval.jsonl.old"))
+                log.info(f"{results} is of an agent that is gone: renamed to eval.jsonl.old")
             self.logger = Logger(self.logdir, self.config.loggers, resume_step, self.lines)
             self.logger.begin(self.config.flat(), self.env_step, self.updates)
         self.log_again(newer, step)

@@ -66,9 +66,11 @@ def update_count(logdir: Path) -> int:
 def test_updates_are_redone_without_a_checkpoint(logdir, capsys):
     before = entries(logdir)
     updates, first = update_count(logdir), checkpoint.load_checkpoint(logdir / "latest.pt")
+    (logdir / "eval.jsonl").write_text("{}\n")
     for name in ("latest.pt", "previous.pt"):
         (logdir / name).unlink()
     assert main(*SHORT, "--logdir", logdir) == 0
+    assert not (logdir / "eval.jsonl").exists() and (logdir / "eval.jsonl.old").read_text() == "{}\n"  # of no agent
     out = capsys.readouterr().out
     assert f"updates lost with the last checkpoint are due: {updates}" in out and "nothing" not in out
     assert f"; the last {before[-1]['step']} steps are newer than the checkpoint" in out
@@ -291,6 +293,8 @@ def test_what_a_run_needs_is_logged_and_compared_with_the_machine(logdir, capsys
         assert 0.19e9 < memory < 0.21e9 and files > 1e15
         *_, err = needs(steps=10**12, dataset_size=1000, replay_dir_limit=1000)
         assert not err
+        prefill = config.prefill * config.action_repeat  # environment steps
+        assert not needs(steps=prefill)[-1] and "before the first update" in needs(steps=prefill - 2 * config.envs)[-1]
     finally:
         trainer.close()
 
