@@ -95,11 +95,16 @@ class State(dict):
     def __init__(self, state: networks.State, again: networks.State, feat: Tensor | None):
         super().__init__(state)
         self.again, self.feat = again, feat
+        self.returned = [(key, value, value._version) for key, value in state.items()]
+
+    def unchanged(self) -> bool:
+        """Whether the state is what the step returned: a loss may have changed it, but not what belongs to it."""
+        return all(self.get(key) is value and value._version == version for key, value, version in self.returned)
 
 
 def next_input(arg):
     """An argument of a step: of a state, the tensors for the next step."""
-    return {**arg, **arg.again} if isinstance(arg, State) else arg
+    return {**arg, **arg.again} if isinstance(arg, State) and arg.unchanged() else arg
 
 
 @functools.cache
@@ -123,8 +128,9 @@ class Feat:
         self.owner = owner
 
     def __call__(self, state: networks.State) -> Tensor:
-        feat = getattr(state, "feat", None)
-        return type(self.owner).feat(self.owner, state) if feat is None else feat
+        if isinstance(state, State) and state.feat is not None and state.unchanged():
+            return state.feat
+        return type(self.owner).feat(self.owner, state)
 
 
 def count_rows(args: tuple, kwargs: dict) -> int:
@@ -278,7 +284,9 @@ class RecordedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        ctx.gradients.seen.append((x.flatten(0, -2), grad.flatten(0, -2)))
+        # not in a pass that asks for no gradient of the parameters, which no public function tells
+        if torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
+            ctx.gradients.seen.append((x.flatten(0, -2), grad.flatten(0, -2)))
         return grad @ weight if ctx.needs_input_grad[0] else None, None, None, None
 
 
