@@ -98,12 +98,14 @@ class OneHot:
     """
 
     def __init__(self, logits: Tensor, unimix: float = 0.01, event_dims: int = 1):
+        self.logits, self.unimix = logits, unimix
         self.probs = mix(logits, unimix)
         self.event = tuple(range(-1 - event_dims, 0))
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        return torch.log(self.probs)
+        # without a uniform share, a probability can be 0 in float32
+        return torch.log(self.probs) if self.unimix else torch.log_softmax(self.logits, -1)
 
     def sample(self) -> Tensor:
         """(..., K) one-hot; its gradient is that of the probabilities."""

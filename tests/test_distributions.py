@@ -45,6 +45,17 @@ def test_onehot_gradient_of_a_sample_is_that_of_the_probabilities():
     assert (by_probs - by_log).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("unimix", [0.01, 0.0])
+def test_onehot_of_far_apart_logits_is_finite(unimix):
+    logits, other = torch.tensor([[[[0.0, 200.0]], [[90.0, 0.0]]], [[[1.0, 0.0]], [[-300.0, 0.0]]]]).requires_grad_()
+    p, q = dists.OneHot(logits, unimix), dists.OneHot(other, unimix)
+    for value in (p.kl(q), q.kl(p), p.entropy(), p.mode(), p.log_prob(p.sample())):
+        grads = torch.autograd.grad(value.sum(), [logits, other], retain_graph=True, allow_unused=True)
+        assert all(x.isfinite().all() for x in (value, *grads) if x is not None)
+    exact = torch.distributions.Categorical(logits=logits.double()).entropy().squeeze(-1)
+    assert unimix or torch.allclose(p.entropy().double(), exact)
+
+
 def test_onehot_kl_gradients_stop_where_they_should():
     post, prior = torch.randn(6, 2, 3, requires_grad=True), torch.randn(6, 2, 3, requires_grad=True)
     p, q = dists.OneHot(post), dists.OneHot(prior)
