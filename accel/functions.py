@@ -66,7 +66,8 @@ def native_mix(logits: Tensor, unimix: float) -> Tensor:
 
 
 def native_pick(probs: Tensor, u: Tensor) -> Tensor:
-    return native.pick(probs, u) if native.supports(probs) else pick(probs, u)
+    same = probs.dtype == u.dtype == torch.float32 and u.shape == probs.shape[:-1]
+    return native.pick(probs, u) if same and native.supports(probs) else pick(probs, u)
 
 
 def cumulate(probs: Tensor) -> Tensor:

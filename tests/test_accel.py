@@ -134,6 +134,9 @@ def run_losses(made: networks.RSSM, plan: list[str], seed: int, sample: bool) ->
                 state = made.img_step(action=action[:, number % 4], state=state)
             elif call == "frozen":
                 state = made.frozen.img_step(state, action[:, number % 4])
+            elif call == "sequences":  # a state of each of several steps
+                many = {k: state[k].unsqueeze(1).repeat_interleave(4, 1) for k in made.carried}
+                seen.append(made.img_step(many, action))
             elif call == "no_grad":
                 with torch.no_grad():
                     seen.append(made.img_step(state, action[:, number % 4]))
@@ -152,7 +155,8 @@ def run_losses(made: networks.RSSM, plan: list[str], seed: int, sample: bool) ->
 
 
 BLOCKS = functools.partial(networks.BlockGRU, blocks=4)
-plans = st.lists(st.sampled_from(["observe", "img_step", "keywords", "frozen", "no_grad"]), min_size=1, max_size=5)
+CALLS = ["observe", "img_step", "keywords", "frozen", "sequences", "no_grad"]
+plans = st.lists(st.sampled_from(CALLS), min_size=1, max_size=5)
 
 
 @pytest.mark.parametrize("discrete", [5, 0])

@@ -152,6 +152,10 @@ def test_draws_match(shape):
         found.append(torch.stack([pick(probs, torch.rand(probs.shape[:-1])) for _ in range(50)]))
     assert torch.equal(*found)
     assert found[0].sum() == found[0][..., 0].numel()
+    u = torch.rand(shape[-2:-1])  # one for all rows before
+    assert torch.equal(functions.native_pick(probs, u), dists.pick(probs, u))
+    half = probs.bfloat16(), torch.rand(probs.shape[:-1]).bfloat16()
+    assert torch.equal(functions.native_pick(*half), dists.pick(*half))
 
 
 @needs_compiler

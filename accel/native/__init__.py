@@ -92,9 +92,9 @@ class _GRUGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         parts, deter = parts.contiguous(), deter.contiguous()
-        y = torch.empty_like(deter)
+        y, d = torch.empty_like(deter), deter.shape[-1]
         inputs = parts, deter, weight, bias
-        call("gru_gates_forward", half(parts), *inputs, y, *deter.shape, eps, threads(parts.numel()))
+        call("gru_gates_forward", half(parts), *inputs, y, y.numel() // d, d, eps, threads(parts.numel()))
         ctx.save_for_backward(*inputs)
         ctx.eps = eps
         return y
@@ -102,14 +102,14 @@ class _GRUGates(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         parts, deter, weight, bias = ctx.saved_tensors
-        count = threads(parts.numel())
+        count, d = threads(parts.numel()), deter.shape[-1]
         inputs = parts, deter, grad.contiguous(), weight, bias
         out = dparts, ddeter, dparameters = (
             torch.empty_like(parts),
             torch.empty_like(deter),
             torch.zeros(count, 2, parts.shape[-1]),
         )
-        call("gru_gates_backward", half(parts), *inputs, *out, *deter.shape, ctx.eps, count)
+        call("gru_gates_backward", half(parts), *inputs, *out, deter.numel() // d, d, ctx.eps, count)
         return dparts, ddeter, *dparameters.sum(0), None
 
 
