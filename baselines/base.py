@@ -41,7 +41,8 @@ class Baseline(nn.Module):
             embed: (B, T, E).
 
         Returns:
-            Scalar losses, of which one named `x` is weighted by the setting `x_scale`; metrics without gradient.
+            Losses, each a scalar or of every step; one named `x` is weighted by the setting `x_scale`.
+            Metrics without gradient.
         """
         raise NotImplementedError
 
