@@ -374,9 +374,9 @@ class BlockLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs) → (N, outputs)."""
+        """(..., inputs) → (..., outputs)."""
         x = x.unflatten(-1, (len(self.weight), -1))
-        return torch.einsum("ngi,gio->ngo", x, self.weight).flatten(-2) + self.bias
+        return torch.einsum("...gi,gio->...go", x, self.weight).flatten(-2) + self.bias
 
 
 class BlockGRU(Cell):

@@ -62,7 +62,8 @@ def fused(function: Callable, mode: Mode) -> Callable:
 
 
 def native_mix(logits: Tensor, unimix: float) -> Tensor:
-    return native.mix(logits, unimix) if native.supports(logits) else mix(logits, unimix)
+    float32 = logits.dtype == torch.float32  # C++ would give float32 for others too
+    return native.mix(logits, unimix) if float32 and native.supports(logits) else mix(logits, unimix)
 
 
 def native_pick(probs: Tensor, u: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ def test_a_state_that_a_loss_has_changed_is_read_as_it_is(fuse):
 
 @pytest.mark.parametrize("fuse", FUSE)
 def test_another_cell_has_the_plain_values_and_gradients(fuse):
-    setup, plan = (networks.RSSM, BLOCKS, 5), ["observe", "img_step", "img_step"]
+    setup, plan = (networks.RSSM, BLOCKS, 5), ["observe", "img_step", "sequences", "img_step"]
     close(run_losses(dynamics(fuse, *setup), plan, 0, True), run_losses(dynamics("", *setup), plan, 0, True))
 
 

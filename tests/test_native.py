@@ -156,6 +156,7 @@ def test_draws_match(shape):
     assert torch.equal(functions.native_pick(probs, u), dists.pick(probs, u))
     half = probs.bfloat16(), torch.rand(probs.shape[:-1]).bfloat16()
     assert torch.equal(functions.native_pick(*half), dists.pick(*half))
+    assert torch.equal(functions.native_mix(half[0], 0.01), dists.mix(half[0], 0.01))
 
 
 @needs_compiler
