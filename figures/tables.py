@@ -27,9 +27,9 @@ def load(folder: str) -> list[reading.Run]:
     return sorted(runs, key=lambda run: (run.task, order.index(run.method), run.seed))
 
 
-def by_method(several: bool) -> list[tuple[str, str, list[reading.Run], pd.DataFrame]]:
+def by_method(several: bool, folder: str = "small") -> list[tuple[str, str, list[reading.Run], pd.DataFrame]]:
     """Task, method, runs and their returns and R² of the small agents, with several seeds or with one."""
-    groups = reading.group_runs(load("small"))
+    groups = reading.group_runs(load(folder))
     scores = plot.probe_scores(groups)
     return [(*key, runs, scores[key]) for key, runs in groups.items() if (len(runs) > 1) == several]
 
@@ -171,10 +171,11 @@ def rooms() -> str:
 def one_seed() -> str:
     """Small agents with one seed, with the evaluations of training."""
     rows = []
-    for task, method, (run,), scores in by_method(several=False):
-        own = spread(run.own_evaluations()[-1])
-        rows.append([task, name(method), own, *plot.r2_cells(scores), listed(run.curve)])
-    return plot.table(["task", "method", "return", *R2, "every 10,000 steps"], rows, left=2)
+    for task, method, (run,), scores in [*by_method(False), *by_method(False, "small_long")]:
+        last = run.own_evaluations()[-1]
+        cells = [f"{last['step']:,}", spread(last), *plot.r2_cells(scores), listed(run.curve)]
+        rows.append([task, name(method), *cells])
+    return plot.table(["task", "method", "steps", "return", *R2, "every 10,000 steps"], rows, left=2)
 
 
 def suite() -> str:

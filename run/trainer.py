@@ -27,7 +27,7 @@ from run.replay import bytes_needed
 from tools import Metrics
 
 MAX_LOSS = 1e9  # a mean beyond it counts as divergence
-SPELL = {"post_ent": 1000, "kl": 4000}  # updates after which a latent that holds nothing is reported, by its sign
+SPELL = {"post_ent": 1000, "kl": 4000}  # updates after which a sign of an unused latent is reported
 
 
 class TrainingError(Exception):
@@ -66,10 +66,11 @@ class Schedule(NamedTuple):
 
 
 class LatentWatch:
-    """Notices spells in which the latent holds nothing, from the rows of the log.
+    """Notices spells in which the latent is not used, from the rows of the log.
 
-    The entropy of its posterior is at the maximum for 1,000 updates, or its KL is under the free nats, where nothing
-    trains it, for 4,000: agents that learn leave the free nats within 2,100 updates (results/small).
+    The entropy of its posterior is at the maximum for 1,000 updates: it holds nothing. Or its KL is under the free nats
+    for 4,000, where the loss trains no prior: most agents leave them within 2,100 updates, and of those that do not,
+    some learn (results/small).
     """
 
     def __init__(self, config: Config):
@@ -89,10 +90,11 @@ class LatentWatch:
         if reported or not over:
             return ""
         words = {
-            "post_ent": f"its posterior is uniform (post_ent {post_ent:.1f} of {self.maximum:.1f} nats)",
-            "kl": f"its KL is {kl:.2f}, under --kl_free {self.free:g},",
+            "post_ent": f"the latent holds nothing: its posterior is uniform (post_ent {post_ent:.1f} of "
+            f"{self.maximum:.1f} nats)",
+            "kl": f"little trains the prior: kl is {kl:.2f}, under --kl_free {self.free:g},",
         }
-        return f"the latent holds nothing: {words[over[0]]} since update {self.since[over[0]]} (docs/usage.md)"
+        return f"{words[over[0]]} since update {self.since[over[0]]} (docs/usage.md)"
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "since": self.since, "reported": self.reported}
