@@ -9,12 +9,12 @@
 #     by state: 0.637 0.270 0.041 0.017 0.813 worker 0.943 0.838 0.653 0.943 0.838
 #     by state, seed 1: 0.637 0.270 0.041 0.017 0.813 worker 0.943 0.838 0.653 0.699 0.233
 #     by pickle: 0.637 0.270 0.041 0.017 0.813 worker 0.943 0.838 0.653 0.115 0.817
-# (The children come from `bit_generator.seed_seq` and its `n_children_spawned`, which `state` and its setter leave out.)
+# (The children come from `bit_generator.seed_seq` and its `n_children_spawned`, which `state` leaves out.)
 #
 # Why it matters: the state is a dict of integers, which checkpoints hold in JSON, beside torch's state. The generator
 # itself does go on, so that a test of resuming that looks at it passes. Workers, envs and augmentations get the numbers
 # of the first epochs again, after each resume: a run that is stopped often sees the same few epochs over and over.
-# Expected before: "new independent child generators", as the docstring of `spawn` says: independent of earlier ones too.
+# Expected before: "new independent child generators", as the docstring of `spawn` says, also of earlier ones.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
