@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# dm_control's arenas turn degrees into radians: a model without an `angle`, which is in degrees, as MJCF has it and all of
-# dm_control's own suite, is attached to an arena in radians, and each number keeps its digits. Joint limits are 57.3 times
-# as wide, and Euler angles are others. With `angle="degree"` written out, `attach` raises.
+# dm_control's arenas take degrees for radians. A model without an `angle` is in degrees, MJCF's default, as the robots
+# of dm_control's own suite are; attached to an arena, which is in radians, its numbers stay as they are. Joint limits
+# become 57.3 times as wide, and Euler angles others. With `angle="degree"` written out, `attach` raises.
 #
-# 2026-11-30, dm_control 1.0.50, mujoco 3.17.0, numpy 2.4.6. Models alone and attached to `floors.Floor()`: limits of the
-# last hinge in degrees, and the share of joint angles outside of the right limits in 500 random steps. Seen:
+# 2026-11-30, dm_control 1.0.50, mujoco 3.17.0, numpy 2.4.6. Models alone and attached to `floors.Floor()`: limits of
+# the last hinge in degrees, and the share of joint angles outside of the right limits in 500 random steps. Seen:
 #     walker: -45 to 45, attached -2578 to 2578; outside 3%, attached 72%
 #     hopper: -45 to 45, attached -2578 to 2578; outside 0%, attached 80%
 #     cheetah: -28 to 28, attached -1604 to 1604; outside 0%, attached 5%
 #     a scene in degrees: -30 to 30, with an arm in radians attached -1719 to 1719
 #     angle written out: Conflicting values for attribute `angle`: radian vs degree
 #     MjSpec, degrees in radians: -30 to 30
-# (What is left out is not a value, so that there is no conflict. `mujoco.MjSpec.attach` converts each model by its own.)
+# (What is left out is no value, so that there is no conflict. `mujoco.MjSpec.attach` converts each model by its own.)
 #
-# Why it matters: an arena is there to put robots and props from files into it. Knees bend backward and legs turn through the
-# body, nothing warns, and an agent learns all the same, with a robot that is not the one of the file. Attached the other
-# way round, an arm in radians changes the limits of the scene that it is put in.
-# Expected before: the same robot, or the error for "conflicting values" that the explicit attribute gives.
+# Why it matters: an arena is there to put robots and props from files into it. Knees bend backward and legs turn
+# through the body, nothing warns, and an agent learns all the same, with a robot that is not the one of the file. The
+# other way round, an arm in radians changes the limits of the scene that it is put in.
+# Expected before: the same robot, or the error for conflicting values that the explicit attribute gives.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

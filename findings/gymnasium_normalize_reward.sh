@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# gymnasium's NormalizeReward does not begin a new return with a new episode. Neither a time limit nor `reset` ends it:
-# where episodes end by a limit alone it runs on for ever, gets constant, and the scale by which rewards are divided goes
-# to zero. A real end clears it too early, so that the last reward counts for the next episode, not for its own.
+# gymnasium's NormalizeReward does not begin a new return with a new episode. Neither a time limit nor `reset` ends it.
+# Where episodes end by a limit alone it runs on for ever, and for a constant reward the scale by which it divides goes
+# to zero. A real end clears it too early: the last reward counts for the next episode, not for its own.
 #
 # 2026-11-30, gymnasium 1.4.0, numpy 2.4.6. A reward of 1 at each of the 100 steps of an episode; the normalized one at
-# step 100, 1,000, 10,000 and 40,000, and the return that the wrapper holds after the first step of the second episode (1
-# is right). Of one env, and of vector envs with one. Seen:
+# step 100, 1,000, 10,000 and 40,000, and the return that the wrapper holds after the first step of the second episode
+# (1 is right). Of one env, and of vector envs with one. Seen:
 #     time limit, one env: 0.055 0.050 0.144 0.286 return 63.76
 #     time limit, NEXT_STEP: 0.055 0.050 0.144 0.286 return 63.76
 #     time limit, SAME_STEP: 0.055 0.055 0.055 0.055 return 1.00
@@ -16,11 +16,12 @@
 # ("at the end alone": a reward at the last step only, where 0 is right. With SAME_STEP the vector version begins anew;
 # the others just multiply by `1 - terminated`, before they add the reward.)
 #
-# Why it matters: in tasks with a time limit, such as Pendulum, HalfCheetah or those of dm_control, an agent that gets good
-# and even has its rewards grow with the square root of time, here to five times the right ones, and its value targets
-# and gradients with them: it unlearns, and looks unstable. A sparse task's scale is off by a factor of two or more. And
-# one wrapper gives two scales for one task, by the mode of the vector env.
-# Expected before: a return of each episode, as in `VecNormalize` of Baselines and Stable-Baselines3, from which it comes.
+# Why it matters: in tasks with a time limit, such as HalfCheetah or those of dm_control, the rewards of an agent that
+# gets good and even grow with the square root of time, here to five times the right ones, and value targets and
+# gradients with them: it unlearns, and looks unstable. A sparse task's scale is off by about two. And one wrapper gives
+# two scales for one task, by the mode of the vector env.
+# Expected before: a return of each episode, as in `VecNormalize` of Baselines and Stable-Baselines3, from which it
+# comes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

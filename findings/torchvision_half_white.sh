@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# torchvision turns white to black where it converts an image in bfloat16 or float16 to integers: `v2.ToDtype(torch.uint8,
-# scale=True)` multiplies by 255.999, which in these dtypes is 256, and 256 in uint8 is 0. So do `ConvertImageDtype`, and
-# RandomEqualize, which goes through uint8 and back. To uint16, float32 does the same.
+# torchvision turns white to black where it converts an image in bfloat16 or float16 to integers:
+# `v2.ToDtype(torch.uint8, scale=True)` multiplies by 255.999, which in these dtypes is 256, and 256 in uint8 is 0. So
+# do `ConvertImageDtype`, and RandomEqualize, which goes through uint8 and back. To uint16, float32 does the same.
 #
-# 2026-11-30, torchvision 0.28.0, torch 2.13.0 (CPU), numpy 2.4.6. Gray levels in [0, 1], each of the 256 of uint8. Seen:
+# 2026-11-30, torchvision 0.28.0, torch 2.13.0 (CPU), numpy 2.4.6. Gray levels in [0, 1], each of the 256 of uint8.
+# Seen:
 #     float32 to uint8: 0.5 is 128, 0.992 253, 1 255
 #     bfloat16 to uint8: 0.5 is 129, 0.992 254, 1 0
 #     float16 to uint8: 0.5 is 128, 0.992 254, 1 0
@@ -15,9 +16,9 @@
 # (In bfloat16 all above 0.998 is 1. In float32 the product is 255.999, and right.)
 #
 # Why it matters: under `torch.autocast` a decoder's images are bfloat16, and frames are stored in half to save memory.
-# Where they are written to a video, logged, scored or augmented, what is saturated, as the sky, the robot's highlights
-# or a white background, is black. A decoder of good quality looks broken, and a sigmoid's or clipped output most of all.
-# Expected before: 255, as `scale=True` is to map "to the expected range", and as in float32.
+# Where they are written to a video, logged, scored or augmented, what is saturated, as the sky, highlights or a white
+# background, is black. A good decoder looks broken, one whose output is clipped most of all.
+# Expected before: 255, as in float32; `scale=True` is documented as "scaling the values for images or videos".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
