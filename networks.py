@@ -396,7 +396,7 @@ class BlockGRU(Cell):
     def forward(self, x: Tensor, state: State) -> State:
         deter, blocks = state["deter"], self.blocks
         # (N, blocks, D / blocks + 2·inputs)
-        shared = torch.cat([self.mix(deter), x], -1).unsqueeze(-2).expand(-1, blocks, -1)
+        shared = torch.cat([self.mix(deter), x], -1).unsqueeze(-2).expand(*deter.shape[:-1], blocks, -1)
         x = torch.cat([deter.unflatten(-1, (blocks, -1)), shared], -1).flatten(-2)
         # (N, 3D), the three parts of each block side by side, to those of all blocks
         parts = self.parts(self.norm(self.hidden(x))).unflatten(-1, (blocks, 3, -1)).transpose(-3, -2).flatten(-3)

@@ -475,7 +475,7 @@ def test_a_note_of_a_worker_is_printed_once_by_its_parent(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         f"import functools, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport envs\nfrom envs.parallel import EnvGroup\n"
-        "make = functools.partial(envs.make, sys.argv[1], size=(16, 16), img_source='color', assets=sys.argv[2])\n"
+        "make = functools.partial(envs.make, sys.argv[1], size=(16, 16), assets=sys.argv[2])\n"
         "with EnvGroup([make] * 2, parallel=sys.argv[3] == 'parallel') as group:\n"
         "    group.reset([0, 1])\n"
         "    for _ in range(12):\n"
