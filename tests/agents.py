@@ -1,5 +1,7 @@
 """Small agents and batches for the tests."""
 
+import functools
+
 import torch
 
 import accel
@@ -16,16 +18,21 @@ IMAGE = {"image": (64, 64, 3)}
 VECTORS = {"position": (3,), "height": ()}
 
 
+@functools.cache  # reading configs.yaml takes as long as an update of a small agent
 def config(*flags: str, base: tuple[str, ...] = ("dmc_vision",)) -> Config:
     return load_config(["--configs", *base, *SMALL, *flags])
 
 
 def agent(
-    *flags: str, shapes=IMAGE, actions: int = 3, base=("dmc_vision",), seed: int = 0, fuse: str = "", log=lambda _: None
-) -> dreamer.Dreamer:
-    """A small agent that runs on a backend: plain, unless `fuse` or a flag `--precision 16` says otherwise."""
+    *flags: str, shapes=IMAGE, actions: int = 3, base=("dmc_vision",), seed: int = 0, fuse: str = "",
+    log=lambda _: None, **changes,
+) -> dreamer.Dreamer:  # fmt: skip
+    """A small agent, with `changes` of the flags' settings.
+
+    It runs on a backend: plain, unless `fuse` or a flag `--precision 16` says otherwise.
+    """
     torch.manual_seed(seed)
-    settings = config(*flags, base=base)
+    settings = config(*flags, base=base).replace(**changes)
     made = dreamer.Dreamer(settings, shapes=shapes, actions=actions)
     dtype = torch.bfloat16 if settings.precision == 16 else torch.float32
     accel.install(made, accel.Backend(fuse, dtype=dtype), log)

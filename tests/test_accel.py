@@ -433,6 +433,19 @@ def test_an_error_of_the_compiler_within_an_update_does_not_repeat_the_world_mod
     assert said == ["update: nothing is compiled (no kernel for this)"]
 
 
+def test_a_cast_is_made_once_and_again_when_its_input_has_changed():
+    mode = backend.Mode(accel.Backend(dtype=torch.bfloat16), print)
+    x = torch.ones(3)
+    with mode.rollout():
+        assert mode.cast(x) is mode.cast(x)
+        x += 1
+        assert (mode.cast(x) == 2).all()
+        x.requires_grad_()
+        with torch.no_grad():
+            assert not mode.cast(x).requires_grad
+        assert mode.cast(x).requires_grad
+
+
 @needs_compiler
 def test_an_agent_is_installed_once():
     agent = make("native", ("dmc_vision",))

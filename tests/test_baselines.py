@@ -298,10 +298,15 @@ EXPECTED = {  # settings that differ as well, losses
     "dreamerpro": ({}, {"swav", "temp", "norm"}),
 }
 FEW = ("--proto_count", "20", "--proto_size", "8")  # prototypes
+SMALL = {"image": (16, 16, 3)}
 
 
-def agent(name: str, *flags: str):
-    return agents.agent(*FEW, *flags, base=("dmc_vision", name))
+def agent(name: str, *flags: str, **changes):
+    return agents.agent(*FEW, *flags, shapes=SMALL, base=("dmc_vision", name), **changes)
+
+
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    return agents.batch(SMALL, seed=seed)
 
 
 def test_every_method_is_a_legal_value_and_a_config():
@@ -316,14 +321,14 @@ def test_a_method_changes_only_what_it_should_and_trains(name):
     changed = {k: v for k, v in config.items() if v != default[k] and k != "configs"}
     assert changed == {**CHANGED, **also_changed, "baseline": name}
 
-    ours, plain = agent(name), agents.agent(base=("dmc_vision", "no_hybrid"))
+    ours, plain = agent(name), agents.agent(shapes=SMALL, base=("dmc_vision", "no_hybrid"))
     parameters, plain_parameters = dict(ours.named_parameters()), dict(plain.named_parameters())
     # the networks that all methods share start from the same numbers
     assert all(torch.equal(parameters.pop(k), v) for k, v in plain_parameters.items())
     assert parameters and all(k.startswith("world_model.baseline.") for k in parameters)
 
     before = {k: v.detach().clone() for k, v in ours.named_parameters()}
-    metrics = [ours.update(agents.batch(seed=seed)) for seed in range(3)]
+    metrics = [ours.update(batch(seed=seed)) for seed in range(3)]
     assert all(value.isfinite() for found in metrics for value in found.values())
     found = {k.removesuffix("_loss") for k in metrics[0] if k.endswith("_loss")}
     assert found == {"reward", "cont", "dyn", "rep", "model", "actor", "value"} | losses
@@ -334,14 +339,39 @@ def test_a_method_changes_only_what_it_should_and_trains(name):
     assert same == {"world_model.dynamics.projection.weight"}  # which only the latent reconstruction uses
 
 
+READ = {  # other values of a method's settings, of which each changes what is learned
+    "repo": {"repo_scale": 2, "repo_target": 1, "repo_balance": 0.5, "repo_init_beta": 0.1, "repo_lr": 0.1},
+    "r2dreamer": {"barlow_scale": 2, "barlow_lambda": 0.5},
+    "infonce": {"infonce_scale": 2},
+    "dreamerpro": {
+        "swav_scale": 2, "temp_scale": 2, "norm_scale": 2, "proto_shift": 1, "proto_tau": 0.5, "proto_freeze": 0,
+        "proto_temperature": 0.5, "sinkhorn_eps": 0.5, "sinkhorn_iterations": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_setting_of_a_method_is_read(name):
+    def learn(**changes):
+        made = agent(name, **changes)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            made.world_model.update(batch())
+        return made.state_dict()
+
+    usual = learn()
+    for setting, value in READ[name].items():
+        found = learn(**{setting: value})
+        assert any(not torch.equal(one, found[k]) for k, one in usual.items()), setting
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_imagination_starts_from_the_posterior(name):
-    model, batch = agent(name).world_model, agents.batch()
-    data = models.preprocess(batch)
+    model, data = agent(name).world_model, models.preprocess(batch())
     torch.manual_seed(3)
     _, states, _ = model.loss(data, model.draw_mask(data))
     torch.manual_seed(3)
-    start, embed, _ = model.update(batch)
+    start, embed, _ = model.update(batch())
     assert all(torch.equal(v, states["post"][k].flatten(0, 1)) and not v.requires_grad for k, v in start.items())
     assert torch.equal(embed, states["embed"])
 
@@ -349,7 +379,7 @@ def test_imagination_starts_from_the_posterior(name):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_loss_by_itself_trains_encoder_and_dynamics(name):
     model = agent(name).world_model
-    data = models.preprocess(agents.batch())
+    data = models.preprocess(batch())
     embed = model.encoder(data)
     post, prior = model.dynamics.observe(embed, data["action"], data["is_first"])
     losses, metrics = model.baseline.loss(model, data, post, prior, model.dynamics.feat(post), embed)
@@ -371,12 +401,12 @@ def test_a_checkpoint_holds_all_of_a_method(name, tmp_path):
         if seed == 2:
             checkpoint.save_checkpoint(tmp_path / "latest.pt", whole.state())
         torch.manual_seed(seed)
-        expected.append(whole.update(agents.batch(seed=seed)))
-    resumed = agents.agent(*FEW, *flags, base=("dmc_vision", name), seed=1)
+        expected.append(whole.update(batch(seed=seed)))
+    resumed = agent(name, *flags, seed=1)
     resumed.load(checkpoint.load_checkpoint(tmp_path / "latest.pt"))
     for seed in range(2, 4):
         torch.manual_seed(seed)
-        found = resumed.update(agents.batch(seed=seed))
+        found = resumed.update(batch(seed=seed))
         assert all(torch.equal(found[k], v) for k, v in expected[seed].items())
     assert all(torch.equal(resumed.state_dict()[k], v) for k, v in whole.state_dict().items())
 
@@ -384,7 +414,7 @@ def test_a_checkpoint_holds_all_of_a_method(name, tmp_path):
 @pytest.mark.parametrize("target, sign", [("0.001", 1), ("1000", -1)])
 def test_beta_follows_the_budget(target, sign):
     ours = agent("repo", "--repo_target", target, "--repo_lr", "0.01", "--repo_init_beta", "0.1")
-    found = [ours.update(agents.batch(seed=seed)) for seed in range(5)]
+    found = [ours.update(batch(seed=seed)) for seed in range(5)]
     betas = torch.stack([metrics["repo_beta"] for metrics in found])
     assert all(metrics["repo_kl_excess"] * sign > 0 for metrics in found)
     torch.testing.assert_close(found[0]["kl"] - float(target), found[0]["repo_kl_excess"])
@@ -401,7 +431,7 @@ def test_prototypes_are_frozen_at_first_and_stay_unit_vectors():
     for update in range(4):
         before, projection = baseline.prototypes.detach().clone(), baseline.feat_projection.weight.detach().clone()
         assert baseline.updates == update
-        ours.update(agents.batch(seed=update))
+        ours.update(batch(seed=update))
         torch.testing.assert_close(baseline.prototypes.norm(dim=-1), torch.ones(20))
         moved = (baseline.prototypes - before).abs().max()
         assert moved < 1e-6 if update < 2 else moved > 1e-5
@@ -422,13 +452,30 @@ def test_the_first_ema_update_is_a_copy():
             for target, online in pairs
             for old, new in zip(target.parameters(), online.parameters(), strict=True)
         ]
-        ours.update(agents.batch(seed=update))
+        ours.update(batch(seed=update))
         found = [p for target, _ in pairs for p in target.parameters()]
         assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(found, expected, strict=True))
 
 
+def test_assignments_are_those_of_the_ema_copies():
+    model, data = agent("dreamerpro").world_model, models.preprocess(batch())
+
+    def losses():
+        torch.manual_seed(0)
+        return model.baseline.loss(model, data, None, None, None, None)[0]
+
+    before = losses()
+    for copied in (model.baseline.target_encoder, model.baseline.target_projection):
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        after = losses()
+        assert {name for name, loss in after.items() if loss != before[name]} == {"swav", "temp"}
+        before = after
+
+
 def test_views_are_two_shifts_of_each_sequence():
-    baseline, data = agent("dreamerpro").world_model.baseline, models.preprocess(agents.batch())
+    baseline, data = agent("dreamerpro").world_model.baseline, models.preprocess(batch())
     views = baseline.views(data, ["image"])
     for key, value in data.items():
         assert views[key].shape == (6, *value.shape[1:])
@@ -449,8 +496,8 @@ def updates(name: str, *flags: str, fast: bool = False, count: int = 2) -> list[
     if fast:
         accel.install(ours, accel.choose_backend(True, ours.device))
     torch.manual_seed(1)
-    batches = [{k: v.to(ours.device) for k, v in agents.batch(seed=seed).items()} for seed in range(count)]
-    return [ours.update(batch) for batch in batches]
+    batches = [{k: v.to(ours.device) for k, v in batch(seed).items()} for seed in range(count)]
+    return [ours.update(one) for one in batches]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -5,15 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import agents
 import mujoco
 import numpy as np
 import old_floors
 import pytest
 
+import dreamer
 import envs
 import models
 from envs import subtle
 from envs.dmc import DMC, TASKS, suite, texture
+from run import collect
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -183,6 +186,9 @@ def test_rewards_are_within_the_range_of_the_family():
         assert (min(rewards) < 0) == ("lqr" in task)  # which is not in [0, 1]
     assert models.reward_to_simsr(envs.reward_range("dmc_lqr_lqr_2_1"), 2) == pytest.approx(2 / 3.2)
     assert models.reward_to_simsr(envs.reward_range("dmc_cartpole_swingup"), 2) == 1
+    config = agents.config("--task", "dmc_lqr_lqr_2_1", base=("dmc_proprio",))
+    with collect.make_envs(config, "train", 1, False) as group:
+        assert dreamer.make_agent(config, group).world_model.reward_to_simsr == pytest.approx(2 / 3.2)
 
 
 @pytest.mark.parametrize("name", subtle.TASKS)

@@ -112,6 +112,12 @@ def test_sets_of_views():
         on_border = np.isclose(pitch, low) | np.isclose(pitch, high) | np.isclose(roll, left) | np.isclose(roll, right)
         assert on_border.all()
     order = [envs.make("dmc_cartpole_swingup_rotate_easy", seed=seed, image=False)._orders for seed in (0, 1)]
+    for level, divisor, maximum in (("easy", 1.5, 90), ("hard", 1, 180)):
+        env = envs.make(f"dmc_cartpole_swingup_rotate_shift_{level}", image=False)
+        assert np.degrees(max(np.arcsin(-view[2, 0]) for view in env._shifts)) == pytest.approx(8 / divisor, abs=0.5)
+        np.testing.assert_allclose(env._rotations[0], dmcgb2.turn(2, -maximum), atol=1e-9)
+        env.reset(3)  # the shift alone determines the optical axis: the camera rolls about it
+        np.testing.assert_allclose(env._turn[:, 2], env._shifts[env._orders[0][3]][:, 2])
     assert all(sorted(each) == list(range(100)) for each in itertools.chain(*order))
     assert (order[0][0] != order[1][0]).any() and (order[0][0] != order[0][1]).any()
 

@@ -12,13 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-import agents
 import numpy as np
 import pytest
 import torch
 
 import dreamer
-from run import checkpoint, logs, trainer
+from run import checkpoint, logs
 from run.config import read_config
 from run.episodes import read_episode
 from run.public import public_name
@@ -310,14 +309,6 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
     Path(path).unlink()  # needed once
     assert dreamer.main([*map(str, flags), "--from_checkpoint", path]) == 0
     assert dreamer.main(["--eval_only", "--episodes", "1", "--logdir", str(tmp_path / "run")]) == 0
-
-
-def test_schedule_of_updates():
-    config = agents.config("--prefill", "98", "--pretrain", "10", "--envs", "4", "--train_ratio", "12")
-    due = [trainer.Schedule.of(config).due(step) for step in range(0, 200, 4)]
-    assert due[:25] == [0] * 25 and due[25] == 10
-    # batch 3x8: half an update for each agent step
-    assert due[25:] == [10 + 2 * i for i in range(25)]
 
 
 @pytest.mark.parametrize("behavior", ["random", "plan2explore"])

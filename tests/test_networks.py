@@ -224,3 +224,36 @@ def test_actors(dist):
     if dist == "normal":
         assert (policy.std >= 0.1).all() and (policy.std <= 1).all()
         assert policy.std.mean().item() == pytest.approx(0.9 / (1 + math.exp(-2)) + 0.1, abs=0.1)
+
+
+def test_bounds_of_actors():
+    """From output layers of known values: 5·tanh(m / 5) and softplus(s + 1) + 0.1; 1 % uniform."""
+    made = {dist: networks.Actor(10, 16, 1, 4, dist=dist) for dist in ("tanh_normal", "onehot")}
+    for actor in made.values():
+        torch.nn.init.zeros_(actor.out.weight)
+        actor.out.bias.data[0] = 20
+    policies = {dist: actor(torch.randn(1, 10)) for dist, actor in made.items()}
+    torch.testing.assert_close(policies["tanh_normal"].mean[0], torch.tensor([4.996646, 0, 0, 0]))
+    torch.testing.assert_close(policies["tanh_normal"].std[0], torch.full((4,), 1.4132617))
+    torch.testing.assert_close(policies["onehot"].probs[0], torch.tensor([0.9925, 0.0025, 0.0025, 0.0025]))
+
+
+def test_a_block_gru_by_hand():
+    torch.manual_seed(0)
+    cell = networks.BlockGRU(6, 8, blocks=2)
+    for parameter in cell.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, deter = torch.randn(3, 6), torch.randn(3, 8)
+    silu, norm, cat = torch.nn.functional.silu, torch.nn.functional.layer_norm, torch.cat
+    mixed = deter @ cell.mix.linear.weight.T
+    mixed = silu(norm(mixed, (6,), cell.mix.norm.weight, cell.mix.norm.bias, 1e-3))
+    halves, weight, bias = (slice(0, 4), slice(4, 8)), cell.hidden.weight, cell.hidden.bias
+    hidden = [cat([deter[:, own], mixed, x], 1) @ weight[i] + bias[own] for i, own in enumerate(halves)]
+    hidden = silu(norm(cat(hidden, 1), (8,), cell.norm.weight, cell.norm.bias, 1e-3))
+    expected = []
+    for i, own in enumerate(halves):  # each has its own reset, candidate and update
+        parts = hidden[:, own] @ cell.parts.weight[i] + cell.parts.bias[12 * i : 12 * i + 12]
+        reset, cand, update = parts.split(4, 1)
+        update = torch.sigmoid(update - 1)
+        expected.append(update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * deter[:, own])
+    torch.testing.assert_close(cell(x, {"deter": deter})["deter"], cat(expected, 1))

@@ -143,15 +143,15 @@ def test_workers_and_one_process_give_the_same_transitions():
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_done_env_begins_its_next_episode(parallel):
     with group(2, parallel) as g:
-        g.reset([4, 9])
+        g.reset([4, 9], stride=5)
         for step in range(1, 8):
             g.send([{}, {}])
             for i, t in enumerate(g.receive()):
-                first_episode = (4, 9)[i]
-                np.testing.assert_array_equal(t.obs["count"], [first_episode + (step - 1) // 3, (step - 1) % 3 + 1])
+                episode = (4, 9)[i] + 5 * ((step - 1) // 3)
+                np.testing.assert_array_equal(t.obs["count"], [episode, (step - 1) % 3 + 1])
                 assert t.done == (step % 3 == 0)
                 if t.done:
-                    np.testing.assert_array_equal(t.first["count"], [first_episode + step // 3, 0])
+                    np.testing.assert_array_equal(t.first["count"], [episode + 5, 0])
         with pytest.raises(ValueError, match="2"):
             g.send([{}])
 

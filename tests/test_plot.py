@@ -105,9 +105,11 @@ def test_folders_of_a_sweep_name_methods_as_readers_know_them(tmp_path, capsys):
 def test_runs_without_a_value_yet_do_not_stop_the_others(tmp_path, capsys):
     write_run(tmp_path / "runs" / "0")
     started = write_run(tmp_path / "runs" / "1", seed=1, steps=[])
+    write_run(tmp_path / "runs" / "2", seed=2)
+    write_run(tmp_path / "runs" / "3", "dmc_cup_catch")
     plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "a.png")])
     assert f"left out: {started}: no `eval_return`" in capsys.readouterr().err
-    assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["1"]
+    assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["2", "1", "1"]  # over all tasks, the fewest
 
 
 @pytest.mark.filterwarnings("error")

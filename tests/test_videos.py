@@ -224,7 +224,7 @@ def test_scikit_video_reads_where_there_is_no_ffmpeg_of_imageio(tmp_path, monkey
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "true")  # it decodes nothing
     monkeypatch.setattr(videos, "find_stream", lambda path: videos.Stream(0, 0, "h264"))
     check(path)
-    with pytest.raises(ValueError, match="turned.mp4: not a readable video"):  # skvideo's frames would be scrambled
+    with pytest.raises(ValueError, match=r"turned\.mp4: not a readable video"):  # skvideo's frames would be scrambled
         next(videos.read_video(tmp_path / "turned.mp4"))
 
 
