@@ -68,9 +68,9 @@ class Schedule(NamedTuple):
 class LatentWatch:
     """Notices spells in which the latent is not used, from the rows of the log.
 
-    The entropy of its posterior is at the maximum for 1,000 updates: it holds nothing. Or its KL is under the free nats
-    for 4,000, where the loss trains no prior: most agents leave them within 2,100 updates, and of those that do not,
-    some learn (results/small).
+    The entropy of its posterior is at the maximum for 1,000 updates: it holds nothing. Or its KL is below 0.8
+    of the free nats for 4,000, where the loss hardly trains the prior: no agent of results/ that learned was so long
+    below (three of cheetah_run were below 0.95).
     """
 
     def __init__(self, config: Config):
@@ -82,7 +82,7 @@ class LatentWatch:
 
     def check(self, kl: float, post_ent: float, updates: int) -> str:
         """A line at the row that completes a spell, else ""; takes the means over the updates since the last row."""
-        signs = {"post_ent": post_ent > 0.99 * self.maximum, "kl": kl < 0.95 * self.free}
+        signs = {"post_ent": post_ent > 0.99 * self.maximum, "kl": kl < 0.8 * self.free}
         self.since = {name: self.since.get(name, self.updates) for name, sign in signs.items() if sign}
         self.updates = updates
         over = [name for name, since in self.since.items() if updates - since >= SPELL[name]]

@@ -17,7 +17,7 @@ UNUSED = {
     "small/dmc_cup_catch/hrssm/seed0": [3350],
     "small/dmc_cup_catch/mbr_fixed/seed0": [4600],
     "small/dmc_finger_spin/hrssm/seed0": [4600],
-    "small/dmc_reacher_easy/hrssm/seed0": [4600],
+    "small_long/dmc_cup_catch/dreamerv3/seed0": [4600],
 }
 
 
