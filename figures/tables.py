@@ -22,8 +22,8 @@ R2 = ["R² state", "R² background"]
 
 
 def load(folder: str) -> list[reading.Run]:
-    """The runs below results/`folder`, methods in the order of plot.METHOD_NAMES."""
-    runs, order = reading.find_runs([str(ROOT / "results" / folder)]), list(plot.METHOD_NAMES)
+    """The runs below results/`folder`, methods in the order of reading.METHOD_NAMES."""
+    runs, order = reading.find_runs([str(ROOT / "results" / folder)]), list(reading.METHOD_NAMES)
     return sorted(runs, key=lambda run: (run.task, order.index(run.method), run.seed))
 
 
@@ -35,7 +35,7 @@ def by_method(several: bool, folder: str = "small") -> list[tuple[str, str, list
 
 
 def name(method: str) -> str:
-    return plot.METHOD_NAMES[method]
+    return reading.METHOD_NAMES[method]
 
 
 def spread(row: dict) -> str:
@@ -68,7 +68,7 @@ def summary() -> str:
         rows.append([f"{name(run.method)}, full size", f"{row['step']:,}", *cells])
     runs = load("small")
     small = plot.probe_scores(reading.group_runs(runs))
-    for method in plot.METHOD_NAMES:
+    for method in reading.METHOD_NAMES:
         if all((task, method) in small for task in tasks):
             found = [small[task, method]["return"] for task in tasks]
             cells = [f"{plot.mean_span(scores, 0)} ({len(scores)})" for scores in found]
@@ -153,7 +153,7 @@ def videos() -> str:
             elif row["task"] == run.task.removesuffix("_video") and not row["changed"]:
                 returns["clean"] = spread(row)
         cells = [returns["video"], returns["clouds"], returns["clean"]]
-        rows.append([run.settings["img_source"], plot.METHOD_NAMES.get(run.method, run.method), run.seed, *cells])
+        rows.append([run.settings["img_source"], name(run.method), run.seed, *cells])
     return plot.table(["trained in front of", "method", "seed", "video (held out)", "clouds", "clean"], rows, left=2)
 
 
