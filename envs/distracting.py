@@ -8,6 +8,7 @@ import numpy as np
 
 from . import backgrounds
 from .dmc import DMC, texture
+from .notes import note
 from .sources import DAVIS_VIDEOS as VIDEOS
 
 # isort: split
@@ -121,6 +122,10 @@ def find_davis(root: str | Path, count: int) -> list[list[Path]]:
         clips = [sorted(folder.glob("*.jpg")) for folder in sequences]
         clips = [[path.absolute() for path in clip] for clip in clips if clip]
         if clips:
+            if frames.name == "480p" and not split.is_file():
+                note(f"{frames}: no list of the training split ({split.name}), so validation sequences are shown too")
+            if len(clips) < count:
+                note(f"{frames}: {len(clips)} of {count} sequences: returns are not the benchmark's")
             return clips[:count]
     raise FileNotFoundError(
         f"distracting_cs needs the frames of DAVIS-2017, none in {Path(root).absolute()}; python "

@@ -35,12 +35,12 @@ ACTIONS = {
 
 # Settings that determine how long, how often or where, not what is computed: they may change when a run resumes.
 FREE_SETTINGS = {
-    "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "ds_resource_path",
-    "env_failures", "eval_envs", "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every",
-    "logdir", "loggers", "parallel", "replay_dir_limit", "replay_memory", "steps", "video_pred_log",
+    "allow_config_change", "assets", "checkpoint_every", "compile", "configs", "device", "env_failures", "eval_envs",
+    "eval_episode_num", "eval_every", "eval_tasks", "from_checkpoint", "log_every", "logdir", "loggers", "parallel",
+    "replay_dir_limit", "replay_memory", "steps", "video_pred_log",
 }  # fmt: skip
 # They may change too, as the same files may lie elsewhere; but they may be others, so an evaluation records the change.
-MOVED = {"eval_resource_files", "resource_files", "scan_path"}
+MOVED = {"ds_resource_path", "eval_resource_files", "resource_files", "scan_path"}
 
 
 # Legal values
@@ -581,6 +581,8 @@ def check_config(config: Config) -> None:
     if c.video_pred_log or c.probe_decoder:
         require(decoder or c.probe_decoder, "--video_pred_log: there is no decoder; --probe_decoder True trains one")
         require(length > 5, f"--batch_length is {length}: a decoder's videos need more than 5 steps")
+    seen = sees_images(c) or not c.video_pred_log
+    require(seen, f"--video_pred_log needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
 
 
 def check_resume(config: Config, logdir: Path) -> str:

@@ -179,6 +179,8 @@ class Trainer:
             )
         if not self.schedule.due(math.ceil(c.steps / c.action_repeat / c.envs) * c.envs):
             log.warning(f"--steps {c.steps} ends before the first update, which --prefill {c.prefill} puts off")
+        if c.eval_tasks and not c.eval_episode_num:
+            log.warning(f"--eval_tasks {' '.join(c.eval_tasks)}: not evaluated, as --eval_episode_num is 0")
 
     # Schedule
 

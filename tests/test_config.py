@@ -477,6 +477,7 @@ def test_number_out_of_its_range_is_refused(capsys, name, value):
         ("--disag_offset 64", "--disag_offset 64: expected less than --batch_length 64"),
         ("--imag_horizon 1", "--imag_horizon is 1: expected a whole number from 2 to 1000"),
         ("--video_pred_log", "--video_pred_log: there is no decoder"),
+        ("--configs dmc_proprio dreamerv3 --video_pred_log", "--video_pred_log needs images: --encoder.cnn_keys $^"),
         ("--probe_decoder --grad_heads decoder", "--probe_decoder: --grad_heads has a decoder"),
         ("--probe_decoder --batch_length 4", "--batch_length is 4: a decoder's videos need more than 5 steps"),
         ("--dyn_cell block_gru --dyn_deter 500", "--dyn_deter 500 cannot be split into --dyn_blocks 8, for block_gru"),

@@ -1,6 +1,7 @@
 """The Distracting Control Suite: walks stay in range, the seed determines the frames, the task is unchanged."""
 
 import math
+import shutil
 from functools import partial
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import distracting
+from envs import distracting, notes
 from envs.distracting import VIDEOS, CameraWalk, ColorWalk, DistractingCS, to_cartesian, to_sphere
 from envs.dmc import DMC, TASKS
 from envs.parallel import EnvGroup
@@ -266,7 +267,8 @@ def test_colors_reach_the_image(make):
     assert np.abs(model.mat_rgba[:, :3] - env._stock_colors).max() > 0.2
 
 
-def test_davis_is_found_in_its_layouts(davis, tmp_path):
+def test_davis_is_found_in_its_layouts(davis, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(notes, "_noted", set())
     names = [clip[0].parent.name for clip in distracting.find_davis(davis, 60)]
     assert names == ["bear", "boat", "bus", "train"]  # only the training split, in order
     assert [clip[0].parent.name for clip in distracting.find_davis(davis / "DAVIS", 2)] == ["bear", "boat"]
@@ -276,6 +278,17 @@ def test_davis_is_found_in_its_layouts(davis, tmp_path):
     cv2.imwrite(str(tmp_path / "mine" / "a.jpg"), np.zeros((4, 4, 3), np.uint8))
     (tmp_path / "empty").mkdir()
     assert [clip[0].parent.name for clip in distracting.find_davis(tmp_path, 60)] == ["mine"]
+    said = capsys.readouterr().err
+    assert "480p: 4 of 60 sequences" in said and f"{tmp_path}: 1 of 60 sequences" in said and said.count("\n") == 2
+
+
+def test_davis_without_the_list_of_its_training_split(davis, tmp_path, monkeypatch, capsys):
+    """Its validation sequences are among the first ones, which is told."""
+    monkeypatch.setattr(notes, "_noted", set())
+    shutil.copytree(davis / "DAVIS" / "JPEGImages", tmp_path / "JPEGImages")
+    names = [clip[0].parent.name for clip in distracting.find_davis(tmp_path, 4)]
+    assert names == ["bear", "boat", "bus", "camel"]
+    assert "no list of the training split (train.txt), so validation sequences are shown too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("intensity, count", [(0.025, 2), (0.05, 2), (0.1, 4), (0.5, 4)])

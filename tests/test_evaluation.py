@@ -78,16 +78,16 @@ def test_a_checkpoint_is_evaluated_and_the_run_is_unchanged(run, capsys):
 def test_what_differs_from_the_runs_settings_stands_in_the_row_and_in_the_videos_names(run, capsys):
     """So a table takes the rows of the run's own settings."""
     others = ["--time_limit", "20", "--eval_noise", "0.5", "--eval_resource_files", "b/*.mp4"]
-    others += ["--scan_path", "rooms", "--video"]
+    others += ["--ds_resource_path", "d", "--scan_path", "rooms", "--video"]
     for flags in ([], others, ["--eval_envs", "1", "--seed", "1"]):
         assert main("--eval_only", "--logdir", run, "--episodes", "2", *flags) == 0
     own, other, seed = lines(run)
     assert "changed" not in own and "changed" not in seed
-    moved = {"eval_resource_files": "b/*.mp4", "scan_path": "rooms"}
+    moved = {"ds_resource_path": "d", "eval_resource_files": "b/*.mp4", "scan_path": "rooms"}
     assert other["changed"] == {"time_limit": 20, "eval_noise": 0.5, **moved}
     assert other["length"] < own["length"]
     names = {path.name for path in (run / "videos").iterdir()}
-    changed = "-eval_noise=0.5-eval_resource_files=b_.mp4-scan_path=rooms-time_limit=20"
+    changed = "-ds_resource_path=d-eval_noise=0.5-eval_resource_files=b_.mp4-scan_path=rooms-time_limit=20"
     assert names == {f"dmc_cartpole_balance-step240-seed0{changed}-{i}.mp4" for i in range(2)}
     capsys.readouterr()
     plot.main(["--suite", str(run), "--out", str(run / "suite.png")])
