@@ -100,6 +100,8 @@ def submit(runs: Sequence[Run], logdir: Path, max_parallel: int | None, per_gpu:
     tasks = [runs[i : i + together] for i in range(0, len(runs), together)]
     largest = config_number("MaxArraySize", 1001)
     arrays = [tasks[i : i + largest] for i in range(0, len(tasks), largest)]
+    if "\\" in str(logdir):
+        raise ConfigError(f"--logdir {logdir}: SLURM takes no name with a backslash for the logs of an array")
     folder = logdir / ".slurm"
     folder.mkdir(parents=True, exist_ok=True)
     options |= {"output": f"{str(folder).replace('%', '%%')}/%A_%a.log", "signal": f"USR2@{delay}"}

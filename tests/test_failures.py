@@ -295,6 +295,7 @@ def test_what_a_run_needs_is_logged_and_compared_with_the_machine(logdir, capsys
         assert not err
         prefill = config.prefill * config.action_repeat  # environment steps
         assert not needs(steps=prefill)[-1] and "before the first update" in needs(steps=prefill - 2 * config.envs)[-1]
+        assert "--eval_tasks a b: not evaluated" in needs(eval_tasks=["a", "b"], eval_episode_num=0)[-1]
     finally:
         trainer.close()
 

@@ -340,6 +340,12 @@ def test_logs_on_a_machine_without_slurm(tmp_path, capsys, monkeypatch):
         sweep.main(["--logdir", str(tmp_path / "laptop"), "--tasks", TASK])
 
 
+def test_a_folder_whose_jobs_would_not_find_their_logs(tmp_path):
+    with pytest.raises(sweep.ConfigError, match="no name with a backslash"):
+        submit(stand_ins(tmp_path / "back\\slash", 1, steps=40))
+    assert not queue()
+
+
 @pytest.mark.parametrize(
     "word, said",
     [
