@@ -187,10 +187,10 @@ def probe_scores(groups: Groups) -> dict[tuple[str, str], pd.DataFrame]:
     for key, runs in groups.items():
         rows = []
         for run in runs:
-            if probed := [row for row in run.own_evaluations() if row.get("probe_r2")]:
-                r2 = pd.Series(probed[-1]["probe_r2"]).drop("background/mean", errors="ignore")
+            if row := run.probed():
+                r2 = pd.Series(row["probe_r2"]).drop("background/mean", errors="ignore")
                 background = r2.index.str.startswith("background/")
-                rows.append([probed[-1]["return"], r2[~background].mean(), r2[background].mean()])
+                rows.append([row["return"], r2[~background].mean(), r2[background].mean()])
         if rows:
             found[key] = pd.DataFrame(rows, columns=["return", "state", "background"])
     return found

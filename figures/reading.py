@@ -56,6 +56,10 @@ class Run:
         """Those on the task and with the settings of its training."""
         return [row for row in self.evaluations if row["task"] == self.task and not row["changed"]]
 
+    def probed(self) -> dict | None:
+        """The last of these with probes."""
+        return next((row for row in reversed(self.own_evaluations()) if row.get("probe_r2")), None)
+
     def has(self, step: float) -> bool:
         """Whether its curve has a value at or before this step, and has reached it."""
         return self.curve.index[0] <= step <= self.curve.index[-1]

@@ -88,7 +88,7 @@ def full_size_curve() -> str:
 def full_size_probes() -> str:
     """The last checkpoint of the full-size run, by groups of the state."""
     (run,) = load("dmc_vision")
-    row = run.own_evaluations()[-1]
+    row = run.probed()
     r2 = pd.Series(row["probe_r2"]).drop("background/mean")
     groups = r2.groupby(r2.index.str.split("/").str[0], sort=False).mean()
     header = ["step", "return", "episodes", *(f"R² {group}" for group in groups.index), "share of the latent in `mbr`"]
@@ -101,7 +101,7 @@ def small() -> str:
     rows = []
     for task, method, runs, scores in by_method(several=True):
         seeds = listed(scores["return"])
-        shares = [run.own_evaluations()[-1].get("mbr_latent_share") for run in runs]
+        shares = [run.probed().get("mbr_latent_share") for run in runs]
         share = ", ".join(tiny(share) if share else "?" for share in shares) if any(shares) else ""
         rows.append([task, name(method), plot.mean_span(scores["return"], 0), seeds, *plot.r2_cells(scores), share])
     return plot.table(["task", "method", "return", "each seed", *R2, "latent in `mbr`"], rows, left=2)
@@ -126,7 +126,7 @@ def seeds() -> str:
     counts, rows = (3, 5, 8, 20), []
     tasks: dict[str, list[list[dict]]] = {}
     for task, _, runs, _ in by_method(several=True):
-        tasks.setdefault(task, []).append([run.own_evaluations()[-1] for run in runs])
+        tasks.setdefault(task, []).append([run.probed() for run in runs])
     for task, methods in tasks.items():
         squares = [len(found) * np.var([row["return"] for row in found]) for found in methods]
         degrees = sum(len(found) - 1 for found in methods)
@@ -202,15 +202,16 @@ def one_seed() -> str:
     """Small agents with one seed, with the evaluations of training."""
     rows = []
     for task, method, (run,), scores in [*by_method(False), *by_method(False, "small_long")]:
-        last = run.own_evaluations()[-1]
+        last = run.probed()
         cells = [f"{last['step']:,}", spread(last), *plot.r2_cells(scores), listed(run.curve)]
         rows.append([task, name(method), *cells])
     return plot.table(["task", "method", "steps", "return", *R2, "every 10,000 steps"], rows, left=2)
 
 
 def suite() -> str:
-    """The agents that come with the code on test sets, beside published numbers."""
-    frame = plot.summarize_suite(shipped())
+    """The agents that come with the code and small ones that were trained clean, on test sets; and published numbers."""
+    clean = [run for run in load("small") if any(row["task"] != run.task for row in run.evaluations)]
+    frame = plot.summarize_suite([*shipped(), *clean])
     return re.sub(r" \(\d+\) \|", " |", plot.suite_table(frame)[0])  # without the numbers of protocols
 
 
