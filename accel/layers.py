@@ -6,8 +6,6 @@ unless a norm of ours follows it directly (`HALF_OUTPUTS`); NormSiLU returns the
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,21 +78,9 @@ class NormSiLU(networks.NormSiLU, LayerNorm):
             if mode.fuse == "native" and native.supports(x):
                 return native.norm_silu(x, self.weight, self.bias, self.eps)
             if mode.fuse == "compiled":
-                function = norm_silu(self.weight.numel(), self.eps)
+                function = native.plain_norm_silu(self.weight.numel(), self.eps)
                 return mode.run(function, compiled(function), (x, self.weight, self.bias))
         return super().forward(x).to(x.dtype)
-
-
-@functools.cache
-def norm_silu(size: int, eps: float):
-    """networks.NormSiLU as a function of its input, weight and bias."""
-    plain = networks.NormSiLU(size)
-    plain.eps = eps
-
-    def norm_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.func.functional_call(plain, {"weight": weight, "bias": bias}, (x.float(),)).to(x.dtype)
-
-    return norm_silu
 
 
 class GRU(Twin, networks.GRU):

@@ -21,7 +21,7 @@ import dreamer
 import models
 import networks
 import tools
-from accel import backend, functions, graphs, layers, steps
+from accel import backend, functions, graphs, layers, native, steps
 from run import runtime
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -109,8 +109,13 @@ def cached_dynamics(*args) -> networks.RSSM:
     return dynamics(*args)
 
 
-def run_losses(made: networks.RSSM, plan: list[str], seed: int, sample: bool) -> dict[str, torch.Tensor | None]:
-    """A random loss of the states that a plan of calls visits: values, and gradients at the inputs and parameters."""
+def run_losses(
+    made: networks.RSSM, plan: list[str], seed: int, sample: bool, penalty: bool = False
+) -> dict[str, torch.Tensor | None]:
+    """A random loss of the states that a plan of calls visits: values, and gradients at the inputs and parameters.
+
+    penalty: adds the squared gradient at the inputs to the loss.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -146,6 +151,9 @@ def run_losses(made: networks.RSSM, plan: list[str], seed: int, sample: bool) ->
             for key, value in one.items():
                 values[f"{number} {key}"] = value.detach()
                 terms.append((value.sin() * torch.randn(value.shape, generator=generator)).sum())
+        if penalty:
+            steep = torch.autograd.grad(sum(terms), list(inputs.values()), create_graph=True, allow_unused=True)
+            terms.append(sum(grad.square().sum() for grad in steep if grad is not None))
         wanted = {**inputs, **dict(made.named_parameters())}
         # a first pass asks for gradients at the inputs alone
         first = torch.autograd.grad(sum(terms), list(inputs.values()), retain_graph=True, allow_unused=True)
@@ -168,6 +176,38 @@ def test_random_losses_of_states_have_the_plain_values_and_gradients(fuse, kind,
     setup = kind, networks.GRU, discrete
     expected = run_losses(cached_dynamics("", *setup), plan, seed, True)
     close(run_losses(cached_dynamics(fuse, *setup), plan, seed, True), expected)
+
+
+@pytest.mark.parametrize("discrete", [5, 0])
+@pytest.mark.parametrize("kind", [networks.RSSM, Reworked])
+@pytest.mark.parametrize("fuse", FUSE)
+def test_a_gradient_penalty_has_the_plain_gradients_or_is_refused(fuse, kind, discrete):
+    setup, plan = (kind, networks.GRU, discrete), ["observe", "img_step", "frozen"]
+    found = functools.partial(run_losses, cached_dynamics(fuse, *setup), plan, 0, True, penalty=True)
+    if fuse == "compiled":
+        with pytest.raises(RuntimeError, match="double backward|in-place operation"):  # PyTorch's own words
+            found()
+        return
+    close(found(), run_losses(cached_dynamics("", *setup), plan, 0, True, penalty=True), 1e-4)
+
+
+@needs_compiler
+def test_an_encoders_gradient_penalty_has_the_plain_gradients():
+    """Its norms read what is not contiguous where there is one image."""
+    found = {}
+    for fuse in ("", "native"):
+        agent = make(fuse, ("dmc_vision",))
+        image = torch.rand(2, 1, 64, 64, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+        feat = torch.randn(2, 1, agent.world_model.dynamics.feat_size, generator=torch.Generator().manual_seed(1))
+        encoder, head = agent.world_model.encoder, agent.world_model.heads["cont"]
+        with running(agent):
+            losses = encoder({"image": image.requires_grad_()}).sin().sum(), head(feat.requires_grad_()).mean.sum()
+            steep = torch.autograd.grad(losses, [image, feat], create_graph=True)
+            parameters = dict(encoder.named_parameters("encoder")) | dict(head.named_parameters("head"))
+            penalty = sum(grad.square().sum() for grad in steep)
+            grads = torch.autograd.grad(penalty, list(parameters.values()), allow_unused=True)
+            found[fuse] = dict(zip(parameters, grads, strict=True))
+    close(found["native"], found[""], 1e-4)
 
 
 @pytest.mark.parametrize("fuse", FUSE)
@@ -520,7 +560,7 @@ CHANGES = [
 def test_a_changed_equation_is_computed_as_it_is_written(fuse, owner, name, equation, monkeypatch):
     """A twin repeats an equation; it is left out if the equation is another one now, and the log says so."""
     monkeypatch.setattr(owner, name, equation)
-    for cached in (functions.compiled, layers.norm_silu):
+    for cached in (functions.compiled, native.plain_norm_silu):
         cached.cache_clear()
     torch._dynamo.reset()
     lines, results = [], []

@@ -2,7 +2,8 @@
 
 PyTorch walks over memory once for every operation of a norm with its activation, or of the GRU's gates; these do it
 once. In bfloat16 they also sum the gradients of a norm's parameters in float32, which PyTorch's own norm on a CPU does
-not. They compute what the functions of the same names in networks.py and distributions.py do, to rounding.
+not. They compute what the functions of the same names in networks.py and distributions.py do, to rounding. Gradients
+that will be differentiated again (a gradient penalty) are PyTorch's own.
 """
 
 import ctypes
@@ -12,10 +13,15 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+import networks
+from distributions import mix as plain_mix
 
 SOURCE = Path(__file__).resolve().parent / "layers.cpp"
 # not -ffast-math, which forgets about NaN and, with some compilers, about small numbers in the whole process
@@ -68,10 +74,34 @@ def half(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
 
 
+@functools.cache
+def plain_norm_silu(size: int, eps: float) -> Callable:
+    """networks.NormSiLU as a function of its input, weight and bias."""
+    plain = networks.NormSiLU(size)
+    plain.eps = eps
+
+    def norm_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.func.functional_call(plain, {"weight": weight, "bias": bias}, (x.float(),)).to(x.dtype)
+
+    return norm_silu
+
+
+def plain_gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    parts = F.layer_norm(parts.float(), weight.shape, weight, bias, eps)
+    return networks.update_deter(*parts.chunk(3, -1), deter)
+
+
+def differentiable(function: Callable, grad: Tensor, *inputs: Tensor) -> list[Tensor | None]:
+    """Gradients of a plain function's inputs that can be differentiated again."""
+    inputs = [x.view_as(x) for x in inputs]  # one may be computed from another
+    wanted = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
 class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
         y, c = torch.empty_like(x), x.shape[-1]
         call("norm_silu_forward", half(x), x, weight, bias, y, x.numel() // c, c, eps, threads(x.numel()))
         ctx.save_for_backward(x, weight, bias)
@@ -81,6 +111,8 @@ class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *differentiable(plain_norm_silu(x.shape[-1], ctx.eps), grad, x, weight, bias), None
         grad, c, count = grad.contiguous(), x.shape[-1], threads(x.numel())
         # dparameters: of weight and bias, from each thread's rows
         out = dx, dparameters = torch.empty_like(x), torch.zeros(count, 2, c)
@@ -91,7 +123,6 @@ class _NormSiLU(torch.autograd.Function):
 class _GRUGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        parts, deter = parts.contiguous(), deter.contiguous()
         y, d = torch.empty_like(deter), deter.shape[-1]
         inputs = parts, deter, weight, bias
         call("gru_gates_forward", half(parts), *inputs, y, y.numel() // d, d, eps, threads(parts.numel()))
@@ -102,6 +133,9 @@ class _GRUGates(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         parts, deter, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            plain = functools.partial(plain_gru_gates, eps=ctx.eps)
+            return *differentiable(plain, grad, parts, deter, weight, bias), None
         count, d = threads(parts.numel()), deter.shape[-1]
         inputs = parts, deter, grad.contiguous(), weight, bias
         out = dparts, ddeter, dparameters = (
@@ -116,31 +150,32 @@ class _GRUGates(torch.autograd.Function):
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, unimix: float) -> Tensor:
-        logits, k = logits.contiguous(), logits.shape[-1]
-        y = torch.empty_like(logits)
+        y, k = torch.empty_like(logits), logits.shape[-1]
         call("mix_forward", logits, y, y.numel() // k, k, unimix, threads(y.numel()))
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(logits, y)
         ctx.unimix = unimix
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (y,) = ctx.saved_tensors
+        logits, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *differentiable(functools.partial(plain_mix, unimix=ctx.unimix), grad, logits), None
         dlogits, k = torch.empty_like(y), y.shape[-1]
         call("mix_backward", y, grad.contiguous(), dlogits, y.numel() // k, k, ctx.unimix, threads(y.numel()))
         return dlogits, None
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return _NormSiLU.apply(x, weight, bias, eps)
+    return _NormSiLU.apply(x.contiguous(), weight, bias, eps)
 
 
 def gru_gates(parts: Tensor, deter: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return _GRUGates.apply(parts, deter.float(), weight, bias, eps)
+    return _GRUGates.apply(parts.contiguous(), deter.float().contiguous(), weight, bias, eps)
 
 
 def mix(logits: Tensor, unimix: float) -> Tensor:
-    return _Mix.apply(logits.float(), float(unimix))
+    return _Mix.apply(logits.float().contiguous(), float(unimix))
 
 
 def pick(probs: Tensor, u: Tensor) -> Tensor:
