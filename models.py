@@ -102,13 +102,8 @@ def reconstruction_loss(predicted: dict[str, Tensor], data: dict[str, Tensor]) -
 
 def latent_reconstruction_loss(online: Tensor, target: Tensor) -> Tensor:
     """Squared distance of unit vectors (`mbr`, section 3.2 of the paper): (..., P), (..., P) → (...)."""
-    online, target = normalize(online, 1e-3), normalize(target.detach(), 1e-3)
+    online, target = F.normalize(online, dim=-1, eps=1e-3), F.normalize(target.detach(), dim=-1, eps=1e-3)
     return ((online - target) ** 2).sum(-1)
-
-
-def normalize(x: Tensor, min_norm: float = 1e-12) -> Tensor:
-    """x divided by its norm, or by `min_norm` if that is larger."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(min_norm)
 
 
 def bisimulation_loss(
@@ -128,9 +123,9 @@ def bisimulation_loss(
     # M = ranks·N columns
     target, next_target, target_reward = map(distributed.all_gather_rows, (target, next_target, reward))
     # (N, M)
-    distance = 1 - normalize(online) @ normalize(target).T
+    distance = 1 - F.normalize(online, dim=-1) @ F.normalize(target, dim=-1).T
     with torch.no_grad():
-        next_distance = 1 - normalize(next_online) @ normalize(next_target).T
+        next_distance = 1 - F.normalize(next_online, dim=-1) @ F.normalize(next_target, dim=-1).T
         bound = (reward[:, None] - target_reward[None, :]).abs() + discount * next_distance
     return F.smooth_l1_loss(distance, bound)
 

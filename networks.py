@@ -125,6 +125,9 @@ class MLP(nn.Module):
         return x if self.out is None else self.out(x)
 
 
+PREDICTIONS = {"symlog_disc": dists.TwoHotSymlog, "normal": dists.UnitNormal, "binary": dists.Bernoulli}
+
+
 class Head(MLP):
     """A prediction from features (..., F).
 
@@ -135,7 +138,7 @@ class Head(MLP):
     def __init__(self, inputs: int, units: int, layers: int, dist: str):
         outputs, outscale = dists.BUCKETS if dist == "symlog_disc" else 1, 1.0 if dist == "binary" else 0.0
         super().__init__(inputs, units, layers, outputs, outscale)
-        self.dist = {"symlog_disc": dists.TwoHotSymlog, "normal": dists.UnitNormal, "binary": dists.Bernoulli}[dist]
+        self.dist = PREDICTIONS[dist]
 
     def forward(self, feat: Tensor) -> dists.TwoHotSymlog | dists.UnitNormal | dists.Bernoulli:
         return self.dist(super().forward(feat))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import networks
+import tools
 from run import distributed
 
 from .base import Baseline
@@ -138,14 +139,11 @@ class DreamerPro(Baseline):
             views[key] = random_shift(views[key], self.config.proto_shift)
         return views
 
-    @torch.no_grad()
     def begin_update(self, model) -> None:
         """Moves the EMA copies; the first move is a copy."""
         rate = (self.updates == 0).float().clamp_min(self.config.proto_tau)
-        online = [*model.encoder.parameters(), *self.embed_projection.parameters()]
-        target = [*self.target_encoder.parameters(), *self.target_projection.parameters()]
-        for old, new in zip(target, online, strict=True):
-            old.lerp_(new, rate)
+        tools.ema(self.target_encoder, model.encoder, rate)
+        tools.ema(self.target_projection, self.embed_projection, rate)
 
     @torch.no_grad()
     def end_update(self, metrics: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import gym_notices.notices
 
 from .family import Family
-from .legal import Legal
+from .legal import BOUNDS, Legal, between
 
 gym_notices.notices.notices.clear()  # gym prints that it is unmaintained at every import
 
@@ -97,16 +97,16 @@ def make(
     Raises ValueError for an unknown task and for impossible settings; FileNotFoundError for missing assets.
     """
     found, parsed = parse(task)
-    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(_whole(v, 1, 4096) for v in size)):
-        raise ValueError(f"--size is {size}: expected height and width, two whole numbers from 1 to 4096")
-    if not _whole(seed, 0):
-        raise ValueError(f"--seed is {seed}: expected a whole number, 0 or more")
-    if not _whole(action_repeat, 1):
-        raise ValueError(f"--action_repeat is {action_repeat}: expected a whole number of environment steps, 1 or more")
-    if time_limit != 0 and not _whole(time_limit, action_repeat):
+    sides = size if isinstance(size, (tuple, list)) else [size]
+    given = {"size": sides, "seed": [seed], "action_repeat": [action_repeat], "time_limit": [time_limit]}
+    for name, values in given.items():
+        count, words = (2, "two whole numbers") if name == "size" else (1, "a whole number")
+        if len(values) != count or not all(_whole(value, *BOUNDS[name]) for value in values):
+            shown = size if name == "size" else values[0]
+            raise ValueError(f"--{name} is {shown}: expected {words}{between(*BOUNDS[name]).text}")
+    if 0 < time_limit < action_repeat:
         raise ValueError(
-            f"--time_limit is {time_limit}: expected a whole number of environment steps, one agent step or more "
-            f"(--action_repeat {action_repeat}), or 0 for the task's own"
+            f"--time_limit is {time_limit}: expected an agent step (--action_repeat {action_repeat}) or more"
         )
     known = settings()
     for name, value in family_settings.items():
@@ -125,5 +125,5 @@ def make(
     return TimeLimit(CheckAction(CheckFinite(env, task)), max(1, limit // int(action_repeat)) if limit else None)
 
 
-def _whole(value: Any, low: float, high: float = float("inf")) -> bool:
+def _whole(value: Any, low: float, high: float) -> bool:
     return isinstance(value, numbers.Real) and value % 1 == 0 and low <= value <= high

@@ -27,4 +27,6 @@ def _short(number: float) -> str:
     return re.sub(r"e\+?(-?)0*", r"e\1", f"{number:g}")
 
 
+# of settings that every env has: lowest and highest value
+BOUNDS = {"size": (8, 4096), "seed": (0, 1e18), "action_repeat": (1, 1000), "time_limit": (0, 1e6)}
 TEXT = Legal(lambda value: True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import envs
-from envs.legal import TEXT, Legal, between, one_of
+from envs.legal import BOUNDS, TEXT, Legal, between, one_of
 from run import distributed
 from run.files import replacing
 
@@ -63,20 +63,20 @@ _ROWS = (
     # Run
     ("logdir", NONEMPTY),
     ("task device eval_suite eval_tasks from_checkpoint loggers", TEXT),  # checked where they are used
-    ("seed", between(0, 1e18)),
+    ("seed", between(*BOUNDS["seed"])),
     ("steps eval_every expl_until replay_dir_limit", between(0, 1e12)),
     ("log_every checkpoint_every dataset_size", between(1, 1e12)),
     ("replay_memory", between(0, 1e6)),
     ("eval_episode_num episodes", between(0, 1e5)),
     ("precision", one_of(16, 32)),
     # Environment
-    ("size", between(8, 4096)),
+    ("size", between(*BOUNDS["size"])),
     ("envs", between(1, 1024)),
     ("eval_envs", between(0, 1024)),
-    ("action_repeat", between(1, 1000)),
+    ("action_repeat", between(*BOUNDS["action_repeat"])),
     ("env_failures", between(0, 1e6)),
     ("failed_episodes", one_of("cut", "drop")),
-    ("time_limit", between(0, 1e6)),
+    ("time_limit", between(*BOUNDS["time_limit"])),
     ("prefill", between(0, 1e8)),
     # Networks
     ("dyn_hidden dyn_deter dyn_cont_stoch_size units encoder.mlp_units disag_units", between(1, 16384)),

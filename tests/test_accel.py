@@ -185,7 +185,7 @@ def test_a_gradient_penalty_has_the_plain_gradients_or_is_refused(fuse, kind, di
     setup, plan = (kind, networks.GRU, discrete), ["observe", "img_step", "frozen"]
     found = functools.partial(run_losses, cached_dynamics(fuse, *setup), plan, 0, True, penalty=True)
     if fuse == "compiled":
-        with pytest.raises(RuntimeError, match="double backward|in-place operation"):  # PyTorch's own words
+        with pytest.raises(RuntimeError, match=r"double backward|in-place operation"):  # PyTorch's own words
             found()
         return
     close(found(), run_losses(cached_dynamics("", *setup), plan, 0, True, penalty=True), 1e-4)

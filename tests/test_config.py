@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import envs
+import networks
+from baselines import augmentations
 from run import config as module
 from run import distributed
 from run.config import (
@@ -580,6 +582,15 @@ BOUNDS = {  # those that --help shows
     for name, legal in LEGAL.items()
     if (match := re.fullmatch(r" from (\S+) to (\S+)", legal.text))
 }
+
+
+def test_legal_values_are_those_of_the_tables():
+    """LEGAL lists them again, as networks and baselines import PyTorch, which takes a second."""
+    assert LEGAL["dyn_cell"].choices == tuple(networks.CELLS)
+    assert LEGAL["augmentation"].choices == tuple(augmentations.AUGMENTATIONS)
+    assert set(LEGAL["reward_head"].choices) == networks.PREDICTIONS.keys() - {"binary"}
+
+
 CHOICES = sorted({str(choice) for legal in LEGAL.values() for choice in legal.choices})
 NAMES_OF_FLAGS = st.sampled_from(["configs", "help", "encoder", *DEFAULTS])
 FLAGS = NAMES_OF_FLAGS.map("--{}".format)

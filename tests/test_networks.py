@@ -11,10 +11,11 @@ import networks
 from run.config import LEGAL
 
 
-def test_initialization_moments_of_each_layer():
+@pytest.mark.parametrize("cell", networks.CELLS)
+def test_initialization_moments_of_each_layer(cell):
     torch.manual_seed(0)
     agent = agents.agent(
-        "--dyn_hidden", "256", "--dyn_deter", "256", "--units", "256", "--encoder.cnn_depth", "32",
+        "--dyn_cell", cell, "--dyn_hidden", "256", "--dyn_deter", "256", "--units", "256", "--encoder.cnn_depth", "32",
         "--dyn_stoch", "16", "--dyn_discrete", "16",
     )  # fmt: skip
     seen = set()
@@ -22,7 +23,7 @@ def test_initialization_moments_of_each_layer():
         if isinstance(module, torch.nn.LayerNorm):
             assert (module.weight == 1).all() and (module.bias == 0).all() and module.eps == 1e-3, name
             continue
-        if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+        if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, networks.BlockLinear)):
             continue
         assert module.bias is None or (module.bias == 0).all(), name
         weight = module.weight
@@ -33,7 +34,7 @@ def test_initialization_moments_of_each_layer():
             kind = "conv"
             assert weight.abs().max() <= 2.0
         else:
-            fans = module.in_features + module.out_features
+            fans = sum(weight.shape[-2:])  # of a block, where there are some
             last = name.rsplit(".", 1)[-1]
             if last == "out" and ("reward" in name or "value" in name):
                 assert (weight == 0).all(), name
@@ -73,12 +74,14 @@ def test_conv_encoder_halves_down_to_minres(size, kernel, minres):
     assert out.isfinite().all()
 
 
-def test_conv_encoder_is_flattened_channel_first():
-    encoder = networks.ConvEncoder((16, 16, 3), depth=4, kernel_size=4, minres=4)
+@pytest.mark.parametrize("kernel, pad", [(4, (1, 1, 1, 1)), (3, (0, 1, 0, 1)), (5, (1, 2, 1, 2))])
+def test_conv_encoder_is_flattened_channel_first(kernel, pad):
+    """With "same" padding, as TensorFlow has it: what is odd goes to the right and the bottom."""
+    encoder = networks.ConvEncoder((16, 16, 3), depth=4, kernel_size=kernel, minres=4)
     image = torch.rand(1, 16, 16, 3)
     x = image.permute(0, 3, 1, 2)
     for conv, norm in zip(encoder.convs, encoder.norms, strict=True):
-        x = torch.nn.functional.conv2d(x, conv.weight, stride=2, padding=1)
+        x = torch.nn.functional.conv2d(torch.nn.functional.pad(x, pad), conv.weight, stride=2)
         x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     torch.testing.assert_close(encoder(image), x.reshape(1, -1))
 
@@ -100,9 +103,12 @@ def test_vector_and_mixed_observations():
     assert vector(batch).shape == (3, 8, 16)
     assert both(batch).shape == (3, 8, 16 + both.cnn.outputs)
     torch.testing.assert_close(both(batch)[..., : both.cnn.outputs], both.cnn(batch["image"]))
-    # symlog: a vector a million times as large changes the embedding, and stays finite
     batch["position"] = batch["position"] * 1e6
-    assert vector(batch).isfinite().all()
+    squashed = {key: dists.symlog(batch[key]) for key in vector.mlp_keys}
+    assert vector.symlog_inputs and vector(batch).isfinite().all()
+    seen, vector.symlog_inputs = vector(batch), False
+    torch.testing.assert_close(seen, vector(squashed))
+    assert not torch.allclose(seen, vector(batch), atol=0.01)
     with pytest.raises(ValueError, match=r"--encoder\.cnn_keys \$\^ and .* observations: image, "):
         networks.Encoder(shapes, settings("$^", "$^"))
 
