@@ -14,15 +14,15 @@ from .notes import note
 from .sources import DMCGS_VIDEOS as VIDEOS
 
 # isort: split
-import mujoco  # after .dmc, which picks the renderer at import
+import mujoco  # comes after .dmc, which picks the renderer at import
 
-CAMERAS = {"quadruped": "global"}  # where it is not the plain task's: as in the public code of both families
+CAMERAS = {"quadruped": "global"}  # differ from the plain tasks', as in the public code of both families
 DARK_FLOOR_DOMAINS = ("walker", "hopper", "cheetah", "stacker")  # their floor stays; elsewhere it is background too
 
 STOCK_COLORS = {"grid_rgb1": (0.1, 0.2, 0.3), "self_rgb": (0.7, 0.5, 0.3), "skybox_rgb": (0.4, 0.6, 0.8)}
 COLOR_STD = {"color_easy": 0.1, "color_hard": 0.2}
 GRID_MARK = (0.2, 0.3, 0.4)  # the floor's lines keep the stock color
-COLORS = 100  # in a set
+COLORS = 100  # colors in a set
 GREEN = (51, 204, 51)  # .2 .8 .2
 
 

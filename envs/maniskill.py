@@ -32,7 +32,7 @@ if absent:
     )
 ON_CPU = vulkan.prepare()
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by sapien; setuptools is pinned
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sapien triggers it; setuptools is pinned
     import sapien
     import sapien.core
 # The soft-body tasks, which are not supported here, would import warp and torch into every worker.

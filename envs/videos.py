@@ -98,7 +98,7 @@ def _read_ffmpeg(path: Path, stream: Stream) -> Iterator[np.ndarray]:
                 count += 1
                 yield frame.reshape(height, width, 3)
             status = process.wait()
-        finally:  # also where no more frames are wanted
+        finally:  # runs too when no more frames are wanted
             process.kill()
             process.stdout.close()
             process.wait()
@@ -111,7 +111,7 @@ def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
     if np.lib.NumpyVersion(np.__version__) >= "1.24.0":  # scikit-video uses names that numpy has removed
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of those names
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised for those names
         try:
             import skvideo.io
 
@@ -119,7 +119,7 @@ def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
                 return  # ffmpeg turns the frames, and skvideo takes them for those of an upright video
             frames = skvideo.io.vreader(str(path))
             first = next(frames, None)
-        except Exception:  # of any type; read_video raises its own error for a file without frames
+        except Exception:  # any type, as read_video raises its own error for a file without frames
             return
         if first is not None:
             yield first

@@ -64,7 +64,7 @@ def table(run: Path, path: Path, batches: int) -> str:
         raise ValueError(f"{run / 'train_eps'} holds no finished episode")
     torch.manual_seed(0)
     norms: dict[str, list[list[float]]] = defaultdict(list)
-    squares: dict[tuple[str, str], Tensor] = defaultdict(float)  # of gradients at each part, summed over batches
+    squares: dict[tuple[str, str], Tensor] = defaultdict(float)  # squared gradients at each part, summed over batches
     for _ in range(batches):
         rows = replay.sample(rng, config.batch_size, config.batch_length)
         batch = {key: torch.from_numpy(value) for key, value in rows.items()}

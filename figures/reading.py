@@ -19,7 +19,7 @@ from run.config import FREE_SETTINGS, Config
 SETS = (*SUITES["dmcgb2"], *DISTRACTING, "video")  # a task's name is that of its clean version and one of these
 SETUPS = {"dmc_vision", "dmc_proprio", "realistic_maniskill", "small", "debug", "quickstart", "quickstart_vectors"}
 LARGEST = 1e30  # magnitude of a step or value that can be drawn
-METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
+METHOD_NAMES = {  # names in legends and printed tables
     "hrssm": "HRSSM",
     "dreamerv3": "DreamerV3",
     "repo": "RePo",
@@ -48,7 +48,7 @@ class Run:
     task: str
     method: str
     seed: int
-    settings: dict  # of its config.yaml
+    settings: dict  # contents of its config.yaml
     evaluations: list[dict]  # rows of its eval.jsonl
     curve: pd.Series | None  # a metric by environment step
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PATIENCE = datetime.timedelta(days=7)  # for which ranks wait for the one that evaluates; a dead one is noticed at once
+PATIENCE = datetime.timedelta(days=7)  # ranks wait this long for the one that evaluates; a dead one is noticed at once
 
 _rank, _size = 0, 1
 _tensors = None  # group for tensors, None for the default group

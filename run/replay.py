@@ -84,7 +84,7 @@ class Replay:
         self._finished_steps = 0  # agent steps held in finished episodes
         self._dropped_steps = 0  # agent steps of the episodes that were dropped after any of these
         self._longest = FIRST_ROWS
-        self._order = 0  # of the next episode to finish
+        self._order = 0  # number of the next episode to finish
         self._total_finished_steps = 0  # agent steps of all finished episodes of the run
         self._files = None if directory is None else EpisodeFiles(Path(directory), directory_limit, envs)
 

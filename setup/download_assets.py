@@ -42,8 +42,8 @@ from tqdm import tqdm
 
 DAVIS = "https://data.vision.ee.ethz.ch/csergi/share/davis"
 DAVIS_ARCHIVE = "DAVIS-2017-trainval-480p.zip"
-DAVIS_SEQUENCES = 60  # of the training split
-MATTERPORT_ID = "1SLh1WOmYn5qzoDUygtlQ89SS8aBSenP0"  # on Google Drive
+DAVIS_SEQUENCES = 60  # size of the training split
+MATTERPORT_ID = "1SLh1WOmYn5qzoDUygtlQ89SS8aBSenP0"  # ID of the file on Google Drive
 MANISKILL2 = "https://storage1.ucsd.edu/datasets/ManiSkill2022-assets"
 MANISKILL2_UIDS = ("assembling_kits", "panda_avoid_obstacles", "partnet_mobility/5021")
 VIDEO_SUFFIXES = set(
@@ -53,9 +53,9 @@ VIDEO_SUFFIXES = set(
 # In an unpacked folder: {file: size}; in that of kinetics: {file: [original, its size, its time, --short_side]}
 CONTENTS = ".contents.json"
 
-TRIES = 5  # in a row without a new byte
+TRIES = 5  # attempts in a row without a new byte
 DAMAGED_TRIES = 3  # complete files that fail their check
-REQUESTS = 100  # for one file
+REQUESTS = 100  # maximum for one file
 TIMEOUT = 30  # seconds without a byte
 MIN_RATE = 1000  # bytes per second, averaged over RATE_SECONDS
 RATE_SECONDS = 60
@@ -247,7 +247,7 @@ def _archive_errors() -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.errno not in CONTENT_ERRNOS:
-            raise  # from the disk
+            raise  # the disk's error, not the file's
         raise Damaged(f"is a damaged archive ({str(error) or type(error).__name__})") from None
 
 
@@ -295,8 +295,13 @@ def is_whole(folder: Path) -> bool:
     return bool(sizes) and all((folder / name).exists() and _size(folder / name) == sizes[name] for name in sizes)
 
 
-def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callable[[Iterable[str]], dict[str, str]],
-            check: Callable[[Path], None] | None = None) -> None:
+def install(
+    archive: Path,
+    folder: Path,
+    get: Callable[[], None],
+    choose: Callable[[Iterable[str]], dict[str, str]],
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Fetches an archive by get() and unpacks the members that choose(names) picks, unless `folder` is complete.
 
     The archive is kept until its content is in place, so that nothing is fetched again after an interrupted unpacking.
@@ -397,7 +402,7 @@ def fetch_by_gdown(url: str, path: Path) -> None:
             return check_archive(path)
         except Exception as error:  # gdown raises almost anything for unknown pages and headers
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                raise  # from the disk
+                raise  # the disk's error, not the file's
             reason = " ".join(str(error).split()) or type(error).__name__
             if attempt == 1 and not isinstance(error, resumable) and any(file.exists() for file in parts()):
                 for file in parts():  # they may be the reason: once more from the start

@@ -16,7 +16,7 @@ from pathlib import Path
 
 STATES = ("waiting", "running", "stopping", "finished", "failed")
 STOPPED = (0, -signal.SIGTERM)  # exit statuses of a run that can resume or is finished
-STARTS, TRAINS = "the job starts", "the job trains"  # in the log of a SLURM job
+STARTS, TRAINS = "the job starts", "the job trains"  # lines in the log of a SLURM job
 
 
 Queue = dict[str, str]  # SLURM's, {id of a job, such as 12_0: its state, and in brackets why it waits}
@@ -85,7 +85,7 @@ class Run:
             return {}
 
     def write_record(self, entry: dict) -> None:
-        aside = self.folder / ".sweep.json.tmp"  # without fsync, which may take seconds: signals wait for this
+        aside = self.folder / ".sweep.json.tmp"  # no fsync, which may take seconds: signals wait for this
         aside.write_text(json.dumps(entry))
         os.replace(aside, self.folder / ".sweep.json")
 

@@ -269,7 +269,7 @@ def test_restart_holds_and_draws_what_it_did_before(tmp_path_factory, capacity, 
     after = Replay(directory, capacity, memory=memory_after)
     after.load_state_dict(state)
     after.load()
-    fill(after, 1, next_episode[1], 3, finish=False)  # as from stepping the recorded actions again
+    fill(after, 1, next_episode[1], 3, finish=False)  # same as stepping the recorded actions again
     for name in ("steps", "total_steps", "episodes", "total_episodes", "finished"):
         assert getattr(after, name) == getattr(before, name)
     segments = before.draw(rng(5), 8, 10)

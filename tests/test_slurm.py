@@ -274,7 +274,7 @@ def test_a_death_before_the_start_has_a_reason(tmp_path, capsys, monkeypatch):
     assert sweep.main(argv) == 0
     said = capsys.readouterr().out
     assert "before dreamer.py started" in said and "command not found" in said and str(log) in said
-    with monkeypatch.context() as context:  # on a node without the environment
+    with monkeypatch.context() as context:  # stands in for a node without the environment
         context.setattr(sys, "executable", "/nowhere/python")
         submit(runs)
     until(lambda: not queue())
