@@ -171,7 +171,7 @@ class Episode:
                 size = target.nbytes
                 if os.preadv(file, [target], layout.offsets[key] + start * (size // len(target))) != size:
                     return False
-            return stamp(os.fstat(file)) == layout.stamp  # afterwards, so that no change before is missed
+            return stamp(os.fstat(file)) == layout.stamp  # afterward, so that no change before is missed
         except (OSError, TypeError):  # TypeError: in memory by now
             return False
 

@@ -183,11 +183,11 @@ class Run:
         return None
 
     def died_early(self, job: str) -> str | None:
-        """Why a job that is not in the queue ended before dreamer.py started; None if it did not, or was cancelled."""
+        """Why a job that is not in the queue ended before dreamer.py started; None if it did not, or was canceled."""
         log = self.folder.parents[2] / ".slurm" / f"{job}.log"
         try:
             text = log.read_text(errors="replace").rpartition(STARTS)[2]
-        except (OSError, ValueError):  # cancelled before it started
+        except (OSError, ValueError):  # canceled before it started
             return None
         if TRAINS in text or ("CANCELLED AT" in text and "DUE TO TIME LIMIT" not in text):
             return None

@@ -133,7 +133,7 @@ def submit(runs: Sequence[Run], logdir: Path, max_parallel: int | None, per_gpu:
                     print(f"{run}: job {job}_{number}, logs in {run.folder}")
             if interrupt.requested:
                 subprocess.run(["scancel", *submitted], start_new_session=True)
-                print(f"interrupted: cancelled {' '.join(submitted)}")
+                print(f"interrupted: canceled {' '.join(submitted)}")
                 return 130
     several = f" in {len(arrays)} arrays (MaxArraySize is {largest})" if len(arrays) > 1 else ""
     print(f"{len(runs)} runs submitted{several}; --status shows them, scancel {' '.join(submitted)} cancels all")

@@ -467,7 +467,7 @@ FAULTS = (
 
 @contextlib.contextmanager
 def server(t: Trial) -> Iterator[Dmcgb]:
-    """A server whose answers may go wrong; afterwards they do not, and a download has to be whole."""
+    """A server whose answers may go wrong; afterward they do not, and a download has to be whole."""
     with Server() as serving:
         thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -353,8 +353,8 @@ class TestScene:
         assert list(engine._cameras) == ["base_camera"]
         matrix = engine._cameras["base_camera"].camera.get_model_matrix()  # looks along its -z
         np.testing.assert_allclose(matrix[:3, 3], [0.2, -0.4, 0.4], atol=1e-6)
-        towards = np.array([-0.2, 0.4, -0.1]) / np.sqrt(0.21)
-        np.testing.assert_allclose(-matrix[:3, 2], towards, atol=1e-5)
+        toward = np.array([-0.2, 0.4, -0.1]) / np.sqrt(0.21)
+        np.testing.assert_allclose(-matrix[:3, 2], toward, atol=1e-5)
 
     def test_other_tasks_keep_their_robot_and_camera(self, assets):
         env = bare("plug_charger", assets)
