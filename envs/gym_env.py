@@ -55,7 +55,7 @@ class GymEnv:
     None does so where an env cannot render. env_kwargs: `name=value` for `gymnasium.make`.
 
     An episode is a pure function of (seed, its number, actions), as far as the env is one of `reset(seed=...)`. Where
-    it is that only when the env is new, each episode gets a new one; where it is not even then, a line says so.
+    it is that only when the env is new, each episode gets a new one; where it is not even then, a line reports it.
 
     Raises ValueError for an unknown id and for unsupported spaces, ImportError for a missing package.
     """
@@ -172,7 +172,7 @@ class GymEnv:
         return np.broadcast_to(image.reshape(*self.size, -1), (*self.size, 3)).copy()
 
     def _must_renew(self) -> bool:
-        """Whether an episode follows from its seed only in a new env; says so if it does not even there."""
+        """Whether an episode follows from its seed only in a new env; reports it if it does not even there."""
         first = self._call(self._digest, self._env, 1)  # the env is still new
         self._call(self._digest, self._env, 2)
         if self._call(self._digest, self._env, 1) == first:

@@ -77,7 +77,7 @@ class CheckAction(Wrapper):
 class CheckFinite(Wrapper):
     """Refuses rewards and observations with NaN or infinity in them (ValueError), before they reach the replay.
 
-    It also says when an image has one color through an episode, as it does where a renderer does not draw.
+    It also reports when an image has one color through an episode, as it does where a renderer does not draw.
     """
 
     def __init__(self, env, task: str):

@@ -3,8 +3,8 @@
 For each RUN, a --logdir with its replay, prints a Markdown table: the loss times its weight, the norm of its gradient
 at the parameters of the encoder and of the dynamics, averaged over batches, and its share there: Adam divides the
 gradient of each parameter by its size, so what counts is the size of one loss's gradient next to that of the sum, root
-mean squares over batches; the table has the median over parameters. `kl` is dyn and rep together. The projection of
-`mbr`, which no other loss trains, is left out.
+mean squares over batches; the table has the median over parameters. `dyn` and `rep` are the two
+parts of the KL loss. The projection of `mbr`, which no other loss trains, is left out.
 """
 
 import argparse

@@ -236,7 +236,7 @@ def running_mean(steps: np.ndarray, values: np.ndarray, window: float) -> pd.Ser
 
 
 def read_evaluations(folder: Path, seed: int) -> list[dict]:
-    """The rows of a run's eval.jsonl; `changed` says in words which settings were not the run's own, "" for none."""
+    """The rows of a run's eval.jsonl; `changed` lists the settings that were not the run's own, "" for none."""
     path = folder / "eval.jsonl"
     expected = "an object with `task` and `return`, as --eval_only writes it"
     rows = read_rows(path, is_evaluation, expected) if path.exists() else []

@@ -67,7 +67,7 @@ def stop() -> None:
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an error in an exchange says that another rank has ended."""
+    """Whether an error in an exchange means that another rank has ended."""
     return _size > 1 and bool(re.search(r"gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE))
 
 

@@ -150,7 +150,7 @@ class Replay:
             row: one array or number for each key, the same keys, shapes and types at each call.
             episode: index of the episode, constant until `last`.
             last: the episode ends with this row, and is written to its file.
-            dropped: and leaves the replay. Its number and steps stay counted; its file says so, and holds no rows.
+            dropped: it also leaves the replay. Its number and steps stay counted; its `.dropped` file holds no rows.
 
         Raises ValueError if a row or an episode index does not fit, OSError if the file cannot be written.
         """

@@ -307,7 +307,7 @@ def install(
     The archive is kept until its content is in place, so that nothing is fetched again after an interrupted unpacking.
     """
     if is_whole(folder):
-        return say(f"{folder}: there already")
+        return report(f"{folder}: there already")
     if folder.exists() and not (folder / CONTENTS).exists():
         raise UserError(f"{folder} was not made by this script and may be yours; move it away to have it fetched")
     if not archive.exists():
@@ -320,7 +320,7 @@ def install(
         archive.unlink()
         raise AssetError(f"{archive.name} {error}; it was removed, and the same command fetches it again") from None
     archive.unlink()
-    say(f"{folder}: {len(names)} files")
+    report(f"{folder}: {len(names)} files")
 
 
 # ------------------------------------------------------------------------------------------------------------- the sets
@@ -339,11 +339,11 @@ def dmcgb(folder: Path, source: str | None, wait: float, **_) -> None:
         if path.exists():
             if git_blob(path) == blob:
                 continue
-            say(f"{path}: does not match the manifest, fetching it again")
+            report(f"{path}: does not match the manifest, fetching it again")
         label = f"[{number}/{len(files)}] {name}"
         fetch(f"{source}/{name}", path, expect("its git blob id", blob, git_blob), label, wait)
         fetched += 1
-    say(f"{folder}: {len(files)} files, {fetched} fetched now")
+    report(f"{folder}: {len(files)} files, {fetched} fetched now")
 
 
 def davis(folder: Path, source: str | None, wait: float, **_) -> None:
@@ -443,10 +443,10 @@ def maniskill2(folder: Path, source: str | None, wait: float, **_) -> None:
             target = place / entry.get("target_path", name.removesuffix(".zip"))
             install(place / name, target, get, partial(top_folder, f"{target.name}/"))
         elif (place / name).exists() and sha256(place / name) == checksum:
-            say(f"{place / name}: there already")
+            report(f"{place / name}: there already")
         else:
             get()
-            say(f"{place / name}: fetched")
+            report(f"{place / name}: fetched")
 
 
 def top_folder(top: str, names: Iterable[str]) -> dict[str, str]:
@@ -473,11 +473,11 @@ def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
         raise UserError(f"--videos {videos}: no video there ({' '.join(sorted(VIDEO_SUFFIXES))})")
     others = Counter(path.suffix.lower() or path.name for path in files if path.suffix.lower() not in VIDEO_SUFFIXES)
     if others:
-        say(f"{videos}: not taken for videos: {', '.join(f'{n} {suffix}' for suffix, n in others.items())}")
+        report(f"{videos}: not taken for videos: {', '.join(f'{n} {suffix}' for suffix, n in others.items())}")
     folder.mkdir(parents=True, exist_ok=True)
     made = {name: source for name, source in read_contents(folder).items() if (folder / name).exists()}
     for name in [name for name, (original, *_) in made.items() if not Path(original).exists()]:
-        say(f"{folder / name}: removed, as its original {made.pop(name)[0]} is gone")
+        report(f"{folder / name}: removed, as its original {made.pop(name)[0]} is gone")
         (folder / name).unlink()
     converted = failed = damaged = 0
     for original in tqdm(originals, desc="kinetics", unit=" videos", disable=None):
@@ -500,7 +500,7 @@ def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
         converted += 1
     if failed == len(originals):
         raise UserError(f"--videos {videos}: none of the {failed} videos could be read")
-    say(
+    report(
         f"{folder}: {len(originals) - failed} videos, {converted} converted now ({damaged} damaged), "
         f"{failed} unreadable; use them with --resource_files '{folder}/**/*.mp4'"
     )
@@ -548,7 +548,7 @@ def _shrink(original: Path, path: Path, short_side: int) -> str:
 SETS = {function.__name__: function for function in (dmcgb, davis, kinetics, matterport, maniskill2)}
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     print(line, file=sys.stderr)
 
 
@@ -606,10 +606,10 @@ def main(argv: list[str] | None = None) -> None:
             for name in args.sets:
                 SETS[name](args.to / name, **vars(args))
     except (AssetError, OSError) as error:  # OSError: the disk is full or not writable
-        say(f"download_assets.py: {' '.join(str(error).split())}")
+        report(f"download_assets.py: {' '.join(str(error).split())}")
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        say("download_assets.py: interrupted; the same command resumes from here")
+        report("download_assets.py: interrupted; the same command resumes from here")
         sys.exit(1)
 
 

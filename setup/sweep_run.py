@@ -1,4 +1,4 @@
-"""A run of a sweep: its folder, the process that trains there, and what the folder says about both.
+"""A run of a sweep: its folder, the process that trains there, and what the folder records about both.
 
 Used on the user's machine and on the nodes of a cluster. Quick to import: nothing but the standard library.
 """

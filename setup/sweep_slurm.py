@@ -86,7 +86,7 @@ def signal_delay(options: dict[str, str]) -> int:
 
 
 def gpus_of(options: dict[str, str]) -> int:
-    """The GPUs of a job on its one node, 0 if it does not say."""
+    """The GPUs of a job on its one node, 0 if its options name none."""
     words = [options.get("gpus_per_node", ""), options.get("gpus", "")]
     words += re.findall(r"\bgpu:[^,]*", options.get("gres", ""))
     return max(int(number[0]) if (number := re.search(r"\d+$", word)) else 0 for word in words)

@@ -507,7 +507,7 @@ def test_file_that_is_damaged_or_gone_in_mid_run_costs_only_its_episode(tmp_path
         assert path.with_name(path.name + ".damaged").exists() == ("damaged" in reported)
     else:
         assert not lines and seen == known.keys()
-    fill(replay, 0, 3, 21, size=64)  # and the run goes on
+    fill(replay, 0, 3, 21, size=64)  # the run continues
     assert replay.steps == (80 if reported else 100)
 
 

@@ -282,7 +282,7 @@ def attack(
         options: of a disk of its own.
         during: what else happens at that moment.
         remedy: what happens when the run has ended; gets a function that changes the disk's options.
-        ends: False for a run that must go on to its end; resumes: False for one that cannot be resumed.
+        ends: False for a run that must continue to its end; resumes: False for one that cannot be resumed.
         says: what the line has to say by which the run ends if it is not stopped.
     """
 
