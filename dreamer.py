@@ -127,7 +127,7 @@ class Dreamer(nn.Module):
     def load(self, state: dict) -> None:
         self.load_state_dict(state["agent"])
         for name, opt in self.optimizers().items():
-            groups = opt.state_dict()["param_groups"]  # of the config, which may have changed
+            groups = opt.state_dict()["param_groups"]  # the config may have changed since the checkpoint
             opt.load_state_dict({**state["optimizers"][name], "param_groups": groups})
             moments = [(param, found[key]) for param, found in opt.state.items() for key in ("exp_avg", "exp_avg_sq")]
             if any(moment.shape != param.shape for param, moment in moments):
@@ -242,7 +242,7 @@ def starting(logdir: Path) -> Iterator[None]:
         with distributed.together(*USER_ERRORS):
             yield
     except USER_ERRORS as error:
-        nameless = isinstance(error, OSError) and error.errno and not error.filename  # of a write
+        nameless = isinstance(error, OSError) and error.errno and not error.filename  # a failed write names no file
         raise CommandError(f"{error} (--logdir {logdir})" if nameless else error, 2) from error
 
 
@@ -367,5 +367,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:  # before the loop, or a second one within it
+    except KeyboardInterrupt:  # Ctrl-C before the loop, or a second one within it
         sys.exit(130)

@@ -17,7 +17,7 @@ class Backend(NamedTuple):
 
     fuse: str = ""  # "compiled" by PyTorch, "native" layers in C++ for a CPU, or neither
     capture: bool = False  # record and replay CUDA graphs
-    dtype: torch.dtype = torch.float32  # of matrix products and convolutions
+    dtype: torch.dtype = torch.float32  # type of matrix products and convolutions
     note: str = ""  # a line for the log: the choice, and why not a faster one
 
 
@@ -71,7 +71,7 @@ class Mode:
         self.cast_of: tuple | None = None  # the last activation that was cast, and its cast
 
     def __deepcopy__(self, memo) -> "Mode":
-        return self  # also of the copies of a module
+        return self  # copies of a module share it
 
     @contextlib.contextmanager
     def rollout(self) -> Iterator[None]:

@@ -1,9 +1,9 @@
-"""Twins are used only while they compute what the method's files say.
+"""Twins are used only while they compute what the method's files define.
 
 A twin repeats an equation of networks.py, distributions.py or tools.py. Before an agent gets twins, each of them is
 compared with the equation as it stands there, values and gradients, on random inputs: the agent's own layers, with
 random parameters, and small examples for functions. Where somebody has changed the equation, its twin is left out: what
-is written is computed, and the log says which part has become slower.
+is written is computed, and the log names the part that has become slower.
 """
 
 import copy
@@ -41,7 +41,7 @@ def leave_out_changed(agent: nn.Module, mode: Mode) -> None:
         for module, name, twin in twins(float32):
             as_written = mode.fuse == "compiled" and name in COMPILED.get(module, ())
             plain = getattr(module, name)
-            if not as_written and not all(agree(plain, twin, arguments) for arguments in examples[name]):
+            if not as_written and not all(allclose_with_grads(plain, twin, arguments) for arguments in examples[name]):
                 mode.changed.add(name)
     for item in sorted(getattr(item, "__name__", item) for item in mode.changed):
         mode.log(f"{item} does not compute what its faster twin does: it runs as it is written")
@@ -81,7 +81,7 @@ def layer_agrees(layer: nn.Module, name: str, inputs: float, weights: float, mod
     if mode.fuse == "compiled":
         calls.append(in_step(twin, name))
     parameters = list(plain.parameters()), list(twin.parameters())
-    return all(agree(getattr(plain, name), call, arguments, *parameters) for call in calls)
+    return all(allclose_with_grads(getattr(plain, name), call, arguments, *parameters) for call in calls)
 
 
 def function_examples() -> dict[str, list[list]]:
@@ -119,7 +119,8 @@ def in_step(layer: nn.Module, name: str) -> Callable:
     return call
 
 
-def agree(plain: Callable, twin: Callable, arguments: list, *parameters: list[Tensor]) -> bool:
+def allclose_with_grads(plain: Callable, twin: Callable, arguments: list, *parameters: list[Tensor]) -> bool:
+    """Whether a function and its twin give the same values and gradients."""
     try:
         found = [outcome(*call) for call in zip((plain, twin), (arguments,) * 2, parameters or ([], []), strict=True)]
     except Exception:  # it takes or returns something else

@@ -1,4 +1,4 @@
-"""Functions of an agent that run with its twins, recorded and replayed as CUDA graphs where the backend says so."""
+"""Functions of an agent that run with its twins, recorded and replayed as CUDA graphs where the backend captures."""
 
 import time
 from collections.abc import Callable

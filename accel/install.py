@@ -18,7 +18,7 @@ from .steps import STEPS, Feat, Step
 
 
 def install(agent: nn.Module, backend: Backend, log: Callable[[str], Any] = lambda line: None) -> None:
-    """Makes a Dreamer run as `backend` says; for a plain one, nothing changes.
+    """Makes a Dreamer run on `backend`; for a plain one, nothing changes.
 
     Args:
         agent: on its device, not installed before.

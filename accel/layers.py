@@ -21,7 +21,7 @@ class Twin:
     """What a twin has besides its parameters."""
 
     mode: Mode
-    calls: dict  # in a compiled step, how this layer is called: see steps.py
+    calls: dict  # how a compiled step calls this layer: see steps.py
     half: bool  # whether the output stays in the backend's type
     chunks: int  # equal parts in which a norm's output is read
 

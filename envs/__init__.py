@@ -11,7 +11,7 @@
 
 obs also has the bools `is_first`, `is_last` and `is_terminal` (an episode that ends by the time limit is not terminal).
 
-What a user should know of an env, it says through `notes.note`.
+An env reports what its user should know through `notes.note`.
 """
 
 import functools
@@ -77,7 +77,7 @@ def suite_tasks(name: str, task: str) -> list[str]:
 
 
 def time_limit(task: str) -> int:
-    """Environment steps of an episode of a task, unless a setting says otherwise; 0 leaves the end to the env."""
+    """Environment steps of an episode of a task, unless a setting overrides them; 0 leaves the end to the env."""
     prefix = task.partition("_")[0]
     return family(prefix).time_limit if prefix in FAMILIES else 0
 

@@ -25,7 +25,7 @@ from .notes import note
 from .sources import IMG_SOURCES
 from .videos import read_video
 
-DECODING = 2  # in the names of cached files: raised where the frames of a file change
+DECODING = 2  # part of a cached file's name: to be raised when the decoded frames change
 
 
 class Frames:
@@ -211,7 +211,7 @@ def load_clips(
         for clip in clips:
             name = cache_name(clip, f"{size[0]}x{size[1]}", grayscale, limit, read.__name__, DECODING)
             array = _open_cached(folder / name)
-            if array is None and bar is None:  # from here on other processes wait, as this one may decode
+            if array is None and bar is None:  # other processes wait from here on, as this one may decode
                 folder = on_exit.enter_context(locked_folder(folder))
                 # A progress bar on a terminal: of frames if their number is known, else of files.
                 total, unit = (limit, "frame") if limit else (sum(map(len, clips)), "file")

@@ -14,15 +14,15 @@ from .notes import note
 from .sources import DMCGS_VIDEOS as VIDEOS
 
 # isort: split
-import mujoco  # after .dmc, which picks the renderer at import
+import mujoco  # comes after .dmc, which picks the renderer at import
 
-CAMERAS = {"quadruped": "global"}  # where it is not the plain task's: as in the public code of both families
+CAMERAS = {"quadruped": "global"}  # differ from the plain tasks', as in the public code of both families
 DARK_FLOOR_DOMAINS = ("walker", "hopper", "cheetah", "stacker")  # their floor stays; elsewhere it is background too
 
 STOCK_COLORS = {"grid_rgb1": (0.1, 0.2, 0.3), "self_rgb": (0.7, 0.5, 0.3), "skybox_rgb": (0.4, 0.6, 0.8)}
 COLOR_STD = {"color_easy": 0.1, "color_hard": 0.2}
 GRID_MARK = (0.2, 0.3, 0.4)  # the floor's lines keep the stock color
-COLORS = 100  # in a set
+COLORS = 100  # colors in a set
 GREEN = (51, 204, 51)  # .2 .8 .2
 
 
@@ -63,9 +63,9 @@ class DistractedDMC(DMC):
 
 
 class Coverage:
-    """Watches how much of the first frames a background replaces, and says so if that is next to nothing."""
+    """Watches how much of the first frames a background replaces, and reports a share of next to nothing."""
 
-    FRAMES, LEAST = 10, 0.01
+    FRAMES, MIN_SHARE = 10, 0.01
 
     def __init__(self, task: str):
         self.task = task
@@ -75,7 +75,7 @@ class Coverage:
         """mask: (H, W) bool, the pixels of a frame that are replaced."""
         if len(self.shares) < self.FRAMES:
             self.shares.append(float(mask.mean()))
-            if len(self.shares) == self.FRAMES and np.mean(self.shares) < self.LEAST:
+            if len(self.shares) == self.FRAMES and np.mean(self.shares) < self.MIN_SHARE:
                 share = f"{np.mean(self.shares):.1%}"
                 note(f"{self.task}: the distraction replaces {share} of the pixels; its returns are next to clean ones")
 
@@ -114,8 +114,8 @@ def green_mask(frame: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) bool: hue in [100, 185] degrees, saturation in [80, 255], value in [70, 255] (of 255).
 
     In integers, exactly. Red is never the largest at these hues, so that value v = max(g, b), and green never the
-    smallest. Where green is the largest, hue = 60 (2 + (b - r) / (g - min)) >= 100 says g + 2b >= 3r (for b >= r either
-    holds); where blue is, hue = 60 (4 + (r - g) / (b - r)) <= 185 says 12g >= 11b + r. Each inequality holds on the
+    smallest. If green is the largest, hue = 60 (2 + (b - r) / (g - min)) >= 100 means g + 2b >= 3r (for b >= r either
+    holds); if blue is, hue = 60 (4 + (r - g) / (b - r)) <= 185 means 12g >= 11b + r. Each inequality holds on the
     other's side too, as long as the pixel is not gray, and gray has no saturation: (v - min) / v >= 80 / 255.
     """
     r, g, b = (channel.astype(np.int16) for channel in cv2.split(frame))

@@ -12,7 +12,7 @@ from .notes import note
 from .sources import DAVIS_VIDEOS as VIDEOS
 
 # isort: split
-import mujoco  # after .dmc, which picks the renderer at import
+import mujoco  # comes after .dmc, which picks the renderer at import
 
 FLOOR_ALPHA = {"reacher": 0.0, "walker": 1.0, "cheetah": 1.0}  # 0.3 for the others
 EVERY = 2  # environment steps between moves
@@ -155,7 +155,7 @@ class CameraWalk:
         self.up = np.array([0.0, 1.0, 0.0] if free else [0.0, 0.0, 1.0])
         self.intensity = intensity
         self.scale = radius / 4
-        self.max_speed = 0.4 * intensity * self.scale  # per move, in meters
+        self.max_speed = 0.4 * intensity * self.scale  # meters per move
 
         self.place = rng.uniform(self.low, self.high)  # (radius, vertical, horizontal)
         direction = rng.normal(size=3)
@@ -182,7 +182,7 @@ class CameraWalk:
             distance = (after - wanted) @ (after - wanted)
             if distance < nearest:
                 nearest, self.place, self.velocity = distance, place, after - before
-            if distance < 1e-12:  # within the range: none is closer
+            if distance < 1e-12:  # inside the range: the other pair cannot be closer
                 break
 
         max_roll_speed = math.pi * self.intensity / 50

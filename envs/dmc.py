@@ -103,9 +103,9 @@ class DMC:
             self.floor_shift = center_shift(self.physics.model)
             pixels = texture(self.physics.model, self.physics.model.name2id("grid", "texture"))
             pixels[:] = np.roll(pixels, self.floor_shift, (0, 1))
+        self._camera_id = self.physics.model.name2id(self.camera, "camera")  # index in arrays of model and data
         # The frame buffer is made at the first render: as small as the frame, it is copied faster; and a frame
         # larger than the model's stock 640 x 480 fits too.
-        self._camera_id = self.physics.model.name2id(self.camera, "camera")  # in arrays of the model and its data
         self.physics.model.vis.global_.offheight, self.physics.model.vis.global_.offwidth = self.size
         if shadow_size:
             self.physics.model.vis.quality.shadowsize = shadow_size

@@ -20,7 +20,7 @@ from .videos import read_video
 VARIANTS = 100  # views of a set
 MAX_ROTATION = {"easy": 90, "hard": 180}  # degrees
 SHIFT_DIVISOR = {"easy": 1.5, "hard": 1.0}
-CORNERS = {  # of the rectangle along which the view shifts, in degrees: pitch from, to; roll from, to
+CORNERS = {  # the view shifts along this rectangle; degrees: pitch from, to; roll from, to
     "walker": (-10, 10, -10, 10),
     "cheetah": (-10, 10, -10, 10),
     "cartpole": (-8, 8, -10, 10),

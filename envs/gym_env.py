@@ -22,7 +22,7 @@ from .notes import note
 os.environ.setdefault("SDL_VIDEODRIVER", "offscreen")
 os.environ.setdefault("PYGLET_HEADLESS", "True")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by pygame; setuptools is pinned
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # pygame triggers it; setuptools is pinned
 gymnasium.logger.min_level = gymnasium.logger.ERROR  # every worker would print its warnings
 
 RESERVED = ("action", "reward", "is_first", "is_last", "is_terminal")  # names of the other parts of a step
@@ -55,7 +55,7 @@ class GymEnv:
     None does so where an env cannot render. env_kwargs: `name=value` for `gymnasium.make`.
 
     An episode is a pure function of (seed, its number, actions), as far as the env is one of `reset(seed=...)`. Where
-    it is that only when the env is new, each episode gets a new one; where it is not even then, a line says so.
+    it is that only when the env is new, each episode gets a new one; where it is not even then, a line reports it.
 
     Raises ValueError for an unknown id and for unsupported spaces, ImportError for a missing package.
     """
@@ -67,9 +67,9 @@ class GymEnv:
         self.name, self.seed, self.size, self.action_repeat = name, seed, tuple(size), action_repeat
         self._kwargs = {"disable_env_checker": True, **dict(map(_read_argument, env_kwargs))}
         self._episode = -1  # the running one
-        self._succeeded = False  # in the running episode
+        self._succeeded = False  # whether the running episode has succeeded
         if image is not False:
-            opengl.pick()  # before the env's module is imported: dm_control picks its renderer at import
+            opengl.pick()  # dm_control picks its renderer at import, so this precedes the env's module
         self._env = self._call(gymnasium.make, name, **self._kwargs)
         space = self._env.observation_space
         self._dict = isinstance(space, spaces.Dict)
@@ -172,8 +172,8 @@ class GymEnv:
         return np.broadcast_to(image.reshape(*self.size, -1), (*self.size, 3)).copy()
 
     def _must_renew(self) -> bool:
-        """Whether an episode follows from its seed only in a new env; says so if it does not even there."""
-        first = self._call(self._digest, self._env, 1)  # in a new env
+        """Whether an episode follows from its seed only in a new env; reports it if it does not even there."""
+        first = self._call(self._digest, self._env, 1)  # the env is still new
         self._call(self._digest, self._env, 2)
         if self._call(self._digest, self._env, 1) == first:
             return False
@@ -270,7 +270,7 @@ def _is_symbols(space: spaces.Space) -> bool:
 def _is_flattenable(space: spaces.Space) -> bool:
     try:
         return space.is_np_flattenable
-    except NotImplementedError:  # of a class of its own, such as MiniGrid's sentences
+    except NotImplementedError:  # a custom class, such as MiniGrid's sentences
         return False
 
 

@@ -1,7 +1,7 @@
 """Realistic ManiSkill: tasks of ManiSkill2 in front of a random scan of a real room, as defined by RePo.
 
 Importing this module imports ManiSkill2 and SAPIEN, which exist for Python up to 3.11 and numpy below 1.24. It raises
-an ImportError that says so if they are missing, or if nothing can render.
+an ImportError with the reason if they are missing, or if nothing can render.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ if absent:
     )
 ON_CPU = vulkan.prepare()
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by sapien; setuptools is pinned
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sapien triggers it; setuptools is pinned
     import sapien
     import sapien.core
 # The soft-body tasks, which are not supported here, would import warp and torch into every worker.
@@ -195,7 +195,7 @@ class RealisticManiSkill:
     up, z or y; their floor is at 0 of it. assets: ManiSkill2's own are in its
     `maniskill2` subfolder, or in MS2_ASSET_DIR if that is set.
 
-    Episodes do not terminate; info["success"] says whether the task is currently solved. An episode is a
+    Episodes do not terminate; info["success"] tells whether the task is currently solved. An episode is a
     pure function of (seed, its number, actions).
 
     Raises FileNotFoundError for missing scans or assets, ValueError for scans that cannot be shown.
@@ -247,7 +247,7 @@ class RealisticManiSkill:
         if scan not in self._checked:
             self._checked.add(scan)
             if fault := self._fault(obs["image"]):
-                note(f"{scan}: {fault}; docs/data.md says which scans work")
+                note(f"{scan}: {fault}; docs/data.md lists which scans work")
         return obs
 
     def step(self, action: dict) -> tuple[dict[str, np.ndarray], float, bool, dict]:

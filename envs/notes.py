@@ -3,7 +3,7 @@
 import sys
 
 _noted: set[str] = set()
-outbox: list[str] | None = None  # of a worker: lines that its next answer takes along
+outbox: list[str] | None = None  # lines that a worker sends with its next answer
 
 
 def note(line: str) -> None:

@@ -323,6 +323,6 @@ def work(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    from envs.parallel import work as _work  # as a module, so that a Transition unpickles in the parent
+    from envs.parallel import work as _work  # imported as a module, so that a Transition unpickles in the parent
 
     _work(int(sys.argv[1]))

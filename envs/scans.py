@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .backgrounds import cache_name, locked_folder
 from .notes import note
 
-CONVERSION = 1  # in the names of converted files: raised where their content changes
+CONVERSION = 1  # part of a converted file's name: to be raised when the content changes
 TYPES = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 COUNTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 IMAGES = {b"\x89PNG\r\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # first bytes of what SAPIEN reads
@@ -440,7 +440,7 @@ class _Writer:
             data = _for_sapien(_image_bytes(glb, index), opaque, tint)
             surface["baseColorTexture"] = {"index": self.image(data, (index, opaque, *tint))}
         if "baseColorTexture" in surface:
-            tint = [1, 1, 1]  # which SAPIEN would ignore beside a texture
+            tint = [1, 1, 1]  # SAPIEN would ignore a tint beside a texture
         surface["baseColorFactor"] = [*tint, 1 if mode == "OPAQUE" else alpha]
         entry = {"pbrMetallicRoughness": surface, "alphaMode": mode}
         if "alphaCutoff" in material:

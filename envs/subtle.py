@@ -16,7 +16,7 @@ class Shrunk(NamedTuple):
     target: tuple[str, float] = ("", 1.0)  # attribute of its Task object: the size that it gives the target
 
 
-TASKS = {  # behind `dmc_` and before `_subtle`
+TASKS = {  # names between `dmc_` and `_subtle`
     "ball_in_cup_catch": Shrunk(
         "ball_in_cup",
         "catch",

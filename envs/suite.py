@@ -23,7 +23,7 @@ SUITES = {  # {name: the modes of its test sets}; every suite has the clean task
     "dmcgb2_geometric": GEOMETRIC,
     "distracting": DISTRACTING,
 }
-DOMAINS = {  # of modes that not every domain has
+DOMAINS = {  # domains of the modes that not every domain has
     **dict.fromkeys(DISTRACTING, ("reacher", "cartpole", "finger", "cheetah", "ball_in_cup", "walker")),
     **dict.fromkeys((*GEOMETRIC, *COLOR_VIDEO), ("walker", "cheetah", "cartpole", "ball_in_cup", "finger")),
 }
@@ -49,7 +49,7 @@ class Task(NamedTuple):
     domain: str
     name: str
     mode: str = ""  # one of MODES, or none
-    shrunk: subtle.Shrunk | None = None  # of DMC-Subtle
+    shrunk: subtle.Shrunk | None = None  # set for a DMC-Subtle task
 
 
 def parse(name: str) -> Task:
@@ -129,7 +129,7 @@ def make(task: Task, *, image: bool | None, **settings: Any):
 
     domain, name, mode, shrunk = task
     background = settings.get("resource_files") or settings.get("img_source", "video") != "video"
-    if background and mode != "video" and not settings.get("evaluation"):  # which may be of another task than its run
+    if background and mode != "video" and not settings.get("evaluation"):  # an evaluation may have another task
         note(f"--img_source and --resource_files are for tasks that end in _video: {domain}_{name} is trained without")
     common = given("seed", "size", "action_repeat", "evaluation", "shadow_size", "old_floor")
     common["image"] = RENDERS if image is None else image

@@ -1,7 +1,7 @@
 """Video files as frames, by the ffmpeg that imageio-ffmpeg brings along; where that decodes nothing, by scikit-video.
 
 Where OpenCV's decoder is right, this one gives the same frames to the bit. But OpenCV 4.11 decodes no AV1, ignores full
-range and some rotations, reads the first stream of a file whatever it is (a cover, a thumbnail), and does not say when
+range and some rotations, reads the first stream of a file whatever it is (a cover, a thumbnail), and does not tell when
 a file is damaged.
 """
 
@@ -53,7 +53,7 @@ def _ffmpeg(path: Path, *options: str) -> list[str]:
 
 
 def damage(frames: int, stream: Stream, status: int, log: str) -> str:
-    """What to say of a file of which ffmpeg read `frames` frames; empty if it ended well and logged no error."""
+    """The report on a file of which ffmpeg read `frames` frames; empty if it ended well and logged no error."""
     if not status and not log.strip():
         return ""
     return f"damaged, {frames} of about {max(frames, stream.frames)} frames"
@@ -62,7 +62,7 @@ def damage(frames: int, stream: Stream, status: int, log: str) -> str:
 def read_video(path: Path) -> Iterator[np.ndarray]:
     """The frames of a video, (h, w, 3) uint8 RGB, upright, each of them once.
 
-    A line on stderr says if only a part could be decoded. Raises ValueError if there is no frame.
+    A line on stderr reports it if only a part could be decoded. Raises ValueError if there is no frame.
     """
     frames: Iterator[np.ndarray] = iter(())
     problem, advice = "no frame of it could be decoded", "repair or remove the file"
@@ -98,7 +98,7 @@ def _read_ffmpeg(path: Path, stream: Stream) -> Iterator[np.ndarray]:
                 count += 1
                 yield frame.reshape(height, width, 3)
             status = process.wait()
-        finally:  # also where no more frames are wanted
+        finally:  # runs too when no more frames are wanted
             process.kill()
             process.stdout.close()
             process.wait()
@@ -111,7 +111,7 @@ def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
     if np.lib.NumpyVersion(np.__version__) >= "1.24.0":  # scikit-video uses names that numpy has removed
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of those names
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised for those names
         try:
             import skvideo.io
 
@@ -119,7 +119,7 @@ def _read_skvideo(path: Path) -> Iterator[np.ndarray]:
                 return  # ffmpeg turns the frames, and skvideo takes them for those of an upright video
             frames = skvideo.io.vreader(str(path))
             first = next(frames, None)
-        except Exception:  # of any type; read_video raises its own error for a file without frames
+        except Exception:  # any type, as read_video raises its own error for a file without frames
             return
         if first is not None:
             yield first

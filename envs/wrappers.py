@@ -29,7 +29,7 @@ class TimeLimit(Wrapper):
     def __init__(self, env, duration: int | None):
         super().__init__(env)
         self.duration = duration
-        self._steps = None  # of the running episode, None when there is none
+        self._steps = None  # agent steps of the running episode; None when there is none
 
     def reset(self, episode: int | None = None) -> dict:
         obs = self.env.reset(episode)
@@ -77,13 +77,13 @@ class CheckAction(Wrapper):
 class CheckFinite(Wrapper):
     """Refuses rewards and observations with NaN or infinity in them (ValueError), before they reach the replay.
 
-    It also says when an image has one color through an episode, as it does where a renderer does not draw.
+    It also reports when an image has one color through an episode, as it does where a renderer does not draw.
     """
 
     def __init__(self, env, task: str):
         super().__init__(env)
         self.task = task
-        self._episode, self._step = -1, 0  # of the last observation
+        self._episode, self._step = -1, 0  # position of the last observation
         self._blank: list[str] = []  # images that have had one color since the reset
 
     def reset(self, episode: int | None = None) -> dict:

@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard import program
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1500, 1188  # of the window
+WIDTH, HEIGHT = 1500, 1188  # window size in pixels
 
 
 def fail(problem: str) -> NoReturn:

@@ -17,9 +17,9 @@ from envs import distracted, subtle
 from envs.dmc import DMC, TASKS
 from models import cube_mask
 
-GEOM, TENDON = 5, 18  # of mujoco.mjtObj
+GEOM, TENDON = 5, 18  # values of mujoco.mjtObj
 FRAMES = 3  # first frames of as many episodes
-OBJECTS = {  # of DMC-Subtle: kind and name
+OBJECTS = {  # kind and name of the object that DMC-Subtle shrinks
     "ball_in_cup_catch": ("geom", "ball"),
     "point_mass": ("geom", "pointmass"),
     "finger_turn": ("site", "target"),

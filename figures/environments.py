@@ -3,7 +3,7 @@
     python figures/environments.py [--assets assets] [--resource_files 'FOLDER/*.mp4'] [--out figures/environments.png]
     python figures/environments.py --sheet dmcgb2 --out sheet.png  # all sets on all six tasks; also: subtle, suite
 
-A task whose files are missing is left out, with a line that says what it needs. The flags are settings of the tasks.
+A task whose files are missing is left out, with a line that names what it needs. The flags are settings of the tasks.
 The figure in the repository uses videos of DMC-GS, also in place of DAVIS's, rooms of setup/make_rooms.py as scans,
 and the tests' stand-in for the faucet.
 """

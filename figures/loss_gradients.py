@@ -3,8 +3,8 @@
 For each RUN, a --logdir with its replay, prints a Markdown table: the loss times its weight, the norm of its gradient
 at the parameters of the encoder and of the dynamics, averaged over batches, and its share there: Adam divides the
 gradient of each parameter by its size, so what counts is the size of one loss's gradient next to that of the sum, root
-mean squares over batches; the table has the median over parameters. `kl` is dyn and rep together. The projection of
-`mbr`, which no other loss trains, is left out.
+mean squares over batches; the table has the median over parameters. `dyn` and `rep` are the two
+parts of the KL loss. The projection of `mbr`, which no other loss trains, is left out.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def table(run: Path, path: Path, batches: int) -> str:
         raise ValueError(f"{run / 'train_eps'} holds no finished episode")
     torch.manual_seed(0)
     norms: dict[str, list[list[float]]] = defaultdict(list)
-    squares: dict[tuple[str, str], Tensor] = defaultdict(float)  # of gradients at each part, summed over batches
+    squares: dict[tuple[str, str], Tensor] = defaultdict(float)  # squared gradients at each part, summed over batches
     for _ in range(batches):
         rows = replay.sample(rng, config.batch_size, config.batch_length)
         batch = {key: torch.from_numpy(value) for key, value in rows.items()}

@@ -214,10 +214,10 @@ def panels(names: Iterable[str], width: float = 3.4) -> tuple[plt.Figure, dict[s
     return figure, {name: figure.add_subplot(lines, columns, number) for number, name in enumerate(names, 1)}
 
 
-def save(figure: plt.Figure, path: Path, handles: dict[str, Any], most: int) -> None:
+def save(figure: plt.Figure, path: Path, handles: dict[str, Any], max_columns: int) -> None:
     """Writes a figure with a legend below its panels, in rows of equal length, the widest that fits."""
     names = [legend_name(name) for name in handles]
-    for columns in range(most, 0, -1):
+    for columns in range(max_columns, 0, -1):
         count = math.ceil(len(handles) / math.ceil(len(handles) / columns))
         legend = figure.legend(handles.values(), names, loc="outside upper center", ncols=count)
         extent = legend.get_window_extent(figure.canvas.get_renderer())
@@ -258,7 +258,7 @@ def draw_curves(groups: Groups, published: dict[str, pd.DataFrame], metric: str,
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     figure.supxlabel("environment steps")
     figure.supylabel(legend_name(metric))
-    save(figure, path, handles, most=figure.axes[0].get_gridspec().ncols + 1)
+    save(figure, path, handles, max_columns=figure.axes[0].get_gridspec().ncols + 1)
 
 
 def draw_suite(frame: pd.DataFrame, path: Path) -> None:
@@ -281,7 +281,8 @@ def draw_suite(frame: pd.DataFrame, path: Path) -> None:
         axis.xaxis.grid(False)
         axis.set_title(legend_name(task))
     figure.supylabel("return")
-    save(figure, path, {name: plt.Rectangle((0, 0), 1, 1, color=color) for name, color in colors.items()}, most=4)
+    handles = {name: plt.Rectangle((0, 0), 1, 1, color=color) for name, color in colors.items()}
+    save(figure, path, handles, max_columns=4)
 
 
 def draw_table(frame: pd.DataFrame, metric: str, path: Path) -> None:

@@ -19,7 +19,7 @@ from run.config import FREE_SETTINGS, Config
 SETS = (*SUITES["dmcgb2"], *DISTRACTING, "video")  # a task's name is that of its clean version and one of these
 SETUPS = {"dmc_vision", "dmc_proprio", "realistic_maniskill", "small", "debug", "quickstart", "quickstart_vectors"}
 LARGEST = 1e30  # magnitude of a step or value that can be drawn
-METHOD_NAMES = {  # of configs.yaml, in legends and printed tables
+METHOD_NAMES = {  # names in legends and printed tables
     "hrssm": "HRSSM",
     "dreamerv3": "DreamerV3",
     "repo": "RePo",
@@ -48,7 +48,7 @@ class Run:
     task: str
     method: str
     seed: int
-    settings: dict  # of its config.yaml
+    settings: dict  # contents of its config.yaml
     evaluations: list[dict]  # rows of its eval.jsonl
     curve: pd.Series | None  # a metric by environment step
 
@@ -236,7 +236,7 @@ def running_mean(steps: np.ndarray, values: np.ndarray, window: float) -> pd.Ser
 
 
 def read_evaluations(folder: Path, seed: int) -> list[dict]:
-    """The rows of a run's eval.jsonl; `changed` says in words which settings were not the run's own, "" for none."""
+    """The rows of a run's eval.jsonl; `changed` lists the settings that were not the run's own, "" for none."""
     path = folder / "eval.jsonl"
     expected = "an object with `task` and `return`, as --eval_only writes it"
     rows = read_rows(path, is_evaluation, expected) if path.exists() else []

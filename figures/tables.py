@@ -209,10 +209,10 @@ def one_seed() -> str:
 
 
 def suite() -> str:
-    """Agents that come with the code and small ones that were trained clean, on test sets; and published numbers."""
+    """The agents that come with the code and small clean-trained ones, on test sets; and published numbers."""
     clean = [run for run in load("small") if any(row["task"] != run.task for row in run.evaluations)]
     frame = plot.summarize_suite([*shipped(), *clean])
-    return re.sub(r" \(\d+\) \|", " |", plot.suite_table(frame)[0])  # without the numbers of protocols
+    return re.sub(r" \(\d+\) \|", " |", plot.suite_table(frame)[0])  # drops the numbers of protocols
 
 
 def shipped() -> list[reading.Run]:

@@ -155,7 +155,7 @@ def save_checkpoint(path: Path | str, state: dict[str, Any], previous: Path | st
     with replacing(path) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # after a write that failed, torch fails to end its archive
+        except RuntimeError as error:  # torch hides a failed write: it then fails to end its archive
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

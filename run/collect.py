@@ -89,7 +89,7 @@ class Collector:
     def __init__(self, config: Config, envs: EnvGroup, keys: list[str], directory: Path):
         ranks, count = distributed.size(), len(envs)
         self.config, self.envs, self.keys = config, envs, keys
-        self.numbers = range(distributed.rank() * count, (distributed.rank() + 1) * count)  # among all ranks' envs
+        self.numbers = range(distributed.rank() * count, (distributed.rank() + 1) * count)  # unique across ranks
         self.discrete = hasattr(envs.action_space, "n")
         self.actions = envs.action_space.n if self.discrete else envs.action_space.shape[0]
         spaces = envs.observation_space
@@ -110,13 +110,13 @@ class Collector:
         self.can_sample = False  # the replay of every rank holds a step
         self.step_pending = False  # actions were sent, and their results not received yet
         self.received: list[Transition] | None = None  # results that a resumed run has received already
-        self.failure: Exception | None = None  # from sending an action to an env
+        self.failure: Exception | None = None  # raised when an action was sent to an env
         self.policy_state: dict[str, Tensor] | None = None
-        # of each env
+        # one entry per env
         self.obs: list[dict] = [{} for _ in range(count)]
         self.episode = [0] * count  # index of the unfinished episode
         self.sent: list[list[np.ndarray]] = [[] for _ in range(count)]  # its actions so far
-        self.digests = [0] * count  # of its observations and rewards so far
+        self.digests = [0] * count  # digest of its observations and rewards so far
         self.returns, self.lengths = np.zeros(count), np.zeros(count, int)
 
     def random_stream(self, name: str) -> np.random.Generator:

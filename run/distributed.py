@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PATIENCE = datetime.timedelta(days=7)  # for which ranks wait for the one that evaluates; a dead one is noticed at once
+PATIENCE = datetime.timedelta(days=7)  # ranks wait this long for the one that evaluates; a dead one is noticed at once
 
 _rank, _size = 0, 1
 _tensors = None  # group for tensors, None for the default group
@@ -67,7 +67,7 @@ def stop() -> None:
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an error in an exchange says that another rank has ended."""
+    """Whether an error in an exchange means that another rank has ended."""
     return _size > 1 and bool(re.search(r"gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE))
 
 

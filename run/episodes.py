@@ -49,10 +49,10 @@ WRITE_HINTS = {
 OWN_LIMITS = errno.ENOMEM, errno.EMFILE, errno.ENFILE  # errors of a read that are not the file's
 MAPPED_BYTES = 1 << 17  # a buffer of at least this size is its own mapping
 ALIGNED = 64  # start of an array in memory and in a file: copies between others take up to three times as long
-SMALL_BYTES = 256  # of a row of a key: up to this size it stays in memory, as reading it takes longer than copying it
+SMALL_BYTES = 256  # a key with rows up to this size stays in memory, as reading it takes longer than copying it
 ZIP_HEADER = 30 + 4 + 20  # bytes before an array: fixed fields, those of the padding, those of large files
-PADDING = 0xD935  # in a zip archive, a field that only aligns what follows
-HEADER_BYTES = 4096  # of a .npy file, at most
+PADDING = 0xD935  # a zip archive's field that only aligns what follows
+HEADER_BYTES = 4096  # maximum for the header of a .npy file
 FILE_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 OPEN_FILES = 1024 if FILE_LIMIT == resource.RLIM_INFINITY else min(1024, FILE_LIMIT // 2)  # kept open after a read
 
@@ -123,11 +123,11 @@ class Episode:
 
     def __init__(self, env: int, index: int, spec: Spec, rows: int = 0, path: Path | None = None):
         self.env, self.index, self.spec, self.rows, self.path = env, index, spec, rows, path
-        self.arrays: Arrays = {}  # of the keys in memory
+        self.arrays: Arrays = {}  # the keys in memory
         self.keep = True  # all of them may be there
         self.dropped_steps = 0  # agent steps of the episodes that were dropped between this one and the next
-        self._layout: Layout | None = None  # of the file whose checksums were compared
-        self._lock = threading.Lock()  # of a change after the episode has finished
+        self._layout: Layout | None = None  # layout of the file whose checksums were compared
+        self._lock = threading.Lock()  # guards changes after the episode has finished
 
     @property
     def key(self) -> str:
@@ -171,7 +171,7 @@ class Episode:
                 size = target.nbytes
                 if os.preadv(file, [target], layout.offsets[key] + start * (size // len(target))) != size:
                     return False
-            return stamp(os.fstat(file)) == layout.stamp  # afterwards, so that no change before is missed
+            return stamp(os.fstat(file)) == layout.stamp  # afterward, so that no change before is missed
         except (OSError, TypeError):  # TypeError: in memory by now
             return False
 
@@ -239,7 +239,7 @@ def _copies(arrays: Arrays, rows: int) -> Arrays:
 class File(NamedTuple):
     """An episode file; in the order in which the episodes finished."""
 
-    order: int  # of finishing
+    order: int  # position in the order of finishing
     env: int
     episode: int
     rows: int
@@ -266,7 +266,7 @@ class EpisodeFiles:
 
     def __init__(self, folder: Path, limit: int = 0, envs: Container[int] | None = None):
         self.folder, self.limit, self.envs = folder, limit, envs
-        self._files: dict[str, File] = {}  # by key, oldest first
+        self._files: dict[str, File] = {}  # episode's key -> file, oldest first
         self._steps = 0
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*.tmp"):
@@ -284,7 +284,7 @@ class EpisodeFiles:
         path = self.folder / f"{order:08d}-{episode.key}-{episode.rows}.{'dropped' if dropped else 'npz'}"
         aside = self.folder / f".{path.name}.tmp"
         try:
-            # as np.savez, which does not close the file if a write fails, nor align the arrays
+            # np.savez would neither close the file when a write fails nor align the arrays
             with open(aside, "wb") as file, zipfile.ZipFile(file, "w") as archive:
                 for name, array in () if dropped else episode.arrays.items():
                     info = zipfile.ZipInfo(f"{name}.npy")
@@ -302,7 +302,7 @@ class EpisodeFiles:
         if dropped:
             return
         episode.path = path
-        _open.cache_clear()  # from time to time, so that removed files do not keep their space
+        _open.cache_clear()  # an open file that is removed keeps its space on the disk
         self.add(File(order, episode.env, episode.index, episode.rows, path))
 
     def add(self, file: File) -> None:
@@ -428,7 +428,7 @@ class Layout(NamedTuple):
     spec: Spec
     rows: int
     offsets: dict[str, int]  # where the rows of each key begin
-    plain: bool  # and lie as in memory, not compressed
+    plain: bool  # rows lie as in memory, not compressed
     stamp: tuple[int, int]
 
 

@@ -75,7 +75,7 @@ def first_line(error: Exception) -> str:
 # Numbers
 
 TIMED = ("fps", "updates_per_second")  # measured; every other number is reproducible with the seed
-GIF_FRAMES = 128  # at most, of the videos that are logged: of an episode of 500, every fourth
+GIF_FRAMES = 128  # maximum for a logged video: every fourth frame of an episode of 500
 
 # Group of a scalar on pages that sort by group: the first one whose pattern matches the whole name; videos are one more
 GROUPS = (

@@ -101,7 +101,7 @@ def latent_share(feat: np.ndarray, projection: np.ndarray, latents: int) -> floa
     """How much of what `mbr`, the latent reconstruction loss, compares depends on the latent: 0 to 1.
 
     The target branch shares the recurrent state of the masked one, so the loss also vanishes if the projection looks at
-    that state alone; then it says nothing to the posterior.
+    that state alone; then the posterior learns nothing from it.
 
     Args:
         feat: (N, F), the stochastic latent first.

@@ -25,7 +25,7 @@ def tune_allocator() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # of malloc.h
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # constants of malloc.h
     if mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1):
         mallopt(m_top_pad, 256 << 20)
 
@@ -43,7 +43,7 @@ def available_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
             cache = "total_inactive_file"
         else:
             continue
-        group = root / path.lstrip("/")  # within a container, its own group may be the root
+        group = root / path.lstrip("/")  # a container may see its own group as the root
         for folder in [group, *group.parents][: len(group.parts) - len(root.parts) + 1]:
             with suppress(OSError, ValueError):  # no limit, which version 2 writes as "max"
                 free = int((folder / limit).read_text()) - int((folder / usage).read_text())

@@ -84,7 +84,7 @@ class Replay:
         self._finished_steps = 0  # agent steps held in finished episodes
         self._dropped_steps = 0  # agent steps of the episodes that were dropped after any of these
         self._longest = FIRST_ROWS
-        self._order = 0  # of the next episode to finish
+        self._order = 0  # number of the next episode to finish
         self._total_finished_steps = 0  # agent steps of all finished episodes of the run
         self._files = None if directory is None else EpisodeFiles(Path(directory), directory_limit, envs)
 
@@ -150,7 +150,7 @@ class Replay:
             row: one array or number for each key, the same keys, shapes and types at each call.
             episode: index of the episode, constant until `last`.
             last: the episode ends with this row, and is written to its file.
-            dropped: and leaves the replay. Its number and steps stay counted; its file says so, and holds no rows.
+            dropped: it also leaves the replay. Its number and steps stay counted; its `.dropped` file holds no rows.
 
         Raises ValueError if a row or an episode index does not fit, OSError if the file cannot be written.
         """

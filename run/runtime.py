@@ -138,7 +138,7 @@ def set_rng_state(state: dict[str, Any], **generators: np.random.Generator) -> N
 
 @contextmanager
 def own_randomness(device: torch.device, *seed: int) -> Iterator[None]:
-    """Within it, torch draws from generators seeded with these numbers; afterwards, its previous state is restored."""
+    """Within it, torch draws from generators seeded with these numbers; afterward, its previous state is restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         yield

@@ -76,7 +76,7 @@ class LatentWatch:
     def __init__(self, config: Config):
         self.maximum = config.dyn_stoch * math.log(config.dyn_discrete) if config.dyn_discrete else math.inf
         self.free = config.kl_free
-        self.updates = 0  # at the last row
+        self.updates = 0  # count at the last row
         self.since: dict[str, int] = {}  # update at which each sign appeared
         self.reported = False
 
@@ -135,8 +135,8 @@ class Trainer:
         self.updates = 0
         self.failures = 0  # training episodes that an error of their env ended, on the main rank
         self.done_at = {"eval": 0, "log": 0, "checkpoint": 0}  # environment step of the last one
-        self.lines: int | None = None  # of metrics.jsonl at the checkpoint
-        self.logger: Logger | None = None  # on the main rank
+        self.lines: int | None = None  # length of metrics.jsonl at the checkpoint
+        self.logger: Logger | None = None  # only the main rank has one
 
     @property
     def env_step(self) -> int:
@@ -328,7 +328,7 @@ class Trainer:
         path, state = checkpoint.read(self.logdir, self.agent)
         with checkpoint.our_layout(path):
             own = self.load_state_dict(state) if state is not None else None
-        step = self.env_step  # of the checkpoint
+        step = self.env_step  # the checkpoint's, before newer episodes are added
         exact, newer = self.collector.restore(exact=own is not None)
         if distributed.is_main():
             resume_step = -1 if state is None else step

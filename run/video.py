@@ -57,7 +57,7 @@ def _write_h264(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
         count = 0
         try:
-            with contextlib.suppress(BrokenPipeError):  # ffmpeg has ended; its log says why
+            with contextlib.suppress(BrokenPipeError):  # ffmpeg has ended; its log tells why
                 for frame in itertools.chain([first], frames):
                     process.stdin.write(np.pad(frame, pad, mode="edge").tobytes())
                     count += 1
@@ -68,7 +68,7 @@ def _write_h264(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         if status:
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines() or [f"ffmpeg ended with status {status}"]
-            raise OSError(re.sub(r"^\[.*?\] ", "", lines[0]))  # without the name of the ffmpeg component
+            raise OSError(re.sub(r"^\[.*?\] ", "", lines[0]))  # drops the name of the ffmpeg component
     return count
 
 

@@ -42,8 +42,8 @@ from tqdm import tqdm
 
 DAVIS = "https://data.vision.ee.ethz.ch/csergi/share/davis"
 DAVIS_ARCHIVE = "DAVIS-2017-trainval-480p.zip"
-DAVIS_SEQUENCES = 60  # of the training split
-MATTERPORT_ID = "1SLh1WOmYn5qzoDUygtlQ89SS8aBSenP0"  # on Google Drive
+DAVIS_SEQUENCES = 60  # size of the training split
+MATTERPORT_ID = "1SLh1WOmYn5qzoDUygtlQ89SS8aBSenP0"  # ID of the file on Google Drive
 MANISKILL2 = "https://storage1.ucsd.edu/datasets/ManiSkill2022-assets"
 MANISKILL2_UIDS = ("assembling_kits", "panda_avoid_obstacles", "partnet_mobility/5021")
 VIDEO_SUFFIXES = set(
@@ -53,9 +53,9 @@ VIDEO_SUFFIXES = set(
 # In an unpacked folder: {file: size}; in that of kinetics: {file: [original, its size, its time, --short_side]}
 CONTENTS = ".contents.json"
 
-TRIES = 5  # in a row without a new byte
+TRIES = 5  # attempts in a row without a new byte
 DAMAGED_TRIES = 3  # complete files that fail their check
-REQUESTS = 100  # for one file
+REQUESTS = 100  # maximum for one file
 TIMEOUT = 30  # seconds without a byte
 MIN_RATE = 1000  # bytes per second, averaged over RATE_SECONDS
 RATE_SECONDS = 60
@@ -247,7 +247,7 @@ def _archive_errors() -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.errno not in CONTENT_ERRNOS:
-            raise  # from the disk
+            raise  # the disk's error, not the file's
         raise Damaged(f"is a damaged archive ({str(error) or type(error).__name__})") from None
 
 
@@ -295,14 +295,19 @@ def is_whole(folder: Path) -> bool:
     return bool(sizes) and all((folder / name).exists() and _size(folder / name) == sizes[name] for name in sizes)
 
 
-def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callable[[Iterable[str]], dict[str, str]],
-            check: Callable[[Path], None] | None = None) -> None:
+def install(
+    archive: Path,
+    folder: Path,
+    get: Callable[[], None],
+    choose: Callable[[Iterable[str]], dict[str, str]],
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Fetches an archive by get() and unpacks the members that choose(names) picks, unless `folder` is complete.
 
     The archive is kept until its content is in place, so that nothing is fetched again after an interrupted unpacking.
     """
     if is_whole(folder):
-        return say(f"{folder}: there already")
+        return report(f"{folder}: there already")
     if folder.exists() and not (folder / CONTENTS).exists():
         raise UserError(f"{folder} was not made by this script and may be yours; move it away to have it fetched")
     if not archive.exists():
@@ -315,7 +320,7 @@ def install(archive: Path, folder: Path, get: Callable[[], None], choose: Callab
         archive.unlink()
         raise AssetError(f"{archive.name} {error}; it was removed, and the same command fetches it again") from None
     archive.unlink()
-    say(f"{folder}: {len(names)} files")
+    report(f"{folder}: {len(names)} files")
 
 
 # ------------------------------------------------------------------------------------------------------------- the sets
@@ -334,11 +339,11 @@ def dmcgb(folder: Path, source: str | None, wait: float, **_) -> None:
         if path.exists():
             if git_blob(path) == blob:
                 continue
-            say(f"{path}: does not match the manifest, fetching it again")
+            report(f"{path}: does not match the manifest, fetching it again")
         label = f"[{number}/{len(files)}] {name}"
         fetch(f"{source}/{name}", path, expect("its git blob id", blob, git_blob), label, wait)
         fetched += 1
-    say(f"{folder}: {len(files)} files, {fetched} fetched now")
+    report(f"{folder}: {len(files)} files, {fetched} fetched now")
 
 
 def davis(folder: Path, source: str | None, wait: float, **_) -> None:
@@ -397,7 +402,7 @@ def fetch_by_gdown(url: str, path: Path) -> None:
             return check_archive(path)
         except Exception as error:  # gdown raises almost anything for unknown pages and headers
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                raise  # from the disk
+                raise  # the disk's error, not the file's
             reason = " ".join(str(error).split()) or type(error).__name__
             if attempt == 1 and not isinstance(error, resumable) and any(file.exists() for file in parts()):
                 for file in parts():  # they may be the reason: once more from the start
@@ -438,10 +443,10 @@ def maniskill2(folder: Path, source: str | None, wait: float, **_) -> None:
             target = place / entry.get("target_path", name.removesuffix(".zip"))
             install(place / name, target, get, partial(top_folder, f"{target.name}/"))
         elif (place / name).exists() and sha256(place / name) == checksum:
-            say(f"{place / name}: there already")
+            report(f"{place / name}: there already")
         else:
             get()
-            say(f"{place / name}: fetched")
+            report(f"{place / name}: fetched")
 
 
 def top_folder(top: str, names: Iterable[str]) -> dict[str, str]:
@@ -468,11 +473,11 @@ def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
         raise UserError(f"--videos {videos}: no video there ({' '.join(sorted(VIDEO_SUFFIXES))})")
     others = Counter(path.suffix.lower() or path.name for path in files if path.suffix.lower() not in VIDEO_SUFFIXES)
     if others:
-        say(f"{videos}: not taken for videos: {', '.join(f'{n} {suffix}' for suffix, n in others.items())}")
+        report(f"{videos}: not taken for videos: {', '.join(f'{n} {suffix}' for suffix, n in others.items())}")
     folder.mkdir(parents=True, exist_ok=True)
     made = {name: source for name, source in read_contents(folder).items() if (folder / name).exists()}
     for name in [name for name, (original, *_) in made.items() if not Path(original).exists()]:
-        say(f"{folder / name}: removed, as its original {made.pop(name)[0]} is gone")
+        report(f"{folder / name}: removed, as its original {made.pop(name)[0]} is gone")
         (folder / name).unlink()
     converted = failed = damaged = 0
     for original in tqdm(originals, desc="kinetics", unit=" videos", disable=None):
@@ -495,7 +500,7 @@ def kinetics(folder: Path, videos: Path, short_side: int, **_) -> None:
         converted += 1
     if failed == len(originals):
         raise UserError(f"--videos {videos}: none of the {failed} videos could be read")
-    say(
+    report(
         f"{folder}: {len(originals) - failed} videos, {converted} converted now ({damaged} damaged), "
         f"{failed} unreadable; use them with --resource_files '{folder}/**/*.mp4'"
     )
@@ -543,7 +548,7 @@ def _shrink(original: Path, path: Path, short_side: int) -> str:
 SETS = {function.__name__: function for function in (dmcgb, davis, kinetics, matterport, maniskill2)}
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     print(line, file=sys.stderr)
 
 
@@ -601,10 +606,10 @@ def main(argv: list[str] | None = None) -> None:
             for name in args.sets:
                 SETS[name](args.to / name, **vars(args))
     except (AssetError, OSError) as error:  # OSError: the disk is full or not writable
-        say(f"download_assets.py: {' '.join(str(error).split())}")
+        report(f"download_assets.py: {' '.join(str(error).split())}")
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        say("download_assets.py: interrupted; the same command resumes from here")
+        report("download_assets.py: interrupted; the same command resumes from here")
         sys.exit(1)
 
 

@@ -13,8 +13,8 @@ venv="$root/.venv"
 python="$venv/bin/python"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-say() { echo "install_env: $*" >&2; }
-die() { say "$*"; exit 1; }
+report() { echo "install_env: $*" >&2; }
+die() { report "$*"; exit 1; }
 
 # Concurrent runs install once: the others wait here for the first.
 exec 9<"$root/requirements.txt"
@@ -41,7 +41,7 @@ find_python() {
 
 uv_python() {  # a Python of uv's own, which needs no system package
     [ -n "$uv" ] && [ -z "${PYTHON:-}" ] || return 1
-    say "this system has no Python 3.11 to 3.14: uv installs one"
+    report "this system has no Python 3.11 to 3.14: uv installs one"
     "$uv" python install --quiet --no-bin 3.11 >&2 && "$uv" python find --managed-python 3.11
 }
 
@@ -62,7 +62,7 @@ apt_install() {  # apt_install WHAT PACKAGE...: what is missing, and the package
         die "missing on this system: $what. Install it, on Debian and Ubuntu with" \
             "'sudo apt-get update && sudo apt-get install -y --no-install-recommends $*', then run this again"
     fi
-    say "missing on this system: $what; installing $*"
+    report "missing on this system: $what; installing $*"
     "${as_root[@]}" apt-get update -qq >&2 || true  # one dead source is not fatal
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" >&2 || die "apt-get could not install $* (see above)"
@@ -100,14 +100,14 @@ if [ "$base" = "$python" ] && [ -e "$unfinished" ]; then
 fi
 if [ "$base" != "$python" ]; then
     if [ -e "$unfinished" ] || [ -e "$stamp" ]; then
-        say ".venv is left from an interrupted installation or has lost its Python; recreating it"
+        report ".venv is left from an interrupted installation or has lost its Python; recreating it"
         find "$venv" -mindepth 1 -maxdepth 1 ! -name .unfinished -exec rm -rf {} +
     elif [ -e "$python" ]; then
         die "$venv holds $("$python" --version 2>&1), but Python 3.11 to 3.14 is needed: move that folder away"
     fi
     mkdir -p "$venv"
     touch "$unfinished"
-    say "making .venv with $("$base" --version) ($base)"
+    report "making .venv with $("$base" --version) ($base)"
     if [ -n "$uv" ]; then
         "$uv" venv --quiet --allow-existing --python "$base" "$venv" >&2
     else
@@ -116,7 +116,7 @@ if [ "$base" != "$python" ]; then
 fi
 rm -f "$stamp"
 touch "$unfinished"
-say "installing requirements.txt (a few minutes, the first time)"
+report "installing requirements.txt (a few minutes, the first time)"
 install() {
     if [ -n "$uv" ]; then
         "$uv" --directory "$root" pip install --quiet --python "$python" "$@" >&2
@@ -156,18 +156,18 @@ fi
 # On a CPU, layers in C++ make updates faster; on a GPU, PyTorch compiles, against Python's headers. All works without.
 headers=$("$python" -P -c 'import sysconfig; print(sysconfig.get_path("include"))')
 command -v "${CXX:-c++}" >/dev/null || (apt_install "a C++ compiler (makes updates faster)" g++) ||
-    say "no C++ compiler (see above): updates run without compiled layers"
+    report "no C++ compiler (see above): updates run without compiled layers"
 [ -e "$headers/Python.h" ] ||
     (apt_install "Python's headers (make updates on a GPU faster)" "$(basename "$headers")-dev") ||
-    say "no headers of Python (see above): updates on a GPU run without compiled layers"
+    report "no headers of Python (see above): updates on a GPU run without compiled layers"
 
 # Realistic ManiSkill renders with Vulkan; everything else works without it.
 if "$python" -P -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("sapien"))'; then
     PYTHON="$python" bash "$root/setup/install_vulkan.sh" >&2 ||
-        say "no Vulkan (see above): the rms_* tasks do not run here, everything else does"
+        report "no Vulkan (see above): the rms_* tasks do not run here, everything else does"
 fi
 
 echo "$wanted" >"$stamp.tmp"
 mv "$stamp.tmp" "$stamp"
 rm -f "$unfinished"
-say "done: $venv"
+report "done: $venv"

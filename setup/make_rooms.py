@@ -53,7 +53,7 @@ def read_texture(path: Path) -> np.ndarray:
 
 def make_room(rng: np.random.Generator, textures: list[np.ndarray]):
     """A trimesh.Scene, z up, floor at z = 0, with the robot's place at the origin."""
-    import trimesh  # for Realistic ManiSkill alone
+    import trimesh  # installed for Realistic ManiSkill only
 
     scene = trimesh.Scene()
 
@@ -71,7 +71,7 @@ def make_room(rng: np.random.Generator, textures: list[np.ndarray]):
     for _ in range(rng.integers(3, 9)):
         size = rng.uniform((0.3, 0.3, 0.3), (1.5, 1.5, 1.8))
         corner = rng.uniform(low[:2], high[:2] - size[:2])
-        nearest = np.clip(0, corner, corner + size[:2])  # of its points to the robot
+        nearest = np.clip(0, corner, corner + size[:2])  # point of the box that is closest to the robot
         if np.linalg.norm(nearest) > FREE:
             add(np.array([*corner, 0]), np.array([*(corner + size[:2]), size[2]]))
     return scene

@@ -35,7 +35,7 @@ from setup import sweep_slurm  # noqa: E402
 from setup.sweep_run import STATES, STOPPED, Process, Queue, Run, ask, is_number  # noqa: E402
 
 MAX_SEED, MAX_SEEDS = 10**18, 10_000
-EXPORT_BYTES = 40_000  # of a run's rows; all evaluation rows are kept
+EXPORT_BYTES = 40_000  # maximum for a run's rows; all evaluation rows are kept
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs
@@ -148,7 +148,7 @@ def make_grid(args: argparse.Namespace, flags: list[str], logdir: Path) -> list[
             raise ConfigError(str(error).replace("--task ", "--tasks ", 1)) from None
         for method, groups in methods.items():
             for seed in seeds:
-                folder = logdir / task.replace("/", "-") / method / f"seed{seed}"  # of gym_ale_py:ALE/Pong-v5
+                folder = logdir / task.replace("/", "-") / method / f"seed{seed}"  # gym_ale_py:ALE/Pong-v5 has a slash
                 command = [sys.executable, "-u", str(ROOT / "dreamer.py"), *groups, "--task", task, "--seed", str(seed)]
                 command += ["--logdir", str(folder), *flags]
                 runs.append(Run(folder, steps[method], tuple(command)))

@@ -1,4 +1,4 @@
-"""A run of a sweep: its folder, the process that trains there, and what the folder says about both.
+"""A run of a sweep: its folder, the process that trains there, and what the folder records about both.
 
 Used on the user's machine and on the nodes of a cluster. Quick to import: nothing but the standard library.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 STATES = ("waiting", "running", "stopping", "finished", "failed")
 STOPPED = (0, -signal.SIGTERM)  # exit statuses of a run that can resume or is finished
-STARTS, TRAINS = "the job starts", "the job trains"  # in the log of a SLURM job
+STARTS, TRAINS = "the job starts", "the job trains"  # lines in the log of a SLURM job
 
 
 Queue = dict[str, str]  # SLURM's, {id of a job, such as 12_0: its state, and in brackets why it waits}
@@ -85,7 +85,7 @@ class Run:
             return {}
 
     def write_record(self, entry: dict) -> None:
-        aside = self.folder / ".sweep.json.tmp"  # without fsync, which may take seconds: signals wait for this
+        aside = self.folder / ".sweep.json.tmp"  # no fsync, which may take seconds: signals wait for this
         aside.write_text(json.dumps(entry))
         os.replace(aside, self.folder / ".sweep.json")
 
@@ -183,11 +183,11 @@ class Run:
         return None
 
     def died_early(self, job: str) -> str | None:
-        """Why a job that is not in the queue ended before dreamer.py started; None if it did not, or was cancelled."""
+        """Why a job that is not in the queue ended before dreamer.py started; None if it did not, or was canceled."""
         log = self.folder.parents[2] / ".slurm" / f"{job}.log"
         try:
             text = log.read_text(errors="replace").rpartition(STARTS)[2]
-        except (OSError, ValueError):  # cancelled before it started
+        except (OSError, ValueError):  # canceled before it started
             return None
         if TRAINS in text or ("CANCELLED AT" in text and "DUE TO TIME LIMIT" not in text):
             return None

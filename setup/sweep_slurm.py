@@ -86,7 +86,7 @@ def signal_delay(options: dict[str, str]) -> int:
 
 
 def gpus_of(options: dict[str, str]) -> int:
-    """The GPUs of a job on its one node, 0 if it does not say."""
+    """The GPUs of a job on its one node, 0 if its options name none."""
     words = [options.get("gpus_per_node", ""), options.get("gpus", "")]
     words += re.findall(r"\bgpu:[^,]*", options.get("gres", ""))
     return max(int(number[0]) if (number := re.search(r"\d+$", word)) else 0 for word in words)
@@ -133,7 +133,7 @@ def submit(runs: Sequence[Run], logdir: Path, max_parallel: int | None, per_gpu:
                     print(f"{run}: job {job}_{number}, logs in {run.folder}")
             if interrupt.requested:
                 subprocess.run(["scancel", *submitted], start_new_session=True)
-                print(f"interrupted: cancelled {' '.join(submitted)}")
+                print(f"interrupted: canceled {' '.join(submitted)}")
                 return 130
     several = f" in {len(arrays)} arrays (MaxArraySize is {largest})" if len(arrays) > 1 else ""
     print(f"{len(runs)} runs submitted{several}; --status shows them, scancel {' '.join(submitted)} cancels all")

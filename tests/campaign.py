@@ -10,7 +10,7 @@ machine, and full disks where mounting one is not allowed, are counted apart. do
 import os
 import sys
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a thread pool does not survive a fork
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported, as a thread pool does not survive a fork
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
@@ -254,7 +254,7 @@ LINES = (
 
 def hurt_lines(t: Trial) -> set[bytes]:
     """The lines that a checkpoint knows."""
-    if t.rng.random() < 0.5:  # as after a kill: episodes are newer than the checkpoint
+    if t.rng.random() < 0.5:  # a kill leaves episodes newer than the checkpoint
         shutil.copy(t.logdir / "previous.pt", t.logdir / "latest.pt")
     known, data = set(trial.snapshot(t.logdir).lines), log_lines(t.logdir)
     for _ in range(t.rng.randint(0, 4)):
@@ -367,7 +367,7 @@ def update_once(words: list[str]) -> str | None:
     batch = agents.batch(shapes, 3, max(size, 2), max(length, 4), discrete=discrete)
     metrics = agent.update({key: value[:size, :length] for key, value in batch.items()})
     broken = {key: float(value) for key, value in sorted(metrics.items()) if not math.isfinite(float(value))}
-    diverged = any(key.endswith(("_loss", "_grad_norm")) for key in broken)  # as the loop has it
+    diverged = any(key.endswith(("_loss", "_grad_norm")) for key in broken)  # same test as in the training loop
     assert diverged or not broken, f"not finite: {broken}"
     return f"training has diverged: {broken}" if diverged else None
 
@@ -467,7 +467,7 @@ FAULTS = (
 
 @contextlib.contextmanager
 def server(t: Trial) -> Iterator[Dmcgb]:
-    """A server whose answers may go wrong; afterwards they do not, and a download has to be whole."""
+    """A server whose answers may go wrong; afterward they do not, and a download has to be whole."""
     with Server() as serving:
         thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

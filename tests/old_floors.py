@@ -10,7 +10,7 @@ TASKS = {
     "ball_in_cup": "catch", "cheetah": "run", "finger": "spin", "fish": "swim", "hopper": "hop", "lqr": "lqr_2_1",
     "point_mass": "easy", "reacher": "easy", "walker": "walk",
 }  # fmt: skip
-FRAMES = {  # of mujoco 3.3.0: the result of `shrink`, in hexadecimal
+FRAMES = {  # what `shrink` makes of frames of mujoco 3.3.0, in hexadecimal
     "ball_in_cup": (
         "474747464646464640403f47474041413b3a3a4141393a3a3634333232333435"
         "2f2e2d32312d2e2e403f3f40595a5b5b65656562464848482f2e2e2d26262728"

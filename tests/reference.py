@@ -12,7 +12,7 @@ from run.config import Config, load_config
 from run.public import import_checkpoint
 
 FOLDER = Path(os.environ.get("PARITY_DIR", Path(__file__).parent / "parity"))
-TOLERANCE = 1e-5  # of an array's largest entry
+TOLERANCE = 1e-5  # relative to an array's largest entry
 
 
 def sizes() -> dict:

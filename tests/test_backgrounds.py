@@ -70,9 +70,9 @@ def test_the_seed_determines_the_order_of_the_videos(videos, tmp_path):
     orders = [tuple(levels(source(videos, tmp_path / "cache", seed=seed))[::3]) for seed in (0, 1, 2, 3, 0)]
     assert orders[0] == orders[4] and len(set(orders)) == 4 and len({tuple(sorted(order)) for order in orders}) == 1
     firsts = {tuple(levels(source(videos, tmp_path / "cache", seed=seed, total_frames=3))) for seed in range(20)}
-    assert len(firsts) == 6  # so that envs that show few of many files show different ones
+    assert len(firsts) == 6  # envs that show few of many files show different ones
     cached = list((tmp_path / "cache").glob("clip*.npy"))
-    assert len(cached) == 12  # per file and limit, not per seed
+    assert len(cached) == 12  # one per file and limit, whatever the seed
 
 
 def test_evaluation_shows_held_out_files(videos, tmp_path):

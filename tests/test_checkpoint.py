@@ -117,7 +117,7 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         state = checkpoint.load_checkpoint(path)
         assert state["count"] > newest and (state["tensor"] == state["count"]).all()
         newest = state["count"]
-        assert len(list(tmp_path.iterdir())) <= 2  # at most one temporary file, which the next save overwrites
+        assert len(list(tmp_path.iterdir())) <= 2  # a kill leaves one temporary file, which the next save overwrites
 
 
 def test_a_checkpoint_that_does_not_fit_is_an_error_of_the_disk(tmp_path):

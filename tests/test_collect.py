@@ -17,7 +17,7 @@ def test_each_training_env_has_its_own_seed_and_an_evaluation_one_of_its_own():
         return [one["seed"] for one in made]
 
     train = seeds("train", 4)
-    assert train[2:] == seeds("train", 2, first=2)  # of a second rank
+    assert train[2:] == seeds("train", 2, first=2)  # envs of a second rank
     found = [*train, *seeds("train", 4, seed="1")]
     for mode in ("eval", "eval_only"):
         (own,) = set(seeds(mode, 3))  # they play different episodes of one stream

@@ -15,7 +15,7 @@ from envs.dmc import DMC, TASKS
 from envs.parallel import EnvGroup
 from envs.suite import DOMAINS
 
-COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]  # of the frames of each sequence, RGB
+COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]  # RGB of each sequence's frames
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_the_video_plays_back_and_forth_on_the_sky(make):
             assert np.abs(pixel - COLORS[indices[-1]]).max() < 10
             obs = env.step({"action": np.zeros(2)})[0]
         steps = np.abs(np.diff(indices))
-        assert (steps == 1).all()  # of three frames: never one twice, never from the last to the first
+        assert (steps == 1).all()  # no frame comes twice, and the last is never followed by the first
         orders.add(tuple(indices[:2]))
     assert len(orders) >= 3  # starts and directions differ
 

@@ -134,7 +134,7 @@ def test_two_ranks_write_one_run(whole_run):
     assert not (first[0]["action"] == first[1]["action"]).any(1)[1:].any()  # and ranks their own random numbers
     # one logger
     assert len(list(logdir.glob("events.out.tfevents.*"))) == 1
-    assert sum(line.startswith("step ") for line in out.splitlines()) == 3 + 2  # of the log and of evaluations
+    assert sum(line.startswith("step ") for line in out.splitlines()) == 3 + 2  # rows of the log and of evaluations
     saved = checkpoint.load_checkpoint(logdir / "latest.pt")
     assert len(saved["ranks"]) == len(saved["sent"]) == 2 and saved["episode"] == [4, 4]
 
@@ -143,7 +143,7 @@ def test_stopped_ranks_resume_to_the_same_numbers(whole_run, tmp_path):
     logdir = tmp_path / "run"
     process = start_ranks(*SHORT, "--logdir", logdir)
     wait_for(logdir, 4, process)
-    process.send_signal(signal.SIGTERM)  # which torchrun passes on
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on
     out, err = process.communicate(timeout=600)
     assert "the same command resumes" in out, err
     stopped = entries(logdir)

@@ -86,7 +86,7 @@ def test_continuous_samples_and_densities_agree(kind):
     assert density.sum() * width == pytest.approx(1, abs=0.01)
     assert (grid[:, 0] * density).sum() * width == pytest.approx(sample[:, 0].mean().item(), abs=0.01)
     assert (sample >= low).all() or kind is not dists.TruncNormal
-    if kind is not dists.TanhNormal:  # whose entropy is an estimate
+    if kind is not dists.TanhNormal:  # TanhNormal's entropy is an estimate
         entropy = -(density * density.clamp_min(1e-12).log()).sum() * width
         assert one.entropy().item() == pytest.approx(entropy.item(), abs=0.01)
     else:

@@ -183,7 +183,7 @@ def test_rewards_are_within_the_range_of_the_family():
                     _, reward, done, _ = env.step({"action": policy(rng, env.action_space.shape)})
                     rewards.append(reward)
         assert low <= min(rewards) and max(rewards) <= high
-        assert (min(rewards) < 0) == ("lqr" in task)  # which is not in [0, 1]
+        assert (min(rewards) < 0) == ("lqr" in task)  # lqr's rewards are not in [0, 1]
     assert models.reward_to_simsr(envs.reward_range("dmc_lqr_lqr_2_1"), 2) == pytest.approx(2 / 3.2)
     assert models.reward_to_simsr(envs.reward_range("dmc_cartpole_swingup"), 2) == 1
     config = agents.config("--task", "dmc_lqr_lqr_2_1", base=("dmc_proprio",))

@@ -77,7 +77,7 @@ def test_views(domain, level):
     inner = rotated.env.env.env
     for k in (0, 1, 2, 3):
         inner._turn = dmcgb2.turn(2, 90 * k)
-        # the camera turns counterclockwise, the picture clockwise; edges and shadows are sampled anew
+        # the camera turns counterclockwise, the picture clockwise; edges and shadows are sampled again
         difference = np.abs(np.rot90(inner.render(), k).astype(int) - stock)
         assert difference.mean() < 4, k
     views = [rotated.reset(episode)["image"].tobytes() for episode in range(5)]

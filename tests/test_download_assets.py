@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if fault in ("short", "whole, short"):  # the response ends before its declared length
             body = body[: len(body) // 2]
-        if fault == "stuck":  # until the client is gone
+        if fault == "stuck":  # sends nothing more until the client is gone
             self.wfile.write(body[:4096])
             self.server.sent += 4096
             self.connection.recv(1)

@@ -94,7 +94,7 @@ def test_an_error_in_a_step_cuts_the_episode(parallel, capfd):
         (history,) = group.restore([4], [[{"action": np.zeros(1, np.float32)}] * 3])
         assert [one.done for one in history] == [False, False, False, True]
         assert history[-1].info == cut.info and history[-1].first["count"].tolist() == [5, 0]
-    assert capfd.readouterr().err == ""  # of an env that cannot be closed
+    assert capfd.readouterr().err == ""  # an env that cannot be closed is not reported
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -104,7 +104,7 @@ def test_too_many_errors_in_a_row_are_raised(parallel):
         assert [one.done for one in steps(group, 2)] == [True, True]
         with pytest.raises(RuntimeError, match="Physics state is invalid"):
             steps(group, 1)
-    with EnvGroup([partial(make, steps=(0, 2, 4, 6))], parallel, max_failures=1) as group:  # not in a row
+    with EnvGroup([partial(make, steps=(0, 2, 4, 6))], parallel, max_failures=1) as group:  # no two failures in a row
         group.reset([0])
         assert sum("failure" in one.info for one in steps(group, 40)) == 4
     with EnvGroup([partial(make, steps=(0,))], parallel) as group, pytest.raises(RuntimeError):
@@ -252,7 +252,7 @@ def agent_of(logdir):
 
 @pytest.mark.slow
 def test_a_dropped_episode_is_not_learned_from_and_a_run_resumes_to_the_bit(diverging, tmp_path, capsys):
-    # with this seed, the first episodes of both envs fail, and then the fourth of the first env
+    # seed 5: the first episodes of both envs fail, and then the fourth of the first env
     flags = [*DROP, "--seed", "5", "--log_every", "50", "--eval_every", "60", "--eval_episode_num", "1", "--steps"]
     assert dreamer.main([*flags, "300", "--logdir", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().err.count("was dropped at its step 25 by an error: Physics state is invalid.") == 3
@@ -264,7 +264,7 @@ def test_a_dropped_episode_is_not_learned_from_and_a_run_resumes_to_the_bit(dive
         for count, (step, number) in enumerate([(50, 1), (50, 2), (260, 7)], 1)
     ]
     assert all(row["train_return"] == pytest.approx(4) for row in rows if row not in dropped)
-    # of 300 steps, those of the dropped episodes are not in the replay; after the first two, nothing was
+    # the replay lacks the steps of dropped episodes: all of the first 50, and 75 of the 300
     replay_steps = {row["step"]: row["replay_steps"] for row in entries(tmp_path / "run") if "replay_steps" in row}
     assert replay_steps[50] == 0 and replay_steps[300] == 300 - 3 * 25
     failed = [row for row in entries(tmp_path / "run") if "eval_failures" in row]
@@ -281,7 +281,7 @@ def test_a_set_whose_episodes_all_fail_is_named_and_the_others_are_played(diverg
     logdir = tmp_path / "run"
     assert dreamer.main([*DROP, "--steps", "60", "--eval_episode_num", "0", "--logdir", str(logdir)]) == 0
     sets = [f"gym_diverging:{name}-v0" for name in ("Fails", "Diverges")]
-    monkeypatch.setattr(evaluate, "find_tasks", lambda *_: sets)  # as of a suite
+    monkeypatch.setattr(evaluate, "find_tasks", lambda *_: sets)  # stands in for the sets of a suite
     assert dreamer.main(["--eval_only", "--logdir", str(logdir), "--episodes", "4"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"dreamer.py: {sets[0]}: every episode of the evaluation failed"
     (row,) = (json.loads(line) for line in (logdir / "eval.jsonl").read_text().splitlines())
@@ -336,7 +336,7 @@ def test_a_run_survives_its_diverging_episodes(diverging, tmp_path):
     assert err.count("was cut at its step 25 by an error: Physics state is invalid.") == len(cut)
     terminal = [np.load(path)["is_terminal"].any() for path in (tmp_path / "run" / "train_eps").iterdir()]
     assert not any(terminal)
-    # to the bit, whenever it stops
+    # a resumed run gives the same rows, wherever it stopped
     assert run(*flags, tmp_path / "parts", "--steps", "250")[0] == 0
     assert run(*flags, tmp_path / "parts", "--parallel", "False")[0] == 0
     ours, theirs = ([x for x in entries(tmp_path / name) if "train_return" in x] for name in ("parts", "run"))
@@ -347,7 +347,7 @@ def test_a_run_survives_its_diverging_episodes(diverging, tmp_path):
     last = err.splitlines()[-1]
     assert code == 1 and last.startswith("dreamer.py: ")
     assert "Physics state is invalid" in last and "the same command resumes from" in last
-    assert err.count("Traceback") <= 2  # of the worker, and of what waited for it
+    assert err.count("Traceback") <= 2  # the worker's, and that of the code waiting for it
 
 
-sys.path.append(str(Path(__file__).parent))  # for the workers, which import `Fragile`
+sys.path.append(str(Path(__file__).parent))  # workers import `Fragile` from here

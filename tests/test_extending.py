@@ -108,7 +108,7 @@ for flags in (["--point_speed", "2"], ["--point_sped", "0.5"]):
         load_config(flags)
     except SystemExit as stop:
         assert stop.code == 2
-for task, speed in (("point_centre", 0.1), ("point_middle", 2)):
+for task, speed in (("point_center", 0.1), ("point_middle", 2)):
     try:
         envs.make(task, point_speed=speed)
     except ValueError as error:
@@ -131,6 +131,6 @@ for image in (False, True):
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     unknown, speed = done.stdout.splitlines()
-    assert "point_centre" in unknown and "point_corner" in unknown and "--point_speed is 2" in speed
+    assert "point_center" in unknown and "point_corner" in unknown and "--point_speed is 2" in speed
     speed, name = done.stderr.splitlines()
     assert speed == "error: --point_speed is 2: expected a number from 0.01 to 1" and "--point_speed" in name

@@ -70,7 +70,7 @@ def test_updates_are_redone_without_a_checkpoint(logdir, capsys):
     for name in ("latest.pt", "previous.pt"):
         (logdir / name).unlink()
     assert main(*SHORT, "--logdir", logdir) == 0
-    assert not (logdir / "eval.jsonl").exists() and (logdir / "eval.jsonl.old").read_text() == "{}\n"  # of no agent
+    assert not (logdir / "eval.jsonl").exists() and (logdir / "eval.jsonl.old").read_text() == "{}\n"  # agent is gone
     out = capsys.readouterr().out
     assert f"updates lost with the last checkpoint are due: {updates}" in out and "nothing" not in out
     assert f"; the last {before[-1]['step']} steps are newer than the checkpoint" in out
@@ -78,7 +78,7 @@ def test_updates_are_redone_without_a_checkpoint(logdir, capsys):
     assert state["updates"] == update_count(logdir) == updates == 3 + (240 - 40) // 4 == first["updates"]
     episodes = [line for line in before if "train_return" in line]
     assert [line for line in entries(logdir) if "train_return" in line] == episodes
-    assert sum("eval_return" in line for line in entries(logdir)) == 1  # of the current agent
+    assert sum("eval_return" in line for line in entries(logdir)) == 1  # the current agent's
 
 
 def test_many_lost_updates_are_logged_and_saved_in_parts_and_can_be_interrupted(logdir):
@@ -102,7 +102,7 @@ def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         record = max(archive.infolist(), key=lambda info: info.file_size)
-    lengths = data[record.header_offset + 26 : record.header_offset + 30]  # of its name and its padding
+    lengths = data[record.header_offset + 26 : record.header_offset + 30]  # name and padding
     start = record.header_offset + 30 + sum(struct.unpack("<HH", lengths))
     data[start + record.file_size // 2] ^= 4
     path.write_bytes(data)
@@ -355,7 +355,7 @@ def test_nothing_is_lost_when_a_terminal_closes_or_a_worker_fails(how, uninterru
     logdir = tmp_path / "run"
     process = start(*WORKERS, "--logdir", logdir, start_new_session=True)
     wait_for(logdir, 3, process)
-    if how == "closed terminal":  # which reaches the workers too
+    if how == "closed terminal":  # the hangup reaches the workers too
         os.killpg(process.pid, signal.SIGHUP)
     elif how == "killed":
         os.kill(workers(process)[0], signal.SIGKILL)
@@ -386,7 +386,7 @@ def test_a_worker_that_dies_at_the_start_is_one_line(tmp_path):
 
 
 def test_a_worker_that_dies_in_an_evaluation_is_one_line(tmp_path):
-    flags = [*WORKERS, "--steps", "480", "--eval_episode_num", "12", "--eval_envs", "2"]  # at steps 400 and 480
+    flags = [*WORKERS, "--steps", "480", "--eval_episode_num", "12", "--eval_envs", "2"]  # evaluates at 400 and 480
     assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
     logdir = tmp_path / "run"
     process = start(*flags, "--logdir", logdir)

@@ -100,7 +100,7 @@ def test_the_protocol_on_real_envs(task, image):
         for key, space in env.observation_space.items():
             assert space.contains(obs[key]), key
         assert type(reward) is float and type(done) is bool and done is obs["is_last"]
-    again, differs = play(other, 2, 8), False  # to a later episode directly, then back
+    again, differs = play(other, 2, 8), False  # jumps to a later episode, then back
     for episode, seen in ((2, again), (0, play(other, 0, 8))):
         for (ours, our_reward, _), (theirs, their_reward, _) in zip(played[episode], seen, strict=True):
             assert our_reward == their_reward
@@ -109,7 +109,7 @@ def test_the_protocol_on_real_envs(task, image):
     for key in env.observation_space.spaces:
         firsts = [each[0][0][key] for each in (*played, play(seeded, 0, 0), play(seeded, 1, 0))]
         differs |= any((first != firsts[0]).any() for first in firsts)
-    assert differs or task == "FrozenLake-v1"  # which always starts on the same square
+    assert differs or task == "FrozenLake-v1"  # FrozenLake always starts on the same square
     for each in (env, other, seeded):
         each.close()
 
@@ -242,7 +242,7 @@ def test_grids_of_symbols_are_no_images(register):
 
 
 def test_an_image_of_one_color_through_an_episode_is_said(register, capsys):
-    task = register(observation=BOX)  # which renders black
+    task = register(observation=BOX)  # renders black
     env = envs.make(task, time_limit=8, action_repeat=2)
     env.reset()
     for _ in range(3):
@@ -298,7 +298,7 @@ def test_arguments_for_an_env():
     assert env.observation_space["observation"].shape == (64,)
     env.reset()
     before = [env.step(one_hot(4, 2))[0]["observation"].argmax() for _ in range(2)]
-    assert before == [2, 4]  # to the right, two squares an agent step: no slipping
+    assert before == [2, 4]  # moves right, two squares an agent step: no slipping
     with pytest.raises(ValueError, match=r"--env_kwargs is \['8x8'\]: expected .*difficulty=2"):
         envs.make("gym_FrozenLake-v1", env_kwargs=["8x8"])
     with pytest.raises(ValueError, match=r"does not start: TypeError: .*map_nam"):

@@ -13,7 +13,7 @@ from run.trainer import LatentWatch
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 # updates at which the line comes
 UNUSED = {
-    "small/dmc_cartpole_swingup/hrssm/seed0": [2100],  # until update 2,400 or so
+    "small/dmc_cartpole_swingup/hrssm/seed0": [2100],  # the latent is unused until update 2,400 or so
     "small/dmc_cup_catch/hrssm/seed0": [3350],
     "small/dmc_cup_catch/mbr_fixed/seed0": [4600],
     "small/dmc_finger_spin/hrssm/seed0": [4600],

@@ -176,7 +176,7 @@ def test_events_beyond_the_checkpoint_are_removed(tmp_path, config):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 150, "lo')
     (path,) = tmp_path.glob("events*")
-    path.write_bytes(path.read_bytes() + path.read_bytes()[:50])  # of a killed writer
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:50])  # a killed writer leaves half a record
     logger = Logger(tmp_path, resume_step=200)
     assert [entry["step"] for entry in lines(tmp_path)] == [100, 200]
     assert len(tensorboard(path).Tensors("config/text_summary")) == 1
@@ -330,7 +330,7 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
         logger.progress(1000, 20)
         logger.close()
     """
-    primary, secondary = pty.openpty()  # of unknown width, as in a container
+    primary, secondary = pty.openpty()  # a terminal of unknown width, as in a container
     done = subprocess.Popen(
         [sys.executable, "-c", code], stderr=secondary, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},

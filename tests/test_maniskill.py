@@ -212,7 +212,7 @@ def test_episodes_are_a_function_of_seed_and_number(task, assets):
     one, other = make(task, assets, seed=2, size=(32, 32)), make(task, assets, seed=2, size=(32, 32))
     played = [play(one, ACTIONS[:2]) for _ in range(3)]
     assert (played[0][0] != played[1][0]).any()
-    for begin, episode in ((1, 1), (None, 2)):  # to a later one directly, then to the next
+    for begin, episode in ((1, 1), (None, 2)):  # jumps to a later one, then goes to the next
         images, rewards = play(other, ACTIONS[:2], begin)
         np.testing.assert_array_equal(images, played[episode][0])
         np.testing.assert_array_equal(rewards, played[episode][1])
@@ -295,7 +295,7 @@ class TestScene:
             pictures.append(env.reset()["image"].astype(int))
         differs = (pictures[0] != pictures[1]).any(-1)
         assert 0.4 < differs.mean() < 0.97
-        lower = slice(40, 64)  # where the ground would be visible: the floor of the room is 0.8 m below
+        lower = slice(40, 64)  # the ground would be visible here: the floor of the room is 0.8 m below
         red_floor = (pictures[0][lower, :, 0] > pictures[0][lower, :, 1] + 20) & differs[lower]
         assert red_floor.mean() > 0.3
         names = {actor.name: actor for actor in env._env._scene.get_all_actors()}
@@ -353,8 +353,8 @@ class TestScene:
         assert list(engine._cameras) == ["base_camera"]
         matrix = engine._cameras["base_camera"].camera.get_model_matrix()  # looks along its -z
         np.testing.assert_allclose(matrix[:3, 3], [0.2, -0.4, 0.4], atol=1e-6)
-        towards = np.array([-0.2, 0.4, -0.1]) / np.sqrt(0.21)
-        np.testing.assert_allclose(-matrix[:3, 2], towards, atol=1e-5)
+        toward = np.array([-0.2, 0.4, -0.1]) / np.sqrt(0.21)
+        np.testing.assert_allclose(-matrix[:3, 2], toward, atol=1e-5)
 
     def test_other_tasks_keep_their_robot_and_camera(self, assets):
         env = bare("plug_charger", assets)
@@ -414,7 +414,7 @@ class TestScans:
     def test_vertex_colors(self, show):
         plain = show(texture="", color={"baseColorFactor": [1, 1, 1, 1]})
         colored = show(**CONVERTED["vertex colors"][0])
-        shade = np.minimum(colored / np.maximum(plain, 1), 1)  # of white light, by hue
+        shade = np.minimum(colored / np.maximum(plain, 1), 1)  # reflected share of white light, by channel
         floor, green_wall = shade[-4, 10], shade[10, -10]
         tinted = [show(**CONVERTED[name][0]) for name in ("tinted vertex colors", "tinted texture")]
         for picture, clear in zip(tinted, (colored, show()), strict=True):

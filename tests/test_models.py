@@ -22,7 +22,7 @@ def test_cube_mask(blocks, block, size, patch, ratio):
     mask = models.cube_mask(blocks * block, size, size, ratio, patch, block)
     assert mask.shape == (blocks * block, size, size) and mask.dtype == torch.bool
     grid = size // patch
-    place = torch.tensor([y * grid // size for y in range(size)])  # of the patch that a pixel belongs to
+    place = torch.tensor([y * grid // size for y in range(size)])  # patch row that a pixel row belongs to
     first = torch.searchsorted(place, torch.arange(grid))
     for t in range(blocks * block):
         assert torch.equal(mask[t], mask[t - t % block])  # held for a block of steps
@@ -75,7 +75,7 @@ def test_augmentations(name):
     assert sum(moved) >= 10  # a shift by 0 is possible
     assert torch.equal(augment(images, (name,), 0.0), images)
     flat = torch.full((2, 2, 32, 32, 3), 0.25)
-    if name in ("crop", "rrc", "blur", "shift"):  # which only move and mix pixels
+    if name in ("crop", "rrc", "blur", "shift"):  # these only move and mix pixels
         torch.testing.assert_close(augment(flat, (name,)), flat)
 
 
@@ -96,7 +96,7 @@ def test_windows_of_images(name):
     at = (torch.arange(32) + 0.5) / 16 - 1
     images = torch.stack(torch.meshgrid(at, at, indexing="ij"), -1).expand(25, 40, 32, 32, 2)
     out = augment(images, (name,)).flatten(0, 1)
-    place = out[:, 15:17, 15:17].mean((1, 2))  # of the center
+    place = out[:, 15:17, 15:17].mean((1, 2))  # position seen at the center
     # (N, 2, 2): how the position seen changes along y and along x
     along = torch.stack([out[:, 20, 15] - out[:, 12, 15], out[:, 15, 20] - out[:, 15, 12]], 1) * 2
     size, skew = along.diagonal(dim1=1, dim2=2), torch.stack([along[:, 0, 1], along[:, 1, 0]], 1)
@@ -106,13 +106,13 @@ def test_windows_of_images(name):
         assert values.max() <= high + 1e-3
 
     if name == "affine":
-        tilt = torch.atan2(along[:, 1, 0], along[:, 1, 1])  # of the image's rows
+        tilt = torch.atan2(along[:, 1, 0], along[:, 1, 1])  # rotation of the image's rows
         fills(torch.rad2deg(tilt), -5, 5)
         fills(torch.linalg.det(along), 1 / 1.1**2, 1 / 0.9**2)
         fills(place, -0.28, 0.28)
         return
     assert skew.abs().max() < 1e-4
-    assert (place.abs() <= 1 - size + 1e-4).all()  # within the image
+    assert (place.abs() <= 1 - size + 1e-4).all()  # views stay within the image
     if name == "crop":
         torch.testing.assert_close(size, torch.full_like(size, 0.84))
         fills(place, -0.16, 0.16)
@@ -212,7 +212,7 @@ def test_rewards_outside_the_range_are_counted():
 
     inside, outside = compare(data["reward"]), compare(beyond)
     assert (inside[0], outside[0]) == (0, 1)
-    model.reward_to_simsr = 0.25  # of a task whose rewards reach 8
+    model.reward_to_simsr = 0.25  # scale for a task whose rewards reach 8
     assert compare(4 * data["reward"]) == inside and compare(4 * beyond) == outside
 
 

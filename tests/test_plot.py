@@ -109,7 +109,7 @@ def test_runs_without_a_value_yet_do_not_stop_the_others(tmp_path, capsys):
     write_run(tmp_path / "runs" / "3", "dmc_cup_catch")
     plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "a.png")])
     assert f"left out: {started}: no `eval_return`" in capsys.readouterr().err
-    assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["2", "1", "1"]  # over all tasks, the fewest
+    assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["2", "1", "1"]  # the fewest over all tasks
 
 
 @pytest.mark.filterwarnings("error")
@@ -168,7 +168,7 @@ def test_statistics_agree_with_scipy():
 
 def test_curve_over_seeds_that_log_at_different_steps():
     mean = plot.mean_curve([pd.Series({0.0: 0.0, 100.0: 10.0, 200.0: 20.0}), pd.Series({50.0: 10.0, 150.0: 20.0})])
-    np.testing.assert_array_equal(mean.index, [50, 100, 150])  # where both have values
+    np.testing.assert_array_equal(mean.index, [50, 100, 150])  # steps where both have values
     np.testing.assert_allclose(mean["mean"], [7.5, 12.5, 17.5])
     np.testing.assert_allclose(mean["low"], [5, 10, 15])
     np.testing.assert_allclose(mean["high"], [10, 15, 20])
@@ -316,7 +316,7 @@ def test_suite_is_a_table_of_methods_by_sets_beside_published_numbers(suite):
     assert cells["DreamerV3"][:2] == ["1 to 3", "401 [400, 402]"] and cells["DreamerV3"][3] == "100 (-75 %)"
     assert cells["DreamerV3"][2] == "301 [300, 302] (-25 %)"
     assert cells["EADream (published: DMC-GB2)"][1:] == ["", "964", "872"]
-    assert cells["DreamerV3 (published: training curve)"][1] == "969"  # at the step that is closest to the runs'
+    assert cells["DreamerV3 (published: training curve)"][1] == "969"  # the step closest to the runs'
     assert "zero-shot after clean training" in out and "trained: on dmc_walker_stand, 500,000 environment steps" in out
     rows = {(row["set"], row["method"]): row for row in table(suite / "suite_table.csv")}
     assert float(rows["video_hard", "HRSSM"]["drop"]) == pytest.approx(100 * (1 - 201 / 801), abs=1e-3)
@@ -336,7 +336,7 @@ def test_a_suite_over_tasks_has_their_mean(suite):
     assert code == 0 and "`mean over 2 tasks`" in out
     rows = [row for row in table(suite / "suite_table.csv") if row["task"] == "mean over 2 tasks"]
     ours = {row["set"]: row for row in rows if row["seeds"] == "3"}
-    assert set(ours) == {"clean", "color_hard"}  # of HRSSM: neither the other method nor other sets have both tasks
+    assert set(ours) == {"clean", "color_hard"}  # HRSSM only: neither the other method nor other sets have both tasks
     mean, drop = float(ours["color_hard"]["mean"]), float(ours["color_hard"]["drop"])
     assert mean == pytest.approx((601 + 330) / 2) and drop == pytest.approx(100 * (1 - mean / ((801 + 400) / 2)), 1e-3)
     assert 450 <= float(ours["color_hard"]["low"]) < mean < float(ours["color_hard"]["high"]) <= 481
@@ -356,7 +356,7 @@ def test_the_bars_of_a_suite_are_the_rows_of_its_table(suite, monkeypatch):
     plot.plt.close("all")
     for axis, (_, part) in zip(axes, frame.groupby("task", sort=False), strict=True):
         bars = [found for found in axis.containers if isinstance(found, BarContainer)]
-        lines = [bar.errorbar.lines[2][0].get_segments()[0] for bar in bars]  # without points where published
+        lines = [bar.errorbar.lines[2][0].get_segments()[0] for bar in bars]  # empty where published
         drawn = [(bar[0].get_height(), *line[:, 1]) for bar, line in zip(bars, lines, strict=True) if len(line)]
         own = part.loc[part["seeds"] > 0, ["mean", "low", "high"]]
         np.testing.assert_allclose(sorted(drawn), sorted(own.itertuples(index=False)))
@@ -422,7 +422,7 @@ def test_runs_of_different_lengths_are_reported(tmp_path, capsys):
     assert "drawn up to step 6,000" in said and "--at 10,000: left out" in said
     assert [row["seeds"] for row in table(tmp_path / "a_table.csv")] == ["2", "1"]
     plot.main([str(tmp_path / "runs"), "--out", str(out)])
-    assert [row["step"] for row in table(tmp_path / "a_table.csv")] == ["6000"]  # which all have
+    assert [row["step"] for row in table(tmp_path / "a_table.csv")] == ["6000"]  # the last step that all have
 
 
 def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):

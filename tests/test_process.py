@@ -80,10 +80,10 @@ def test_available_memory_is_what_a_cgroup_leaves(tmp_path):
     assert 0 < machine <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     (tmp_path / "memory").mkdir()
     files = {"memory.max": "max", "memory.current": 300_000, "memory.stat": "anon 9\ninactive_file 100000\n"}
-    for name, content in files.items():  # of version 2
+    for name, content in files.items():  # cgroup version 2
         (tmp_path / name).write_text(f"{content}\n")
     names = {"limit_in_bytes": "1000000", "usage_in_bytes": "300000", "stat": "cache 9\ntotal_inactive_file 100000\n"}
-    for name, content in names.items():  # of version 1
+    for name, content in names.items():  # cgroup version 1
         (tmp_path / "memory" / f"memory.{name}").write_text(content)
     versions = [line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()]
     if "memory" not in versions:

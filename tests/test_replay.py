@@ -269,7 +269,7 @@ def test_restart_holds_and_draws_what_it_did_before(tmp_path_factory, capacity, 
     after = Replay(directory, capacity, memory=memory_after)
     after.load_state_dict(state)
     after.load()
-    fill(after, 1, next_episode[1], 3, finish=False)  # as from stepping the recorded actions again
+    fill(after, 1, next_episode[1], 3, finish=False)  # same as stepping the recorded actions again
     for name in ("steps", "total_steps", "episodes", "total_episodes", "finished"):
         assert getattr(after, name) == getattr(before, name)
     segments = before.draw(rng(5), 8, 10)
@@ -507,7 +507,7 @@ def test_file_that_is_damaged_or_gone_in_mid_run_costs_only_its_episode(tmp_path
         assert path.with_name(path.name + ".damaged").exists() == ("damaged" in reported)
     else:
         assert not lines and seen == known.keys()
-    fill(replay, 0, 3, 21, size=64)  # and the run goes on
+    fill(replay, 0, 3, 21, size=64)  # the run continues
     assert replay.steps == (80 if reported else 100)
 
 

@@ -94,6 +94,18 @@ def test_the_readme_is_short():
     assert max(map(len, text.splitlines())) <= 160
 
 
+DOCS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+UNWRAPPED = {"docs/extending.md", "docs/findings.md"}  # not wrapped yet
+
+
+@pytest.mark.parametrize("page", sorted({*tables.PAGES, *DOCS, "tests/benchmarks/RESULTS.md"} - UNWRAPPED))
+def test_lines_of_pages_are_not_wide(page):
+    text = re.sub(r"^ *```.*?^ *```$|<!--.*?-->", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.startswith("|")]
+    alone = re.compile(r" *(!?\[[^\]]*\]\(\S*\)|\$\$.*\$\$)")  # a link or a formula, which cannot be broken
+    assert [line for line in lines if len(line) > 160 and not alone.fullmatch(line)] == []
+
+
 @pytest.mark.parametrize("run", sorted(ROOT.glob("results/quickstart/*/*/*")), ids=lambda run: run.name)
 def test_quickstart(run):
     ran = config.read_config(run / "config.yaml").flat()

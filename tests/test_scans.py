@@ -42,7 +42,7 @@ def test_what_it_shows_wrong_is_converted_once_and_said(name, tmp_path, capsys):
         expected = triangles(write_room(tmp_path / "expected.glb", **CONVERTED[name][1]))
         for ours, theirs in zip(triangles(file), expected, strict=True):
             ours = ours[: len(theirs)] if "sides" not in name and "both" not in name else ours
-            distance = np.abs(ours[:, None] - theirs[None]).max((2, 3))  # of each triangle to each, corner by corner
+            distance = np.abs(ours[:, None] - theirs[None]).max((2, 3))  # each triangle to each, corner by corner
             rolled = np.minimum(distance, np.abs(ours[:, None] - np.roll(theirs, 1, 1)[None]).max((2, 3)))
             rolled = np.minimum(rolled, np.abs(ours[:, None] - np.roll(theirs, 2, 1)[None]).max((2, 3)))
             assert (rolled.min(0) < 1e-3).all()  # each of theirs is there, with the same side to the front

@@ -204,8 +204,8 @@ def test_an_interrupted_installation_is_repaired(tmp_path):
     (project.root / ".venv" / ".unfinished").touch()
     site = project.root / ".venv" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
     site.mkdir(parents=True, exist_ok=True)
-    (site / "tiny.py").write_text("half a fi")  # as left by a kill within pip
-    for path in (project.root / ".venv" / "bin").glob("python*"):  # and by the removal of a system's Python
+    (site / "tiny.py").write_text("half a fi")  # a kill within pip leaves this
+    for path in (project.root / ".venv" / "bin").glob("python*"):  # the removal of a system's Python leaves this
         path.unlink()
     code, out, error = project.run("setup/run.sh")
     assert code == 0, error
@@ -335,7 +335,7 @@ def test_uv_installs_where_it_exists(tmp_path, with_uv):
     code, out, error = project.run("setup/run.sh", PATH=with_uv)
     assert code == 0 and "version 2.0" in out, error
     project.require("3.0")
-    code, out, error = project.run("setup/run.sh")  # by pip again
+    code, out, error = project.run("setup/run.sh")  # pip installs this time
     assert code == 0 and "version 3.0" in out, error
 
 

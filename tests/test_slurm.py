@@ -73,7 +73,7 @@ def environ(run) -> dict[str, str]:
     return json.loads((run.folder / "environ").read_text())
 
 
-def test_an_array_that_is_cancelled_stopped_and_repeated(tmp_path, capsys):
+def test_an_array_that_is_canceled_stopped_and_repeated(tmp_path, capsys):
     runs = stand_ins(tmp_path, 5, saving=3)
     argv = ["--logdir", str(tmp_path), "--tasks", TASK, "--seeds", "0-4"]
     submit(runs, max_parallel=2)  # MaxArraySize is 3
@@ -274,12 +274,12 @@ def test_a_death_before_the_start_has_a_reason(tmp_path, capsys, monkeypatch):
     assert sweep.main(argv) == 0
     said = capsys.readouterr().out
     assert "before dreamer.py started" in said and "command not found" in said and str(log) in said
-    with monkeypatch.context() as context:  # on a node without the environment
+    with monkeypatch.context() as context:  # stands in for a node without the environment
         context.setattr(sys, "executable", "/nowhere/python")
         submit(runs)
     until(lambda: not queue())
     assert states(runs) == ["failed"] and "/nowhere/python" in runs[0].note("failed", {})
-    # A repeat tries again; a cancelled one is no failure
+    # A repeat tries again; a canceled one is no failure
     submit(runs, "setup=echo ready; sleep 100")
     until(lambda: states(runs) == ["running"])
     cluster.ask("scancel", runs[0].slurm_job())
@@ -319,7 +319,7 @@ def test_ctrl_c_while_sbatch_runs_cancels_the_array(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
     runs = stand_ins(tmp_path, 5)
     assert sweep_slurm.submit(runs, tmp_path, None, 1, SMALL) == 130
-    assert "interrupted: cancelled" in capsys.readouterr().out
+    assert "interrupted: canceled" in capsys.readouterr().out
     until(lambda: not queue())
     assert states(runs) == ["waiting"] * 5 and runs[4].slurm_job() is None
 

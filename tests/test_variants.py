@@ -69,7 +69,7 @@ def test_a_variant_changes_only_what_it_should_and_trains(name, changed, gone, n
     moved = {k for k, v in parameters.items() if not torch.equal(v, before[k])}
     unmoved = tops(parameters) - tops(moved)
     assert unmoved == set(), f"{unmoved} did not learn"
-    # without the loss that reads it, the projection learns nothing
+    # the projection learns nothing without the loss that reads it
     trained = "mbr_loss" not in gone and "mbr_projection" not in changed
     assert ("world_model.dynamics.projection.weight" in moved) == trained
 

@@ -234,6 +234,6 @@ def test_a_system_without_ffmpeg_is_said(tmp_path, monkeypatch):
 
     path = encode(tmp_path / "a.mp4", LEVELS, *H264)
     monkeypatch.setattr(videos.imageio_ffmpeg, "get_ffmpeg_exe", missing)
-    monkeypatch.setattr(videos, "_read_skvideo", lambda path: iter(()))  # which needs the system's
+    monkeypatch.setattr(videos, "_read_skvideo", lambda path: iter(()))  # skvideo needs the system's ffmpeg
     with pytest.raises(ValueError, match=r"a.mp4: .*no ffmpeg for this system\); install one"):
         next(videos.read_video(path))

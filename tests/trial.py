@@ -41,7 +41,7 @@ from run.trainer import Schedule
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 1800  # seconds after which a command is taken to hang
 STEPS = 240
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # at which a run stops in order
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a run stops in order on these
 TINY = "--time_limit 40 --prefill 20 --train_ratio 4 --eval_every 80 --log_every 40 --checkpoint_every 60".split()
 RUN = [*SHORT, *TINY, "--steps", str(STEPS)]  # a tiny agent, 15 rows of the log and 6 episodes
 SCRATCH = Path()  # folder of the campaign
@@ -90,7 +90,7 @@ class Process(multiprocessing.get_context("fork").Process):
         super().__init__()
         self.call, self.limits = functools.partial(function, *args), limits
         self.folder = Path(tempfile.mkdtemp(prefix="process-", dir=SCRATCH))
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the child is ready for them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # held back until the child handles them
         self.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -182,7 +182,7 @@ def log_lines(logdir: Path) -> list[bytes]:
 
 class Snapshot(NamedTuple):
     episodes: dict[str, bytes]  # contents of the files
-    lines: list[bytes]  # of the log, up to the newest checkpoint that is whole
+    lines: list[bytes]  # the log up to the newest whole checkpoint
 
 
 def snapshot(logdir: Path) -> Snapshot:
@@ -282,7 +282,7 @@ def attack(
         options: of a disk of its own.
         during: what else happens at that moment.
         remedy: what happens when the run has ended; gets a function that changes the disk's options.
-        ends: False for a run that must go on to its end; resumes: False for one that cannot be resumed.
+        ends: False for a run that must continue to its end; resumes: False for one that cannot be resumed.
         says: what the line has to say by which the run ends if it is not stopped.
     """
 

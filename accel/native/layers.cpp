@@ -48,13 +48,13 @@ const long BLOCK = 2048;  // numbers in a block of rows
 
 // Rows x (m, c) → x minus its mean, and 1 / its standard deviation.
 template <typename T>
-INLINE void centre(const T *x, float *centred, float *scale, long m, long c, float eps) {
+INLINE void center(const T *x, float *centered, float *scale, long m, long c, float eps) {
     for (long i = 0; i < m; i++) {
         float sum = 0;
         #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < c; j++) {
             float v = load(x[i * c + j]);
-            centred[i * c + j] = v;
+            centered[i * c + j] = v;
             sum += v;
         }
         scale[i] = sum / c;
@@ -63,8 +63,8 @@ INLINE void centre(const T *x, float *centred, float *scale, long m, long c, flo
         float mean = scale[i], sum = 0;
         #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < c; j++) {
-            float v = centred[i * c + j] - mean;
-            centred[i * c + j] = v;
+            float v = centered[i * c + j] - mean;
+            centered[i * c + j] = v;
             sum += v * v;
         }
         scale[i] = sum;
@@ -72,10 +72,10 @@ INLINE void centre(const T *x, float *centred, float *scale, long m, long c, flo
     for (long i = 0; i < m; i++) scale[i] = 1 / sqrtf(scale[i] / c + eps);
 }
 
-// The gradient that reaches LayerNorm's input: rows of normalised values and of gradients after the weight (m, c), the
-// means over each row of these gradients and of their products with the normalised values, and the scale.
+// The gradient that reaches LayerNorm's input: rows of normalized values and of gradients after the weight (m, c), the
+// means over each row of these gradients and of their products with the normalized values, and the scale.
 template <typename T>
-INLINE void centre_backward(const float *normed, const float *grad, const float *mean, const float *along,
+INLINE void center_backward(const float *normed, const float *grad, const float *mean, const float *along,
                             const float *scale, T *out, long m, long c) {
     for (long i = 0; i < m; i++) {
         float a = mean[i], b = along[i], s = scale[i];
@@ -95,7 +95,7 @@ void norm_silu(const T *x, const float *weight, const float *bias, T *y, long n,
         for (long k = 0; k < n; k += rows) {
             long m = n - k < rows ? n - k : rows;
             T *out = y + k * c;
-            centre(x + k * c, h, scale, m, c, eps);
+            center(x + k * c, h, scale, m, c, eps);
             for (long i = 0; i < m; i++) {
                 float s = scale[i];
                 #pragma omp simd
@@ -120,7 +120,7 @@ void norm_silu_backward(const T *x, const T *grad, const float *weight, const fl
         for (long k = 0; k < n; k += rows) {
             long m = n - k < rows ? n - k : rows;
             const T *g = grad + k * c;
-            centre(x + k * c, h, scale, m, c, eps);
+            center(x + k * c, h, scale, m, c, eps);
             for (long i = 0; i < m; i++) {
                 float s = scale[i], a = 0, b = 0;
                 #pragma omp simd reduction(+ : a, b)
@@ -138,7 +138,7 @@ void norm_silu_backward(const T *x, const T *grad, const float *weight, const fl
                 mean[i] = a / c;
                 along[i] = b / c;
             }
-            centre_backward(h, u, mean, along, scale, dx + k * c, m, c);
+            center_backward(h, u, mean, along, scale, dx + k * c, m, c);
         }
         float *out = dparameters + omp_get_thread_num() * 2 * c;
         memcpy(out, dweight, c * 4);
@@ -156,7 +156,7 @@ void gru_gates(const T *parts, const float *deter, const float *weight, const fl
         float h[c], scale;
         #pragma omp for schedule(static)
         for (long i = 0; i < n; i++) {
-            centre(parts + i * c, h, &scale, 1, c, eps);
+            center(parts + i * c, h, &scale, 1, c, eps);
             #pragma omp simd
             for (long j = 0; j < d; j++) {
                 float reset = sigmoid(h[j] * scale * weight[j] + bias[j]);
@@ -178,7 +178,7 @@ void gru_gates_backward(const T *parts, const float *deter, const float *grad, c
         for (long j = 0; j < c; j++) dweight[j] = dbias[j] = 0;
         #pragma omp for schedule(static)
         for (long i = 0; i < n; i++) {
-            centre(parts + i * c, h, &scale, 1, c, eps);
+            center(parts + i * c, h, &scale, 1, c, eps);
             #pragma omp simd
             for (long j = 0; j < c; j++) h[j] *= scale;
             #pragma omp simd
@@ -206,7 +206,7 @@ void gru_gates_backward(const T *parts, const float *deter, const float *grad, c
             }
             a /= c;
             b /= c;
-            centre_backward(h, u, &a, &b, &scale, dparts + i * c, 1, c);
+            center_backward(h, u, &a, &b, &scale, dparts + i * c, 1, c);
         }
         float *out = dparameters + omp_get_thread_num() * 2 * c;
         memcpy(out, dweight, c * 4);

@@ -72,7 +72,7 @@ def engine_call(env, task: str):
         def call(action, pose):
             for _ in range(env.action_repeat):
                 env._env.step(action)
-            if task.endswith("_cs"):  # from the same pose, as render time depends on what is in view
+            if task.endswith("_cs"):  # render time depends on what is in view, so the pose is fixed
                 env.physics.data.cam_xpos[0], env.physics.data.cam_xmat[0] = pose
             if task.endswith("distracting_cs"):
                 env._uploaded = None  # a frame that is not uploaded yet

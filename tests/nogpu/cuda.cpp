@@ -33,7 +33,7 @@ struct Stream {
 struct Event {
   Graph* capture = nullptr;
 };
-struct Handle {  // of cuBLAS or cuDNN
+struct Handle {  // handle of cuBLAS or cuDNN
   void* stream = nullptr;
 };
 struct Dim {
@@ -44,7 +44,7 @@ static std::recursive_mutex mutex;
 static std::map<const void*, std::string> kernel_names;
 static std::map<std::string, long> counts;
 static std::map<char*, size_t> device_memory, pinned_memory;
-static std::map<Graph*, bool> captures;  // in progress
+static std::map<Graph*, bool> captures;  // captures in progress
 static bool waiting_forbidden = false;
 static thread_local Error last_error = cudaSuccess;
 static thread_local bool relaxed = false;
