@@ -25,5 +25,7 @@ def infonce_loss(projected: Tensor, embed: Tensor) -> Tensor:
 
 
 class InfoNCE(FeatureProjection):
+    """The features of a state tell its embedding among those of the batch."""
+
     def loss(self, model, data, post, prior, feat, embed):
         return {"infonce": infonce_loss(*self.pair(feat, embed))}, {}

@@ -38,6 +38,8 @@ def standardize(x: Tensor) -> Tensor:
 
 
 class R2Dreamer(FeatureProjection):
+    """Features and embedding agree dimension by dimension, and no two dimensions say the same."""
+
     def __init__(self, config, encoder, dynamics):
         super().__init__(config, encoder, dynamics)
         self.off_diagonal = config.barlow_lambda
