@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BUCKETS = 255  # of the two-hot heads
-BUCKET_RANGE = 20.0  # in symlog space
+BUCKETS = 255  # bins of the two-hot heads
+BUCKET_RANGE = 20.0  # symlog units
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class OneHot:
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        # without a uniform share, a probability can be 0 in float32
+        # a probability can be 0 in float32 without a uniform share
         return torch.log(self.probs) if self.unimix else torch.log_softmax(self.logits, -1)
 
     def sample(self) -> Tensor:

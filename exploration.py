@@ -30,7 +30,7 @@ def add_noise(action: Tensor, amount: float, discrete: bool) -> Tensor:
 class Greedy(nn.Module):
     """No exploring behavior: the task's own policy gathers the data."""
 
-    behaviors: tuple[models.ImagBehavior, ...] = ()  # that it trains
+    behaviors: tuple[models.ImagBehavior, ...] = ()  # behaviors that it trains
 
     def update(self, world_model, start, embed, batch) -> models.Metrics:
         return {}

@@ -83,7 +83,7 @@ class Metrics:
         keys = tuple(metrics)
         values = torch.stack([value.detach().reshape(()).float() for value in metrics.values()])
         sums, updates = self._sums.get(keys) or (values.new_zeros(len(keys), dtype=torch.float64), 0)
-        self._sums[keys] = [sums.to(values.device).add_(values), updates + 1]  # on another device after a resume
+        self._sums[keys] = [sums.to(values.device).add_(values), updates + 1]  # a resume may have changed the device
 
     def means(self) -> dict[str, float]:
         """The means since the last `result`."""

@@ -151,7 +151,7 @@ class Layer:
         self.trained = trained
         dtype = module.mode.dtype if self.eps is None else torch.float32
         self.half, self.chunks = module.half, module.chunks
-        self.out_dtype = dtype if module.half else torch.float32  # of the output and its gradient
+        self.out_dtype = dtype if module.half else torch.float32  # type of the output and its gradient
         self.gradients = Gradients(dtype, self.eps, bias is not None)
         with torch.set_grad_enabled(trained):
             self.weight, self.bias = Parameters.apply(weight, bias, self.gradients)
@@ -231,7 +231,7 @@ class Call:
         y = F.linear(x, weight, bias)
         if taps is None:
             return y
-        # in another type or shape: otherwise the product would accumulate into the tap, and copy it first
+        # another type or shape: the product would otherwise accumulate into the tap, and copy it first
         return (y.unsqueeze(1) + taps[0].unsqueeze(1)).squeeze(1) if self.layer.half else y.float() + taps[0]
 
     def norm(self, x: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ class RecordedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        # not in a pass that asks for no gradient of the parameters, which no public function tells
+        # a pass may ask for no gradient of the parameters, which no public function tells
         if torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
             ctx.gradients.seen.append((x.flatten(0, -2), grad.flatten(0, -2)))
         return grad @ weight if ctx.needs_input_grad[0] else None, None, None, None

@@ -111,7 +111,7 @@ class DreamerPro(Baseline):
             layer.apply(networks.init_weights)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.target_projection = copy.deepcopy(self.embed_projection).requires_grad_(False)
-        self.register_buffer("updates", torch.tensor(0))  # on the device: a captured update counts too
+        self.register_buffer("updates", torch.tensor(0))  # kept on the device, so that a captured update counts too
 
     def loss(self, model, data, post, prior, feat, embed):
         c = self.config
@@ -120,7 +120,7 @@ class DreamerPro(Baseline):
         post, _ = model.dynamics.observe(embed, views["action"], views["is_first"])
         with torch.no_grad():
             target = self.target_projection(self.target_encoder(views))
-        # no gradient in the first `proto_freeze` updates
+        # the prototypes are frozen for the first `proto_freeze` updates
         prototypes = torch.where(self.updates < c.proto_freeze, self.prototypes.detach(), self.prototypes)
         # (2B, T, P), the views of a sequence side by side, to (2, B, T, P)
         embed, feat, target = (

@@ -10,7 +10,7 @@ class Legal(NamedTuple):
 
     allows: Callable[[Any], bool]
     text: str = ""  # completes "expected a number", "expected a word", ...
-    choices: tuple = ()  # if they are few; the setting's comment in configs.yaml then lists them too
+    choices: tuple = ()  # legal values where they are few; the setting's comment in configs.yaml then lists them too
 
 
 def between(low: float, high: float) -> Legal:
@@ -27,6 +27,6 @@ def _short(number: float) -> str:
     return re.sub(r"e\+?(-?)0*", r"e\1", f"{number:g}")
 
 
-# of settings that every env has: lowest and highest value
+# lowest and highest value of the settings that every env has
 BOUNDS = {"size": (8, 4096), "seed": (0, 1e18), "action_repeat": (1, 1000), "time_limit": (0, 1e6)}
 TEXT = Legal(lambda value: True)

@@ -285,8 +285,8 @@ class ConfigFile:
     def __init__(self, path: Path | str):
         self.defaults: dict[str, Any] = {}
         self.groups: dict[str, dict[str, Any]] = {}  # all but defaults
-        self.comments: dict[str, str] = {}  # of each setting of defaults, and of each group under `:name`
-        self.titles: dict[str, str] = {}  # of each setting of defaults: the last `# == Title ==` above it
+        self.comments: dict[str, str] = {}  # comment of each setting of defaults, and of each group under `:name`
+        self.titles: dict[str, str] = {}  # last `# == Title ==` above each setting of defaults
         root, self._lines = _compose(path)
         for key, node in root.value:
             name = key.value
@@ -356,7 +356,7 @@ def _compose(path: Path | str) -> tuple[Any, list[str]]:
 
 def _entries(path: Path | str, mapping, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted name, key node and value node of each setting in a mapping node."""
-    seen = set()  # of settings and of groups of settings
+    seen = set()  # names of settings and groups so far
     for key, node in mapping.value:
         if key.id != "scalar" or not re.fullmatch(r"[A-Za-z]\w*", key.value):
             raise _error(path, key, f"{key.value if key.id == 'scalar' else 'this'} is not the name of a setting")

@@ -33,7 +33,7 @@ from run.config import (
 from run.logs import log, progress_bar
 
 Scores = dict[str, list[float]]  # return, length and, if there is one, success of each episode
-KEPT_ENVS = 20  # in all workers together, between the evaluations of a run: some 60 MB each
+KEPT_ENVS = 20  # envs that all workers together keep between evaluations: some 60 MB each
 
 
 class EvaluationError(Exception):
@@ -131,10 +131,10 @@ def play(
         progress: called after each step with the number of envs that took it.
     """
     n = len(group)
-    index = list(range(n))  # of the episode that each env plays, among all
+    index = list(range(n))  # number, among all, of the episode that each env plays
     obs, state = group.reset([first_episode + i for i in index], stride=n), None
     recorded = episodes if record_all else 1
-    frames = {i: [obs[i]["image"]] for i in index if i < recorded and "image" in obs[i]}  # of each recorded episode
+    frames = {i: [obs[i]["image"]] for i in index if i < recorded and "image" in obs[i]}
     scores: Scores = {"return": [0.0] * episodes, "length": [0.0] * episodes}
     files: list[tuple[str, ...]] = [()] * episodes
     failed: dict[int, str] = {}  # what cut an episode, which has no score then
@@ -276,7 +276,7 @@ def evaluate_run(agent: Any, group: EnvGroup, logdir: Path, action: Config, task
     if len(left) < len(tasks):
         log.info(f"{logdir / 'eval.jsonl'} has {len(tasks) - len(left)} of the {len(tasks)} sets already")
     rng, image = runtime.rng_state(), sees_images(agent.config) or action.video
-    steps = evaluation.episodes * (agent.config.time_limit // agent.config.action_repeat)  # of a task; 0: unknown
+    steps = evaluation.episodes * (agent.config.time_limit // agent.config.action_repeat)  # per task; 0: unknown
     problems = []
     with progress_bar(len(left) * steps or None) as bar:
         for number, task in enumerate(left, 1):
@@ -377,7 +377,7 @@ class Evaluation:
                 line["mbr_latent_share"] = share
                 log.info(f"share of the latent in the variance that mbr compares: {share:.2g}")
         with open(self.logdir / "eval.jsonl", "ab+") as file:
-            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # from a killed writer
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # half a line: killed
                 file.write(b"\n")
             file.write((json.dumps(line) + "\n").encode())
         if action.video:

@@ -24,7 +24,7 @@ import networks
 from distributions import mix as plain_mix
 
 SOURCE = Path(__file__).resolve().parent / "layers.cpp"
-# not -ffast-math, which forgets about NaN and, with some compilers, about small numbers in the whole process
+# -ffast-math is left out: it forgets about NaN and, with some compilers, about small numbers in the whole process
 FLAGS = (
     "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math "
     "-fopenmp -shared -fPIC"
