@@ -91,7 +91,7 @@ class Mode:
             return x
         if torch.compiler.is_compiling() or self.layers is None:
             return x.to(self.dtype)
-        key = torch.is_grad_enabled(), x._version
+        key = torch.is_grad_enabled(), x.requires_grad, x._version
         if self.cast_of is None or self.cast_of[0] is not x or self.cast_of[1] != key:
             self.cast_of = x, key, x.to(self.dtype)
         return self.cast_of[2]

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -39,6 +40,7 @@ def compiled(function: Callable) -> Callable:
     torch.compiler.config.recompile_limit = 256
     # the actor's backward pass keeps the graph for the critic's; this is the setting that PyTorch's own error names
     torch._functorch.config.donated_buffer = False
+    torch._dynamo.config.skip_nnmodule_hook_guards = False  # a hook may come, or go, after a step has been compiled
     options = {
         "fallback_random": True,  # PyTorch's own random numbers
         # what many read, or what takes many operations, is computed again rather than stored between two kernels
@@ -63,7 +65,8 @@ def fused(function: Callable, mode: Mode) -> Callable:
 
 def native_mix(logits: Tensor, unimix: float) -> Tensor:
     float32 = logits.dtype == torch.float32  # C++ would give float32 for others too
-    return native.mix(logits, unimix) if float32 and native.supports(logits) else mix(logits, unimix)
+    number = isinstance(unimix, int | float)  # a tensor may be trained
+    return native.mix(logits, unimix) if float32 and number and native.supports(logits) else mix(logits, unimix)
 
 
 def native_pick(probs: Tensor, u: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Functions of an agent that run with its twins, recorded and replayed as CUDA graphs where the backend captures."""
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,13 @@ class GraphedFunction:
         self.snapshot, self.table = snapshot, twins(mode)
         self.seconds = 0.0
         self.reset()
+
+    def __deepcopy__(self, memo: dict) -> "GraphedFunction":
+        """That of a copied agent: a captured graph belongs to the tensors of the original."""
+        made = memo[id(self)] = copy.copy(self)
+        made.function, made.snapshot = copy.deepcopy(self.function, memo), copy.deepcopy(self.snapshot, memo)
+        made.reset()
+        return made
 
     def reset(self) -> None:
         """Discards a captured graph, as is necessary when a tensor that the function uses has been replaced."""

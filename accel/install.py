@@ -38,24 +38,34 @@ def install(agent: nn.Module, backend: Backend, log: Callable[[str], Any] = lamb
             for kind, names in STEPS.items():
                 if isinstance(module, kind):
                     for name in names:
-                        setattr(module, name, Step(module, name, mode))
+                        replace_method(module, name, Step(module, name, mode), mode)
             if isinstance(module, networks.RSSM) and backend.fuse == "compiled":
-                module.feat = Feat(module)
+                replace_method(module, "feat", Feat(module), mode)
         # parameters do not change within these
         scopes = [(agent.world_model, "losses"), *((behavior, "loss") for behavior in agent.behaviors)]
         for owner, name in scopes:
-            setattr(owner, name, within_rollout(getattr(owner, name), mode))
+            setattr(owner, name, WithinRollout(getattr(owner, name), mode))
     graphs = Graphs(agent, backend, mode)
     agent.update, agent.act_step, agent.load = graphs.update, graphs.act_step, graphs.load
 
 
-def within_rollout(function: Callable, mode: Mode) -> Callable:
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        with mode.rollout():
-            return function(*args, **kwargs)
+class WithinRollout:
+    """A method of a module within a rollout; that of the copy in a copy of the module, unlike a closure."""
 
-    return call
+    def __init__(self, method: Callable, mode: Mode):
+        self.method, self.mode = method, mode
+
+    def __call__(self, *args, **kwargs):
+        with self.mode.rollout():
+            return self.method(*args, **kwargs)
+
+
+def replace_method(module: nn.Module, name: str, twin: Callable, mode: Mode) -> None:
+    """Puts the twin of a class's method into an instance, unless somebody has given the instance one of its own."""
+    if name in vars(module):
+        mode.log(f"{name} of one {type(module).__name__} is not that of its class: it runs as it is written")
+    else:
+        setattr(module, name, twin)
 
 
 class Graphs:
@@ -63,19 +73,19 @@ class Graphs:
 
     def __init__(self, agent: nn.Module, backend: Backend, mode: Mode):
         self.agent, self.backend, self.mode = agent, backend, mode
-        self.plain_load, self.plain_act_step = agent.load, within_rollout(agent.act_step, mode)
+        self.plain_load, self.plain_act_step = agent.load, WithinRollout(agent.act_step, mode)
         self.update = GraphedFunction(agent.update, backend, mode, "update", self.snapshot)
         self.acting: dict[tuple, GraphedFunction] = {}
 
     def act_step(self, obs: dict, state: dict, training: bool, explore: bool) -> dict:
         key = len(obs["is_first"]), training, explore
         if key not in self.acting:
-
-            def step(inputs):
-                return self.plain_act_step(inputs["obs"], inputs["state"], training, explore)
-
+            step = functools.partial(self.step, training=training, explore=explore)
             self.acting[key] = GraphedFunction(step, self.backend, self.mode, "acting")
         return self.acting[key]({"obs": obs, "state": state})
+
+    def step(self, inputs: dict, training: bool, explore: bool) -> dict:
+        return self.plain_act_step(inputs["obs"], inputs["state"], training, explore)
 
     def load(self, state: dict) -> None:
         self.plain_load(state)

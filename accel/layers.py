@@ -17,6 +17,12 @@ from .backend import Mode
 from .functions import compiled
 
 
+def hooked(*modules: nn.Module) -> bool:
+    """Whether somebody's hooks see or change the calls of these modules."""
+    names = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+    return any(len(getattr(module, name)) > 0 for module in modules for name in names)
+
+
 class Twin:
     """What a twin has besides its parameters."""
 
@@ -75,7 +81,8 @@ class NormSiLU(networks.NormSiLU, LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         mode = self.mode
         if not self.calls and not torch.compiler.is_compiling():
-            if mode.fuse == "native" and native.supports(x):
+            parameters = self.weight, self.bias
+            if mode.fuse == "native" and native.supports(x, *parameters) and native.readable(parameters, x.shape[-1]):
                 return native.norm_silu(x, self.weight, self.bias, self.eps)
             if mode.fuse == "compiled":
                 function = native.plain_norm_silu(self.weight.numel(), self.eps)
@@ -85,8 +92,12 @@ class NormSiLU(networks.NormSiLU, LayerNorm):
 
 class GRU(Twin, networks.GRU):
     def forward(self, x: Tensor, state: networks.State) -> networks.State:
+        if hooked(self.linear, self.norm):
+            return super().forward(x, state)
         deter = state["deter"]
-        if self.mode.fuse == "native" and native.supports(x, deter):
+        norm, size = (self.norm.weight, self.norm.bias), self.linear.out_features
+        readable = size == 3 * deter.shape[-1] and native.readable(norm, size)
+        if self.mode.fuse == "native" and native.supports(x, deter, *norm) and readable:
             parts = self.linear(torch.cat([x, deter.to(x.dtype)], -1))
             return {"deter": native.gru_gates(parts, deter, self.norm.weight, self.norm.bias, self.norm.eps)}
         if self.norm.calls:

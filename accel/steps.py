@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 import networks
 
 from .backend import Mode
 from .functions import compiled
-from .layers import LayerNorm, Linear
+from .layers import LayerNorm, Linear, hooked
 
 STEPS = {networks.RSSM: ("obs_step", "img_step"), networks.Actor: ("act",)}
 
@@ -40,11 +41,14 @@ class Step:
             return function(self.owner, *args, **kwargs)
         with self.mode.rollout():
             if self.mode.fuse == "compiled":
+                for arg in (*args, *kwargs.values()):
+                    if isinstance(arg, State):
+                        arg.refuse_hooks()
                 return self.mode.run(function, self.compiled, (self.owner, *args), kwargs)
             return self.eager(function, *args, **kwargs)
 
     def eager(self, function: Callable, *args, **kwargs):
-        layers = [layer for layer in self.owner.modules() if isinstance(layer, Linear)]
+        layers = [layer for layer in self.owner.modules() if isinstance(layer, Linear) and is_fixed(layer)]
         try:
             for layer in layers:
                 layer.calls = {part: EagerCall(self.layer(layer, part)) for part in layer.parts()}
@@ -57,7 +61,7 @@ class Step:
         rows, made = count_rows(args, kwargs), []
         try:
             for layer in owner.modules():
-                if isinstance(layer, Linear | LayerNorm):
+                if isinstance(layer, Linear | LayerNorm) and is_fixed(layer):
                     layer.calls = {part: Call(self.layer(layer, part), rows) for part in layer.parts()}
                     made.append(layer)
             step = getattr(type(owner), self.name)
@@ -75,7 +79,8 @@ class Step:
                 layer.calls = {}
 
     def layer(self, layer: Linear | LayerNorm, part: str) -> Layer:
-        trained = torch.is_grad_enabled() and layer.parts()[part][0].requires_grad
+        parameters = layer.parts()[part]
+        trained = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
         key = layer, part, trained
         if key not in self.mode.layers:
             self.mode.layers[key] = Layer(layer, part, trained)
@@ -100,6 +105,15 @@ class State(dict):
     def unchanged(self) -> bool:
         """Whether the state is what the step returned: a loss may have changed it, but not what belongs to it."""
         return all(self.get(key) is value and value._version == version for key, value, version in self.returned)
+
+    def refuse_hooks(self) -> None:
+        """Raises RuntimeError for a hook of a tensor of the state: it would see only a part of the gradient."""
+        for key, value, _ in self.returned:
+            if value._backward_hooks or value.retains_grad:
+                raise RuntimeError(
+                    f"a hook or retain_grad of state[{key!r}] sees only a part of its gradient, as its "
+                    "step is compiled: use --compile False"
+                )
 
 
 def next_input(arg):
@@ -128,9 +142,16 @@ class Feat:
         self.owner = owner
 
     def __call__(self, state: networks.State) -> Tensor:
+        if isinstance(state, State):
+            state.refuse_hooks()
         if isinstance(state, State) and state.feat is not None and state.unchanged():
             return state.feat
         return type(self.owner).feat(self.owner, state)
+
+
+def is_fixed(layer: nn.Module) -> bool:
+    """Whether a layer's parameters stay the same in a rollout: a call may set them (spectral_norm, weight_norm)."""
+    return not hooked(layer) and not is_parametrized(layer)
 
 
 def count_rows(args: tuple, kwargs: dict) -> int:
@@ -237,7 +258,7 @@ class Call:
     def norm(self, x: Tensor) -> Tensor:
         weight, bias, taps = self.parameters(x)
         y = F.layer_norm(x.float(), weight.shape, weight, bias, self.layer.eps)
-        return y if taps is None else y + taps[0]
+        return y if taps is None else y + (torch.cat(taps, -1) if len(taps) > 1 else taps[0])
 
     def normed_parts(self, norm: Call, x: Tensor) -> Sequence[Tensor]:
         """`norm` of `linear` of x in equal parts: one kernel computes the norm and all that reads the parts."""
@@ -256,7 +277,7 @@ class Call:
     def end(self) -> None:
         """Passes the input on to the tap."""
         if self.x is not None:
-            self.seen.append(self.x)
+            self.seen += self.x, self.x._version
 
 
 class EagerCall:
@@ -303,7 +324,13 @@ class Taps(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor | None):
         if grads[0] is not None and ctx.seen:
-            ctx.gradients.seen.append((*ctx.seen, *grads))
+            x, version = ctx.seen
+            if x._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    "the input of a layer in a compiled step"
+                )
+            ctx.gradients.seen.append((x, *grads))
         return None, None, None, None
 
 

@@ -1,5 +1,6 @@
 """Every backend computes what the plain agent computes: values, and gradients at the inputs and at every parameter."""
 
+import copy
 import functools
 import re
 import shutil
@@ -211,6 +212,25 @@ def test_an_encoders_gradient_penalty_has_the_plain_gradients():
 
 
 @pytest.mark.parametrize("fuse", FUSE)
+def test_biases_of_layers_whose_weights_are_constants_get_the_plain_gradients(fuse):
+    setup, found = (networks.RSSM, networks.GRU, 5), {}
+    for how in ("", fuse):
+        made = dynamics(how, *setup)
+        torch.manual_seed(1)
+        state = {"stoch": torch.randn(3, 4, 5), "deter": torch.randn(3, 16)}
+        biases = {k: v for k, v in made.named_parameters() if k.endswith("bias")}
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(name in biases)
+        with running(made):
+            for _ in range(3):
+                state = made.img_step(state, torch.ones(3, 3))
+        loss = sum(value.sin().sum() for value in state.values())
+        grads = torch.autograd.grad(loss, list(biases.values()), allow_unused=True)
+        found[how] = dict(zip(biases, grads, strict=True))
+    close(found[fuse], found[""])
+
+
+@pytest.mark.parametrize("fuse", FUSE)
 def test_a_state_that_a_loss_has_changed_is_read_as_it_is(fuse):
     found = {}
     for how in ("", fuse):
@@ -230,6 +250,20 @@ def test_a_state_that_a_loss_has_changed_is_read_as_it_is(fuse):
         found[how, "replaced"]["grad"] = torch.autograd.grad(feat.sin().sum(), made.cell.linear.weight)[0]
     for name in ("replaced", "in place"):
         close(found[fuse, name], found["", name])
+
+
+def test_a_hook_on_a_state_is_refused_where_steps_are_compiled():
+    """It would see a part of the gradient: the rest is added within the steps."""
+    made = dynamics("compiled", networks.RSSM, networks.GRU, 5)
+    start = {"stoch": torch.ones(3, 4, 5), "deter": torch.ones(3, 16)}
+    for add in (lambda x: x.register_hook(lambda grad: grad / 2), torch.Tensor.retain_grad):
+        with running(made):
+            state = made.img_step(start, torch.ones(3, 3))
+            add(state["deter"])
+            with pytest.raises(RuntimeError, match="only a part of its gradient"):
+                made.img_step(state, torch.ones(3, 3))
+            with pytest.raises(RuntimeError, match="only a part of its gradient"):
+                steps.Feat(made)(state)
 
 
 @pytest.mark.parametrize("fuse", FUSE)
@@ -321,6 +355,26 @@ def test_updates_and_acting_compute_the_same(fuse, flags):
 
 
 @pytest.mark.parametrize("fuse", ["", *FUSE])
+def test_a_copy_of_an_agent_computes_with_its_own_weights(fuse):
+    agent, batch, found = make(fuse, ("dmc_vision",)), agents.batch(), []
+    obs = {k: v[:, 0] for k, v in batch.items() if k in ("image", "is_first")}
+    agent.act(obs, None, training=True)
+    for made in (agent, copy.deepcopy(agent)):
+        torch.manual_seed(1)
+        data, model = models.preprocess(batch), made.world_model
+        losses, states, _ = model.losses(data, None)
+        start = {k: v.detach().flatten(0, 1) for k, v in states["post"].items()}
+        actor_loss, _, _, _ = made.behavior.loss(model, start)
+        found.append({**{k: v.detach() for k, v in losses.items()}, "actor": actor_loss.detach()})
+        found[-1]["action"] = made.act(obs, None, training=False)[0]
+        found[-1] |= made.update(batch)
+        with torch.no_grad():
+            for parameter in agent.parameters():
+                parameter.zero_()
+    close(found[1], found[0])
+
+
+@pytest.mark.parametrize("fuse", ["", *FUSE])
 def test_imagination_gives_the_world_model_no_gradient_and_its_steps_do(fuse):
     agent = make(fuse, ("dmc_vision",))
     model = agent.world_model
@@ -342,6 +396,17 @@ def test_frozen_dynamics_follow_the_weights():
     assert torch.equal(frozen.cell.linear.weight, agent.world_model.dynamics.cell.linear.weight)
     assert not torch.equal(frozen.cell.linear.weight, before)
     assert not any("frozen" in name for name in agent.state_dict())
+
+
+def test_an_input_that_has_been_changed_in_place_is_refused_where_steps_are_compiled():
+    """As in plain PyTorch."""
+    for fuse in ("", "compiled"):
+        made = dynamics(fuse, networks.RSSM, networks.GRU, 5)
+        with running(made):
+            state = made.img_step({"stoch": torch.ones(3, 4, 5), "deter": torch.ones(3, 16)}, torch.ones(3, 3))
+        state["deter"].mul_(0.5)
+        with pytest.raises(RuntimeError, match=r"in-?place operation"):
+            torch.autograd.grad(state["logit"].sin().sum(), made.prior_layer.linear.weight)
 
 
 def documented_loss():
@@ -487,6 +552,33 @@ def test_a_cast_is_made_once_and_again_when_its_input_has_changed():
 
 
 @needs_compiler
+@pytest.mark.parametrize("change", ["strided", "expanded", "other size", "double"])
+def test_parameters_of_a_norm_that_cpp_cannot_read_are_not_read(change):
+    def parameter(size):
+        x = torch.linspace(1, 2, 2 * size)
+        x = {"strided": x[::2], "expanded": x[:1].expand(size), "other size": x, "double": x[:size].double()}[change]
+        return torch.nn.Parameter(x)
+
+    made, twin = dynamics("", networks.RSSM, networks.GRU, 5), dynamics("native", networks.RSSM, networks.GRU, 5)
+    found = []
+    for owner in (made, twin):
+        for norm in (owner.prior_layer.norm, owner.cell.norm):
+            norm.weight, norm.bias = parameter(norm.weight.numel()), parameter(norm.weight.numel())
+        torch.manual_seed(1)
+        calls = [functools.partial(owner.prior_layer, torch.randn(3, 16))]
+        calls += [functools.partial(owner.cell, torch.randn(3, 16), {"deter": torch.randn(3, 16)})]
+        for call in calls:
+            try:
+                found.append(call())
+            except RuntimeError:  # PyTorch's own words
+                found.append(None)
+    for plain, ours in zip(found[:2], found[2:], strict=True):
+        assert ours is None or plain is not None
+        if ours is not None:
+            torch.testing.assert_close(ours, plain)
+
+
+@needs_compiler
 def test_an_agent_is_installed_once():
     agent = make("native", ("dmc_vision",))
     with pytest.raises(ValueError, match="runs with a backend already"):
@@ -508,6 +600,13 @@ def test_layers_without_a_twin_get_float32():
     torch.testing.assert_close(model(x).float(), plain, rtol=0.05, atol=0.05)
 
 
+def test_a_cast_is_made_again_when_its_input_comes_to_require_a_gradient():
+    mode, x = backend.Mode(accel.Backend(dtype=torch.bfloat16), print), torch.ones(3)
+    with mode.rollout():
+        assert not mode.cast(x).requires_grad
+        assert mode.cast(x.requires_grad_()).requires_grad
+
+
 @needs_compiler
 def test_replaced_functions_come_back():
     agent, plain = make("native", ("dmc_vision",)), dists.mix
@@ -517,6 +616,47 @@ def test_replaced_functions_come_back():
     assert dists.mix is plain
     agent.update(agents.batch())
     assert dists.mix is plain
+
+
+# Hooks
+
+
+def halve(module, args, out):
+    return {k: v / 2 for k, v in out.items()} if isinstance(out, dict) else out / 2
+
+
+@pytest.mark.parametrize("layer", ["cell.norm", "cell.linear", "cell", "prior_layer.norm", "prior_out"])
+@pytest.mark.parametrize("fuse", FUSE)
+def test_a_hook_on_a_layer_has_its_effect(fuse, layer):
+    found = {}
+    for how in ("", fuse):
+        made = dynamics(how, networks.RSSM, networks.GRU, 0)
+        state = {"stoch": torch.ones(3, 4), "deter": torch.ones(3, 16)}
+        with running(made):
+            for hook in (False, True, False):  # a step may have been compiled before there was one
+                handle = made.get_submodule(layer).register_forward_hook(halve) if hook else None
+                torch.manual_seed(1)
+                value = sum(v.sin().sum() for v in made.img_step(state, torch.ones(3, 3)).values())
+                grads = torch.autograd.grad(value, list(made.cell.parameters()))
+                found.setdefault(how, []).extend([value.detach(), *grads])
+                if handle:
+                    handle.remove()
+    close(dict(enumerate(found[fuse])), dict(enumerate(found[""])))
+
+
+@pytest.mark.parametrize("fuse", FUSE)
+def test_weights_that_a_hook_sets_at_each_call_are_used_as_plainly(fuse):
+    found = {}
+    for how in ("", fuse):
+        made = dynamics(how, networks.RSSM, networks.GRU, 0)
+        torch.manual_seed(1)
+        torch.nn.utils.spectral_norm(made.prior_out)
+        state = {"stoch": torch.ones(3, 4), "deter": torch.ones(3, 16)}
+        with running(made):
+            for step in range(3):
+                state = made.img_step(state, torch.ones(3, 3))
+                found.setdefault(how, {})[f"{step}"] = state["mean"].detach()
+    close(found[fuse], found[""])
 
 
 # Somebody changes an equation
@@ -573,6 +713,28 @@ def test_a_changed_equation_is_computed_as_it_is_written(fuse, owner, name, equa
     compiled_as_written = fuse == "compiled" and (name == "mix" or owner is networks.NormSiLU)
     named = owner.__name__ if isinstance(owner, type) else name
     assert any(line.startswith(f"{named} does not compute") for line in lines) != compiled_as_written, lines
+
+
+@pytest.mark.parametrize("name", ["img_step", "feat"])
+@pytest.mark.parametrize("fuse", FUSE)
+def test_a_method_of_an_instance_is_left_as_it_is(fuse, name):
+    agent, found, lines = make("", ("dmc_vision",)), [], []
+    made = agent.world_model.dynamics
+    plain = getattr(made, name)
+
+    def half(*args):
+        out = plain(*args)
+        return {k: v / 2 for k, v in out.items()} if isinstance(out, dict) else out / 2
+
+    setattr(made, name, half)
+    for how in ("", fuse):
+        accel.install(agent, accel.Backend(how), lines.append)
+        torch.manual_seed(1)
+        with running(agent):
+            state = {k: v.expand(3, *v.shape[1:]) for k, v in made.initial().items()}
+            found.append({"feat": made.feat(made.img_step(state, torch.ones(3, 3))).detach()})
+    close(found[1], found[0])
+    assert lines or (fuse, name) == ("native", "feat")
 
 
 def special_norm(self, x):
@@ -655,6 +817,14 @@ def test_a_latent_of_uniform_probabilities_has_no_gradient():
         probs = mix(logits, 1.0)
         assert torch.equal(probs, torch.full((3, 5), 0.2))
         assert torch.equal(torch.autograd.grad((probs * torch.randn(3, 5)).sum(), logits)[0], torch.zeros(3, 5))
+
+
+def test_a_trained_uniform_share_gets_its_gradient():
+    logits, grads = torch.randn(3, 5), []
+    for mix in (dists.mix, functions.native_mix):
+        unimix = torch.tensor(0.1, requires_grad=True)
+        grads += torch.autograd.grad(mix(logits, unimix).square().sum(), unimix)
+    torch.testing.assert_close(*grads)
 
 
 # Convolutions

@@ -185,6 +185,14 @@ def pick(probs: Tensor, u: Tensor) -> Tensor:
     return y
 
 
+def readable(parameters: tuple, size: int) -> bool:
+    """Whether these are the parameters of a norm over `size` numbers, as the C++ reads them: from their address."""
+    return all(
+        isinstance(p, Tensor) and p.shape == (size,) and p.dtype == torch.float32 and p.is_contiguous()
+        for p in parameters
+    )
+
+
 def supports(*args) -> bool:
     """Whether arguments can be taken: tensors on the CPU, the first of them in float32 or bfloat16."""
     return args[0].dtype in (torch.float32, torch.bfloat16) and all(
