@@ -461,6 +461,10 @@ class RSSM(nn.Module):
         """These dynamics with these weights, as constants. Made at the first use, when they are on their device."""
         return tools.frozen(self)
 
+    def __getstate__(self) -> dict:
+        """What a copy gets: it makes its own `frozen`."""
+        return {name: value for name, value in vars(self).items() if name != "frozen"}
+
     # Latents
 
     def latent(self, out: Tensor) -> State:

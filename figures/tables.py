@@ -61,7 +61,7 @@ def tiny(share: float) -> str:
 
 
 def summary() -> str:
-    """walker_stand: full size first, then the small agents, baselines only."""
+    """walker_stand: full size first, then the small agents, without variants of HRSSM."""
     tasks = ("dmc_walker_stand", "dmc_walker_stand_video")
     rows = []
     for run in load("dmc_vision"):
@@ -71,7 +71,7 @@ def summary() -> str:
     runs = load("small")
     small = plot.probe_scores(reading.group_runs(runs))
     for method in reading.METHOD_NAMES:
-        if all((task, method) in small for task in tasks):
+        if not name(method).startswith("HRSSM with") and all((task, method) in small for task in tasks):
             found = [small[task, method]["return"] for task in tasks]
             cells = [f"{plot.mean_span(scores, 0)} ({len(scores)})" for scores in found]
             rows.append([name(method), f"{runs[0].curve.index[-1]:,.0f}", *cells])

@@ -1,5 +1,6 @@
 """Networks: initialization, shapes, and the RSSM over whole sequences and step by step."""
 
+import copy
 import math
 
 import agents
@@ -207,6 +208,17 @@ def test_continuous_latents(act):
     torch.testing.assert_close(latent["std"][0], expected + 0.1)
     state = dynamics.sample_state(latent, {"deter": torch.zeros(1, 24)})
     assert state["stoch"].shape == (1, 4) and dynamics.feat(state).shape == (1, 28)
+
+
+def test_a_copy_of_dynamics_imagines_with_its_own_weights():
+    made = rssm()
+    assert all((ours != 0).any() for ours in made.frozen.parameters() if ours.ndim > 1)
+    copied = copy.deepcopy(made)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert all((ours == 0).all() for ours in copied.frozen.parameters())
+    assert all((ours != 0).any() for ours in made.frozen.parameters() if ours.ndim > 1)
 
 
 def test_imagination_acts_without_gradient_to_the_features():
