@@ -69,6 +69,7 @@ class Mode:
         self.plain: set[Callable] = set()  # functions that could not be compiled
         self.changed: set[type | str] = set()  # layers and functions whose twins compute something else: see check.py
         self.cast_of: tuple | None = None  # the last activation that was cast, and its cast
+        self.table: list | None = None  # functions that are replaced: see functions.twins
 
     def __deepcopy__(self, memo) -> "Mode":
         return self  # copies of a module share it

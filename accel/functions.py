@@ -102,8 +102,10 @@ def ema(target: torch.nn.Module, online: torch.nn.Module, rate: float | Tensor) 
         get_ema_multi_avg_fn(1 - rate)(list(target.parameters()), list(online.parameters()), None)
 
 
-def twins(mode: Mode) -> list[tuple[object, str, Callable]]:
-    """Module, name and twin of each function that this mode replaces."""
+def twins(mode: Mode) -> list[tuple[object, str, Callable, Callable]]:
+    """Module, name, function as written and twin of each function that this mode replaces."""
+    if mode.table is not None:
+        return mode.table
     table = [(networks, "stack", stack), (tools, "ema", ema)]
     if mode.fuse == "native":
         table += [(distributions, "mix", native_mix), (distributions, "pick", native_pick)]
@@ -111,17 +113,19 @@ def twins(mode: Mode) -> list[tuple[object, str, Callable]]:
         for module, names in COMPILED.items():
             table += [(module, name, fused(getattr(module, name), mode)) for name in names]
         table += [(distributions, "cumulate", cumulate)]
-    return [row for row in table if row[1] not in mode.changed]
+    rows = [(module, name, getattr(module, name), twin) for module, name, twin in table if name not in mode.changed]
+    mode.table = rows
+    return rows
 
 
 @contextlib.contextmanager
-def replaced(table: list[tuple[object, str, Callable]]) -> Iterator[None]:
-    """Within it, the functions of the table take the places of those that they are twins of."""
-    before = [(module, name, getattr(module, name)) for module, name, _ in table]
-    for module, name, twin in table:
+def replaced(table: list[tuple[object, str, Callable, Callable]]) -> Iterator[None]:
+    """Within it, twins take the places of their functions, unless somebody has put others there since."""
+    used = [row for row in table if getattr(row[0], row[1]) is row[2]]
+    for module, name, _, twin in used:
         setattr(module, name, twin)
     try:
         yield
     finally:
-        for module, name, function in before:
-            setattr(module, name, function)
+        for module, name, plain, _ in used:
+            setattr(module, name, plain)

@@ -618,6 +618,19 @@ def test_replaced_functions_come_back():
     assert dists.mix is plain
 
 
+@pytest.mark.parametrize("fuse", FUSE)
+def test_a_function_that_somebody_puts_there_later_is_called(fuse, monkeypatch):
+    agent, found = make(fuse, ("dmc_vision",)), []
+    batch = agents.batch()
+    for factor in (1, 2):
+        name = "mix" if fuse == "native" else "two_hot_mean"
+        plain = getattr(dists, name)
+        monkeypatch.setattr(dists, name, lambda *args, plain=plain, k=factor: found.append(k) or plain(*args))
+        agent.update(batch)
+        monkeypatch.setattr(dists, name, plain)
+    assert {1, 2} == set(found)
+
+
 # Hooks
 
 
