@@ -113,9 +113,8 @@ def twins(mode: Mode) -> list[tuple[object, str, Callable, Callable]]:
         for module, names in COMPILED.items():
             table += [(module, name, fused(getattr(module, name), mode)) for name in names]
         table += [(distributions, "cumulate", cumulate)]
-    rows = [(module, name, getattr(module, name), twin) for module, name, twin in table if name not in mode.changed]
-    mode.table = rows
-    return rows
+    mode.table = [(owner, name, getattr(owner, name), twin) for owner, name, twin in table if name not in mode.changed]
+    return mode.table
 
 
 @contextlib.contextmanager

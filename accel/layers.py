@@ -81,8 +81,7 @@ class NormSiLU(networks.NormSiLU, LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         mode = self.mode
         if not self.calls and not torch.compiler.is_compiling():
-            parameters = self.weight, self.bias
-            if mode.fuse == "native" and native.supports(x, *parameters) and native.readable(parameters, x.shape[-1]):
+            if mode.fuse == "native" and native.supports(x) and native.reads(self, x.shape[-1]):
                 return native.norm_silu(x, self.weight, self.bias, self.eps)
             if mode.fuse == "compiled":
                 function = native.plain_norm_silu(self.weight.numel(), self.eps)
@@ -95,9 +94,8 @@ class GRU(Twin, networks.GRU):
         if hooked(self.linear, self.norm):
             return super().forward(x, state)
         deter = state["deter"]
-        norm, size = (self.norm.weight, self.norm.bias), self.linear.out_features
-        readable = size == 3 * deter.shape[-1] and native.readable(norm, size)
-        if self.mode.fuse == "native" and native.supports(x, deter, *norm) and readable:
+        fits = self.linear.out_features == 3 * deter.shape[-1] and native.reads(self.norm, self.linear.out_features)
+        if self.mode.fuse == "native" and native.supports(x, deter) and fits:
             parts = self.linear(torch.cat([x, deter.to(x.dtype)], -1))
             return {"deter": native.gru_gates(parts, deter, self.norm.weight, self.norm.bias, self.norm.eps)}
         if self.norm.calls:

@@ -144,8 +144,8 @@ class Feat:
     def __call__(self, state: networks.State) -> Tensor:
         if isinstance(state, State):
             state.refuse_hooks()
-        if isinstance(state, State) and state.feat is not None and state.unchanged():
-            return state.feat
+            if state.feat is not None and state.unchanged():
+                return state.feat
         return type(self.owner).feat(self.owner, state)
 
 

@@ -97,13 +97,13 @@ def make(
     Raises ValueError for an unknown task and for impossible settings; FileNotFoundError for missing assets.
     """
     found, parsed = parse(task)
-    sides = size if isinstance(size, (tuple, list)) else [size]
-    given = {"size": sides, "seed": [seed], "action_repeat": [action_repeat], "time_limit": [time_limit]}
+    if not (isinstance(size, (tuple, list)) and len(size) == 2):
+        raise ValueError(f"--size is {size}: expected height and width")
+    given = {"size": size, "seed": [seed], "action_repeat": [action_repeat], "time_limit": [time_limit]}
     for name, values in given.items():
-        count, words = (2, "two whole numbers") if name == "size" else (1, "a whole number")
-        if len(values) != count or not all(_whole(value, *BOUNDS[name]) for value in values):
-            shown = size if name == "size" else values[0]
-            raise ValueError(f"--{name} is {shown}: expected {words}{between(*BOUNDS[name]).text}")
+        for value in values:
+            if not _whole(value, *BOUNDS[name]):
+                raise ValueError(f"--{name} is {value}: expected a whole number{between(*BOUNDS[name]).text}")
     if 0 < time_limit < action_repeat:
         raise ValueError(
             f"--time_limit is {time_limit}: expected an agent step (--action_repeat {action_repeat}) or more"

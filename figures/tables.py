@@ -16,6 +16,7 @@ import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from figures import plot, reading
+from run.config import LEGAL
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "results/README.md", "docs/findings.md")
@@ -70,8 +71,8 @@ def summary() -> str:
         rows.append([f"{name(run.method)}, full size", f"{row['step']:,}", *cells])
     runs = load("small")
     small = plot.probe_scores(reading.group_runs(runs))
-    for method in reading.METHOD_NAMES:
-        if not name(method).startswith("HRSSM with") and all((task, method) in small for task in tasks):
+    for method in ("hrssm", "dreamerv3", *LEGAL["baseline"].choices[1:]):
+        if all((task, method) in small for task in tasks):
             found = [small[task, method]["return"] for task in tasks]
             cells = [f"{plot.mean_span(scores, 0)} ({len(scores)})" for scores in found]
             rows.append([name(method), f"{runs[0].curve.index[-1]:,.0f}", *cells])

@@ -185,11 +185,11 @@ def pick(probs: Tensor, u: Tensor) -> Tensor:
     return y
 
 
-def readable(parameters: tuple, size: int) -> bool:
-    """Whether these are the parameters of a norm over `size` numbers, as the C++ reads them: from their address."""
+def reads(norm: torch.nn.LayerNorm, size: int) -> bool:
+    """Whether C++, which reads parameters from their addresses, can read those of a norm over `size` numbers."""
     return all(
-        isinstance(p, Tensor) and p.shape == (size,) and p.dtype == torch.float32 and p.is_contiguous()
-        for p in parameters
+        isinstance(p, Tensor) and p.shape == (size,) and p.dtype == torch.float32 and p.is_contiguous() and p.is_cpu
+        for p in (norm.weight, norm.bias)
     )
 
 
