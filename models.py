@@ -204,6 +204,7 @@ class WorldModel(nn.Module):
             with torch.random.fork_rng([]):
                 self.baseline = baselines.METHODS[c.baseline](c, self.encoder, self.dynamics)
             trained |= self.baseline.model_parameters()
+        self.start = "target_post" if c.hybrid and c.imag_branch == "target" else "post"  # where imagination starts
         if c.hybrid:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
             self.target_dynamics = copy.deepcopy(self.dynamics).requires_grad_(False)
@@ -264,13 +265,17 @@ class WorldModel(nn.Module):
         # Target branch (the hybrid structure of section 3 of the paper): the EMA copies see the whole images, without
         # gradient, and share the masked branch's recurrent state. Without it, the bisimulation compares the masked
         # branch with itself.
-        target_feat, target_prior_feat = feat.detach(), prior_feat
+        other, other_prior = feat.detach(), prior_feat
         if c.hybrid:
             with torch.no_grad():
-                states["embed"] = self.target_encoder(data)
-                target_post, target_prior = self.target_dynamics.target_branch(prior, states["embed"], action, is_first)
+                target_embed = self.target_encoder(data)
+                target_post, target_prior = self.target_dynamics.target_branch(prior, target_embed, action, is_first)
                 target_feat, target_prior_feat = self.dynamics.feat(target_post), self.dynamics.feat(target_prior)
-                states.update(target_post=target_post, target_prior=target_prior)
+            states.update(target_post=target_post, target_prior=target_prior)
+            if self.start == "target_post":
+                states["embed"] = target_embed
+            if c.simsr_branch == "target":
+                other, other_prior = target_feat, target_prior_feat
             if c.mbr_scale:  # section 3.2
                 losses["mbr"] = self.latent_reconstruction(feat, target_feat)
 
@@ -284,7 +289,7 @@ class WorldModel(nn.Module):
             metrics.update(own_metrics)
         if c.simsr_scale:  # section 3.3; r at t with the states at t and at t + 1
             reward = data["reward"][:, :-1] * self.reward_to_simsr
-            pairs = feat[:, :-1], target_feat[:, :-1], prior_feat[:, 1:], target_prior_feat[:, 1:], reward
+            pairs = feat[:, :-1], other[:, :-1], prior_feat[:, 1:], other_prior[:, 1:], reward
             losses["simsr"] = bisimulation_loss(*(x.flatten(0, 1) for x in pairs), c.simsr_discount)
             metrics["simsr_reward_out_of_range"] = (reward.max() - reward.min() > 2).float()
 
@@ -336,8 +341,8 @@ class WorldModel(nn.Module):
         if self.config.hybrid:
             tools.ema(self.target_encoder, self.encoder, self.config.encoder_tau)
             tools.ema(self.target_dynamics, self.dynamics, self.config.dynamics_tau)
-        start = states["target_post" if self.config.hybrid else "post"]
-        return {k: v.detach().flatten(0, 1) for k, v in start.items()}, states["embed"].detach(), metrics
+        start = {k: v.detach().flatten(0, 1) for k, v in states[self.start].items()}
+        return start, states["embed"].detach(), metrics
 
 
 class ImagBehavior(nn.Module):

@@ -32,6 +32,8 @@ METHOD_NAMES = {  # names in legends and printed tables
     "mbr_barlow": "HRSSM with Barlow Twins",
     "mbr_barlow_strong": "HRSSM with Barlow Twins, weight 1",
     "no_simsr": "HRSSM without bisimulation",
+    "masked_start": "HRSSM imagining from masked branch",
+    "masked_simsr": "HRSSM, bisimulation in masked branch",
     "no_hybrid": "HRSSM without target branch",
     "continuous": "HRSSM, Normal latents",
     "M": "HRSSM, size M",

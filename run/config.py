@@ -102,6 +102,7 @@ _ROWS = (
     ("patch_size block_size", between(1, 4096)),
     ("mbr_projection", one_of("trained", "fixed")),
     ("mbr_loss", one_of("distance", "barlow")),
+    ("simsr_branch imag_branch", one_of("target", "masked")),
     ("baseline", one_of("none", "repo", "r2dreamer", "infonce", "dreamerpro")),
     ("repo_scale repo_target barlow_scale infonce_scale swav_scale temp_scale norm_scale", between(0, 1e6)),
     ("barlow_lambda", between(0, 1e6)),

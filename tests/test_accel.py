@@ -35,7 +35,7 @@ GROUPS = [
     ("dmc_vision",),
     ("dmc_proprio",),
     ("dmc_vision", "continuous"),
-    *(("dmc_vision", name) for name in ("no_mask", "no_mbr", "mbr_fixed", "mbr_barlow", "no_simsr", "no_hybrid")),
+    *(("dmc_vision", name) for name in ("no_mask", "no_mbr", "mbr_fixed", "mbr_barlow", "no_simsr", "no_hybrid", "masked_start")),
     *(("dmc_vision", name) for name in ("dreamerv3", "repo", "r2dreamer", "infonce", "dreamerpro")),
 ]
 QUICK = GROUPS[:3]
@@ -310,7 +310,7 @@ def agents_losses(made: dreamer.Dreamer, base) -> dict[str, torch.Tensor | None]
         parameters = {k: v for k, v in parameters.items() if v.requires_grad}
         losses, states, _ = model.losses(data, model.draw_mask(data))
         total = sum((made.config[f"{name}_scale"] * loss).mean() for name, loss in losses.items())
-        start = states["target_post" if made.config.hybrid else "post"]
+        start = states[made.world_model.start]
         start = {k: v.detach().flatten(0, 1) for k, v in start.items()}
         actor_loss, value_loss, _, _ = made.behavior.loss(model, start)
         found = {f"loss {name}": loss.detach() for name, loss in losses.items()}

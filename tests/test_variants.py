@@ -43,6 +43,8 @@ def tops(names) -> set[str]:
         ("mbr_barlow_strong", {"mbr_loss": "barlow"}, set(), set()),
         ("no_simsr", {"simsr_scale": 0.0}, {"simsr_loss"}, set()),
         ("no_hybrid", {"hybrid": False}, {"mbr_loss"}, set()),
+        ("masked_start", {"imag_branch": "masked"}, set(), set()),
+        ("masked_simsr", {"simsr_branch": "masked"}, set(), set()),
         ("dreamerv3", DREAMER, {"mbr_loss", "simsr_loss"}, {"decoder_loss"}),
     ],
 )
@@ -74,14 +76,14 @@ def test_a_variant_changes_only_what_it_should_and_trains(name, changed, gone, n
     assert ("world_model.dynamics.projection.weight" in moved) == trained
 
 
-@pytest.mark.parametrize("name", ["no_hybrid", "dreamerv3"])
-def test_without_a_target_branch_imagination_starts_from_the_posterior(name):
+@pytest.mark.parametrize("name", ["no_hybrid", "dreamerv3", "masked_start"])
+def test_imagination_starts_from_the_masked_posterior(name):
     model = agents.agent(base=("dmc_vision", name)).world_model
     batch = agents.batch()
     data = models.preprocess(batch)
     torch.manual_seed(3)
     _, states, _ = model.loss(data, model.draw_mask(data))
-    assert "target_post" not in states
+    assert ("target_post" in states) == (name == "masked_start")
     torch.manual_seed(3)
     start, embed, _ = model.update(batch)
     for key, value in start.items():
@@ -89,9 +91,10 @@ def test_without_a_target_branch_imagination_starts_from_the_posterior(name):
     assert torch.equal(embed, states["embed"])
 
 
-def test_bisimulation_within_one_branch():
+@pytest.mark.parametrize("name", ["no_hybrid", "masked_simsr"])
+def test_bisimulation_within_one_branch(name):
     """Its own states replace the target branch's, without gradient."""
-    model = agents.agent(base=("dmc_vision", "no_hybrid")).world_model
+    model = agents.agent(base=("dmc_vision", name)).world_model
     data = models.preprocess(agents.batch())
     _, states, metrics = model.loss(data, None)
     feat, ahead = states["feat"], model.dynamics.feat(states["prior"])
