@@ -2,6 +2,7 @@
 
     python figures/plot.py RUN... [--out curves.png]          learning curves, from metrics.jsonl
     python figures/plot.py --suite RUN... [--out suite.png]   returns by test set, from eval.jsonl
+    python figures/plot.py --seeds RUN... [--out seeds.png]   a dot for each seed, from eval.jsonl
 
 RUN is a --logdir, a folder of them such as results/small, or NAME=RUN, which names the method. Runs are grouped by
 task, method and seed. Curves: a panel for each task with the mean over seeds and its 95 % confidence interval, by
@@ -12,6 +13,10 @@ bootstrap; curves_table.png and curves_table.csv hold IQM, mean and median at th
 --suite: a table of methods × test sets for each task and for their mean (mean over seeds, 95 % interval, drop from
 clean), with published numbers and their protocols beside it, is printed and written to suite_table.csv; the figure
 shows it as bars. The numbers are the rows that `--eval_only --eval_suite ...` adds to eval.jsonl.
+
+--seeds: the return of each run on its own task, the last that `--eval_only` added to eval.jsonl, by task and method,
+with the mean over seeds and its 95 % interval; the dashed line is the mean of the first method. A table of these and of
+each method's difference from the first one is printed; seeds_table.csv holds the runs.
 """
 
 import argparse
@@ -74,6 +79,11 @@ def aggregate(*tasks: np.ndarray) -> np.ndarray:
     return np.stack([scipy.stats.trim_mean(scores, 0.25, -1), means.mean(-1), np.median(means, -1)])
 
 
+def difference(ours: Iterable[float], theirs: Iterable[float]) -> np.ndarray:
+    """mean(ours) − mean(theirs) with its 95 % interval, the seeds of both drawn with replacement."""
+    return bootstrap(lambda a, b: a.mean(-1) - b.mean(-1), ours, theirs)
+
+
 def mean_curve(curves: list[pd.Series], points: int = 300) -> pd.DataFrame:
     """Mean over seeds with its interval (`mean`, `low`, `high`) by step, over the steps that all runs have."""
     wide = pd.concat(curves, axis=1).sort_index().interpolate("index", limit_area="inside").dropna()  # (steps, seeds)
@@ -118,6 +128,20 @@ def evaluations(runs: list[Run], others: bool = False) -> pd.DataFrame:
     pairs = dict.fromkeys(zip(frame["task"], frame["set"], strict=True))
     published = [published_near(*pair, frame["step"].max() + 1) for pair in pairs]
     return pd.concat([frame, *published], ignore_index=True)[columns[:6]]
+
+
+def last_returns(runs: list[Run]) -> pd.DataFrame:
+    """Task, method, seed, return, step and episodes of each run's last evaluation on its own task.
+
+    That of a suite, which has episodes of its own, counts where there is no other.
+    """
+    last = []
+    for run in runs:
+        if rows := run.own_evaluations():
+            alone = [row for row in rows if not row.get("suite")]
+            last.append((run, (alone or rows)[-1]))
+    rows = [[run.task, run.method, run.seed, *map(row.get, ("return", "step", "episodes"))] for run, row in last]
+    return pd.DataFrame(rows, columns=["task", "method", "seed", "return", "step", "episodes"])
 
 
 def summarize_suite(runs: list[Run], others: bool = False) -> pd.DataFrame:
@@ -214,6 +238,13 @@ def panels(names: Iterable[str], width: float = 3.4) -> tuple[plt.Figure, dict[s
     return figure, {name: figure.add_subplot(lines, columns, number) for number, name in enumerate(names, 1)}
 
 
+def share_range(share: Callable[[plt.Axes], None], task: str, axes: dict[str, plt.Axes]) -> None:
+    """Gives a distracted version of a task the range of the clean one."""
+    clean = min((other for other in axes if f"{task}_".startswith(f"{other}_")), key=len)
+    if clean != task:
+        share(axes[clean])
+
+
 def save(figure: plt.Figure, path: Path, handles: dict[str, Any], max_columns: int) -> None:
     """Writes a figure with a legend below its panels, in rows of equal length, the widest that fits."""
     names = [legend_name(name) for name in handles]
@@ -236,9 +267,7 @@ def draw_curves(groups: Groups, published: dict[str, pd.DataFrame], metric: str,
     figure, axes = panels(tasks)
     handles = {}
     for task, axis in axes.items():
-        clean = min((other for other in tasks if f"{task}_".startswith(f"{other}_")), key=len)
-        if clean != task:
-            axis.sharey(axes[clean])
+        share_range(axis.sharey, task, axes)
         members = {method: runs for (name, method), runs in groups.items() if name == task}
         end = max(run.curve.index[-1] for runs in members.values() for run in runs)
         for name, curve in published.get(task, pd.DataFrame(columns=["method"])).groupby("method"):
@@ -285,6 +314,32 @@ def draw_suite(frame: pd.DataFrame, path: Path) -> None:
     save(figure, path, handles, max_columns=4)
 
 
+def draw_seeds(frame: pd.DataFrame, path: Path) -> None:
+    """A panel for each task, a line for each method: a dot for each seed, their mean and its 95 % interval."""
+    tasks, methods = list(frame["task"].unique()), list(frame["method"].unique())
+    figure, axes = panels(tasks)
+    columns, lines = (getattr(figure.axes[0].get_gridspec(), name) for name in ("ncols", "nrows"))
+    figure.set_figheight(lines * (0.22 * len(methods) + 0.5) + 0.4)
+    for task, axis in axes.items():
+        share_range(axis.sharex, task, axes)
+        for place, method in enumerate(methods):
+            returns = frame.loc[(frame["task"] == task) & (frame["method"] == method), "return"]
+            if returns.empty:
+                continue
+            mean, low, high = bootstrap(mean_score, returns)
+            axis.plot(returns, [place] * len(returns), "o", color=COLORS[0], alpha=0.5, markersize=4, markeredgewidth=0)
+            axis.plot([low, high], [place, place], color="#333333", linewidth=1.2)
+            axis.plot(mean, place, "|", color="#333333", markersize=9, markeredgewidth=2)
+            if place == 0:
+                axis.axvline(mean, color="#999999", linestyle="--", linewidth=0.8, zorder=0)
+        first = figure.axes.index(axis) % columns == 0
+        axis.set_yticks(range(len(methods)), map(legend_name, methods) if first else [""] * len(methods))
+        axis.set(ylim=(len(methods) - 0.4, -0.6), title=legend_name(task))
+    figure.supxlabel("return: a dot for each seed, mean and 95 % bootstrap interval")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def draw_table(frame: pd.DataFrame, metric: str, path: Path) -> None:
     """The summary as a figure, the best mean of each task and step in bold."""
     cells = pd.DataFrame({"task": frame["task"].map(legend_name), "method": frame["method"].map(legend_name)})
@@ -328,6 +383,11 @@ def span(mean: float, low: float, high: float, digits: int = 1, bold: bool = Fal
     """A mean with its interval, if it has one."""
     text = f"**{mean:.{digits}f}**" if bold else f"{mean:.{digits}f}"
     return text if math.isnan(low) or low == high else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def gap(ours: Iterable[float], theirs: Iterable[float]) -> str:
+    """The difference of the means with its interval."""
+    return "{:+.0f} [{:+.0f}, {:+.0f}]".format(*difference(ours, theirs))
 
 
 def mean_span(scores: Iterable[float], digits: int = 1) -> str:
@@ -380,6 +440,16 @@ def suite_markdown(frame: pd.DataFrame) -> str:
         notes = "\n".join(f"{number}. {protocol}" for number, protocol in enumerate(protocols, 1))
         tables.append(f"`{task}`\n\n{text}\n\n{notes}")
     return "\n\n".join([caption, *tables])
+
+
+def seeds_markdown(frame: pd.DataFrame) -> str:
+    """Returns by task and method, and how far each method is from the first one of its task."""
+    rows, before = [], {}
+    for (task, method), part in frame.groupby(["task", "method"], sort=False):
+        first, theirs = before.setdefault(task, (method, part["return"]))
+        apart = gap(part["return"], theirs) if method != first else ""
+        rows.append([task, METHOD_NAMES.get(method, method), mean_span(part["return"], 0), len(part), apart])
+    return table(["task", "method", "return", "seeds", "minus the first method"], rows, left=2)
 
 
 def r2_cells(scores: pd.DataFrame) -> list[str]:
@@ -457,6 +527,19 @@ def plot_suite(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
     return suite_markdown(frame), [*remarks, f"{out}, {csv}"]
 
 
+def plot_seeds(args: argparse.Namespace, out: Path) -> tuple[str, list[str]]:
+    """Draws and writes the return of each seed; returns the Markdown table and remarks."""
+    remarks: list[str] = []
+    runs = reading.find_runs(args.runs, args.label, None, remarks=remarks)
+    frame = last_returns(runs)
+    remarks += [f"left out, never evaluated on {run.task}: {run.path}" for run in runs if not run.own_evaluations()]
+    if frame.empty:
+        raise PlotError("; ".join(remarks))
+    draw_seeds(frame, out)
+    frame.to_csv(csv := out.with_name(f"{out.stem}_table.csv"), index=False)
+    return seeds_markdown(frame), [*remarks, f"{out}, {csv}"]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="plot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -472,17 +555,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--published", action="store_true", help="add the curves of figures/published_returns.csv")
     parser.add_argument("--suite", action="store_true", help="returns by test set instead of curves")
+    parser.add_argument("--seeds", action="store_true", help="the return of each seed instead of curves")
     parser.add_argument("--others", action="store_true", help="with --suite: also rows with changed settings")
     args = parser.parse_args(argv)
     if args.others and not args.suite:
         parser.error("--others belongs to --suite")
-    out = args.out or Path("suite.png" if args.suite else "curves.png")
+    if args.suite and args.seeds:
+        parser.error("--suite and --seeds: expected one of them")
+    kind = "suite" if args.suite else "seeds" if args.seeds else "curves"
+    out = args.out or Path(f"{kind}.png")
     if out.suffix not in SUFFIXES:
         parser.error(f"--out {out}: expected a file ending in {', '.join(SUFFIXES)}")
     if not out.parent.is_dir():
         parser.error(f"--out {out}: no folder {out.parent}")
     try:
-        tables, remarks = (plot_suite if args.suite else plot_curves)(args, out)
+        tables, remarks = {"curves": plot_curves, "suite": plot_suite, "seeds": plot_seeds}[kind](args, out)
     except (PlotError, OSError) as error:
         parser.error(str(error))
     print(tables)

@@ -163,13 +163,7 @@ def clouds() -> str:
 
 def gap(ours: pd.Series, theirs: pd.Series) -> list[str]:
     """Two cells: the difference of the means with its interval, the numbers of seeds."""
-    mean, low, high = difference(ours, theirs)
-    return [f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]", f"{len(ours)} and {len(theirs)}"]
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """mean(ours) − mean(theirs) with its 95 % interval, the seeds of both drawn with replacement."""
-    return plot.bootstrap(lambda a, b: a.mean(-1) - b.mean(-1), ours, theirs)
+    return [plot.gap(ours, theirs), f"{len(ours)} and {len(theirs)}"]
 
 
 def videos() -> str:

@@ -363,6 +363,56 @@ def test_the_bars_of_a_suite_are_the_rows_of_its_table(suite, monkeypatch):
         assert len(bars) == len(part)
 
 
+@pytest.fixture
+def seeds(tmp_path):
+    """Two methods on a task and one of them on its distracted version, each run evaluated by itself and in a suite."""
+    for task, method, returns in (
+        ("dmc_walker_walk", "hrssm", [500, 700, 900]),
+        ("dmc_walker_walk", "repo", [300, 400]),
+        ("dmc_walker_walk_video", "repo", [100]),
+    ):
+        for seed, value in enumerate(returns):
+            row = {"task": task, "return": value, "step": 60_000, "episodes": 12, "seed": seed}
+            rows = [row | {"return": 1}, row, row | {"return": 2, "suite": "dmcgb"}, row | {"return": 3, "task": "dmc_x"}]
+            folder = write_run(tmp_path / task / method / f"seed{seed}", task, seed)
+            (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = write_run(tmp_path / "dmc_walker_walk" / "repo" / "seed2", "dmc_walker_walk", 2)
+    (folder / "eval.jsonl").write_text(json.dumps({"task": "dmc_x", "return": 3, "step": 1}) + "\n")
+    return tmp_path
+
+
+def test_the_return_of_each_seed(seeds):
+    code, out, remarks = run("--seeds", seeds, "--out", seeds / "seeds.png")
+    assert code == 0 and "left out, never evaluated on dmc_walker_walk: " in remarks
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    assert found[0] == ["task", "method", "return", "seeds", "minus the first method"]
+    assert found[2] == ["dmc_walker_walk", "HRSSM", "700 [500, 900]", "3", ""]
+    assert found[3][:4] == ["dmc_walker_walk", "RePo", "350 [300, 400]", "2"]
+    low, high = map(int, re.fullmatch(r"-350 \[(.*), (.*)\]", found[3][4]).groups())
+    assert -600 <= low < -500 and -200 < high <= -100
+    assert found[4] == ["dmc_walker_walk_video", "RePo", "100", "1", ""] and len(found) == 5
+    rows = [(row["task"], row["method"], row["seed"], row["return"]) for row in table(seeds / "seeds_table.csv")]
+    assert rows[2] == ("dmc_walker_walk", "hrssm", "2", "900") and len(rows) == 6
+    assert cv2.imread(str(seeds / "seeds.png")).std() > 10
+
+
+def test_every_seed_is_a_dot_on_the_line_of_its_method(seeds, monkeypatch):
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    frame = plot.last_returns(reading.find_runs([str(seeds)], metric=None))
+    plot.draw_seeds(frame, seeds / "seeds.png")
+    clean, video = plot.plt.gcf().axes
+    monkeypatch.undo()
+    plot.plt.close("all")
+    assert [label.get_text() for label in clean.get_yticklabels()] == ["HRSSM", "RePo"]
+    assert clean.get_xlim() == video.get_xlim()
+    dots = [line.get_xydata().tolist() for line in clean.lines if line.get_marker() == "o"]
+    assert dots == [[[500, 0], [700, 0], [900, 0]], [[300, 1], [400, 1]]]
+    means = [line.get_xydata().tolist() for line in clean.lines if line.get_marker() == "|"]
+    assert means == [[[700, 0]], [[350, 1]]]
+    assert [line.get_xdata() for line in clean.lines if line.get_linestyle() == "--"] == [[700, 700]]
+    assert [line.get_xydata().tolist() for line in video.lines if line.get_marker() == "o"] == [[[100, 1]]]
+
+
 def test_rows_with_changed_settings_are_shown_when_asked_for(suite):
     _, out, remarks = run("--suite", suite, "--others", "--out", suite / "suite.png")
     assert "| HRSSM (time_limit 200) (1) | 3 | 2 |" in out and "| HRSSM (seed 9) (1) | 3 |" in out
@@ -442,6 +492,8 @@ def test_more_tasks_than_a_row_holds_and_a_vector_format(tmp_path):
         ("", ["run", "--out", "a.gif"], "expected a file ending in"),
         ("", ["run", "--out", "no/a.png"], "no folder"),
         ("", ["run", "--others"], "--others belongs to --suite"),
+        ("", ["run", "--suite", "--seeds"], "--suite and --seeds: expected one of them"),
+        ("", ["run", "--seeds"], "no run there with eval.jsonl"),
         ("", ["run", "--window", "-1"], "--window -1"),
         ("", ["run", "--window", "nan"], "--window nan: expected 0 or more"),
         ("", ["run", "--at", "nan"], "--at nan: expected environment steps"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from figures import tables
+from figures import plot, tables
 from run import config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def test_the_script_checks_the_pages():
 def test_intervals_of_differences_agree_with_scipy():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(600, 80, 8), rng.normal(500, 120, 7)
-    mean, low, high = tables.difference(ours, theirs)
+    mean, low, high = plot.difference(ours, theirs)
     assert mean == pytest.approx(ours.mean() - theirs.mean())
     other = scipy.stats.bootstrap(
         (ours, theirs), lambda a, b: a.mean() - b.mean(), vectorized=False, method="percentile", random_state=1
