@@ -166,6 +166,17 @@ def gap(ours: pd.Series, theirs: pd.Series) -> list[str]:
     return [plot.gap(ours, theirs), f"{len(ours)} and {len(theirs)}"]
 
 
+def color() -> str:
+    """`_video` tasks before one color in each episode, beside the clean task and clouds."""
+    groups = [plot.probe_scores(reading.group_runs(load(folder))) for folder in ("small", "small_color")]
+    rows = []
+    for (task, method), scores in groups[1].items():
+        shown = [groups[0][task.removesuffix("_video"), method], scores, groups[0][task, method]]
+        cells = [f"{plot.mean_span(found['return'], 0)} ({len(found)})" for found in shown]
+        rows.append([task.removesuffix("_video"), name(method), *cells])
+    return plot.table(["task", "method", "clean", "`_video`, one color", "`_video`, clouds"], rows, left=2)
+
+
 def videos() -> str:
     """Small agents trained in front of natural videos, and the shipped ones of clouds: each in front of both."""
     rows = []
