@@ -71,6 +71,10 @@ class Mode:
         self.cast_of: tuple | None = None  # the last activation that was cast, and its cast
         self.table: list | None = None  # functions that are replaced: see functions.twins
 
+    def __getstate__(self) -> dict:
+        """Without what belongs to this process."""
+        return {**vars(self), "log": print, "layers": None, "plain": set(), "cast_of": None, "table": None}
+
     def __deepcopy__(self, memo) -> "Mode":
         return self  # copies of a module share it
 
@@ -90,7 +94,7 @@ class Mode:
         """x in the type of matrix products; within a rollout, an activation that several layers read is cast once."""
         if x.dtype == self.dtype:
             return x
-        if torch.compiler.is_compiling() or self.layers is None:
+        if torch.compiler.is_compiling() or self.layers is None or x.is_inference():
             return x.to(self.dtype)
         key = torch.is_grad_enabled(), x.requires_grad, x._version
         if self.cast_of is None or self.cast_of[0] is not x or self.cast_of[1] != key:

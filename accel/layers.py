@@ -23,6 +23,11 @@ def hooked(*modules: nn.Module) -> bool:
     return any(len(getattr(module, name)) > 0 for module in modules for name in names)
 
 
+def rewritten(*modules: nn.Module) -> bool:
+    """Whether somebody has given these modules a forward pass of their own."""
+    return any("forward" in module.__dict__ for module in modules)
+
+
 class Twin:
     """What a twin has besides its parameters."""
 
@@ -55,6 +60,10 @@ class JointLinear(Linear, networks.JointLinear):
     def parts(self) -> dict[str, tuple[Tensor, None]]:
         first, second = self.weight.split(self.sizes, 1)
         return {"first": (first, None), "second": (second, None)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mode.cast(x)
+        return self.out(F.linear(x, self.weight.to(x.dtype)))
 
     def first(self, x: Tensor) -> Tensor:
         return self.part("first", x)
@@ -91,7 +100,8 @@ class NormSiLU(networks.NormSiLU, LayerNorm):
 
 class GRU(Twin, networks.GRU):
     def forward(self, x: Tensor, state: networks.State) -> networks.State:
-        if hooked(self.linear, self.norm):
+        own = type(self.linear) is Linear and type(self.norm) is LayerNorm  # somebody may have put others there
+        if not own or hooked(self.linear, self.norm) or rewritten(self.linear, self.norm):
             return super().forward(x, state)
         deter = state["deter"]
         fits = self.linear.out_features == 3 * deter.shape[-1] and native.reads(self.norm, self.linear.out_features)

@@ -79,9 +79,10 @@ class Step:
                 layer.calls = {}
 
     def layer(self, layer: Linear | LayerNorm, part: str) -> Layer:
-        parameters = layer.parts()[part]
-        trained = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
-        key = layer, part, trained
+        """The one of this rollout, unless a loss has put other parameters there since."""
+        own = [p for p in (layer.weight, layer.bias) if p is not None]
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in own)
+        key = layer, part, trained, *((p, p.requires_grad, p.data_ptr(), version(p)) for p in own)
         if key not in self.mode.layers:
             self.mode.layers[key] = Layer(layer, part, trained)
         return self.mode.layers[key]
@@ -100,11 +101,11 @@ class State(dict):
     def __init__(self, state: networks.State, again: networks.State, feat: Tensor | None):
         super().__init__(state)
         self.again, self.feat = again, feat
-        self.returned = [(key, value, value._version) for key, value in state.items()]
+        self.returned = [(key, value, version(value)) for key, value in state.items() if isinstance(value, Tensor)]
 
     def unchanged(self) -> bool:
         """Whether the state is what the step returned: a loss may have changed it, but not what belongs to it."""
-        return all(self.get(key) is value and value._version == version for key, value, version in self.returned)
+        return all(self.get(key) is value and version(value) == then for key, value, then in self.returned)
 
     def refuse_hooks(self) -> None:
         """Raises RuntimeError for a hook of a tensor of the state: it would see only a part of the gradient."""
@@ -114,6 +115,11 @@ class State(dict):
                     f"a hook or retain_grad of state[{key!r}] sees only a part of its gradient, as its "
                     "step is compiled: use --compile False"
                 )
+
+
+def version(x: Tensor) -> int:
+    """How often x has been changed in place; 0 for a tensor of inference mode, which does not count."""
+    return 0 if x.is_inference() else x._version
 
 
 def next_input(arg):
@@ -141,12 +147,12 @@ class Feat:
     def __init__(self, owner: networks.RSSM):
         self.owner = owner
 
-    def __call__(self, state: networks.State) -> Tensor:
-        if isinstance(state, State):
+    def __call__(self, state: networks.State, *args, **kwargs) -> Tensor:
+        if isinstance(state, State) and not args and not kwargs:
             state.refuse_hooks()
             if state.feat is not None and state.unchanged():
                 return state.feat
-        return type(self.owner).feat(self.owner, state)
+        return type(self.owner).feat(self.owner, state, *args, **kwargs)
 
 
 def is_fixed(layer: nn.Module) -> bool:
@@ -199,7 +205,8 @@ class Gradients:
         x, *parts = (torch.cat(rows) for rows in zip(*self.seen, strict=True))
         grad, self.seen = torch.cat(parts, -1) if len(parts) > 1 else parts[0], []
         if self.eps is not None:
-            return compiled(norm_gradients)(x, grad, self.eps)
+            weight, bias = compiled(norm_gradients)(x, grad, self.eps)
+            return weight, bias if self.biased else None
         bias = grad.sum(0, dtype=torch.float32) if self.biased else None
         if x.is_cuda and x.dtype != torch.float32:
             return torch.mm(grad.to(self.dtype).T, x, out_dtype=torch.float32), bias
@@ -307,7 +314,7 @@ class RecordedLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         # a pass may ask for no gradient of the parameters, which no public function tells
         if torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
-            ctx.gradients.seen.append((x.flatten(0, -2), grad.flatten(0, -2)))
+            ctx.gradients.seen.append((x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])))
         return grad @ weight if ctx.needs_input_grad[0] else None, None, None, None
 
 

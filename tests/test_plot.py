@@ -373,7 +373,7 @@ def seeds(tmp_path):
     ):
         for seed, value in enumerate(returns):
             row = {"task": task, "return": value, "step": 60_000, "episodes": 12, "seed": seed}
-            rows = [row | {"return": 1}, row, row | {"return": 2, "suite": "dmcgb"}, row | {"return": 3, "task": "dmc_x"}]
+            rows = [row | {"return": 1}, row, row | {"return": 2, "suite": "dmcgb"}, row | {"task": "dmc_x"}]
             folder = write_run(tmp_path / task / method / f"seed{seed}", task, seed)
             (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = write_run(tmp_path / "dmc_walker_walk" / "repo" / "seed2", "dmc_walker_walk", 2)

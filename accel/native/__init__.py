@@ -115,7 +115,7 @@ class _NormSiLU(torch.autograd.Function):
             return *differentiable(plain_norm_silu(x.shape[-1], ctx.eps), grad, x, weight, bias), None
         grad, c, count = grad.contiguous(), x.shape[-1], threads(x.numel())
         # dparameters: of weight and bias, from each thread's rows
-        out = dx, dparameters = torch.empty_like(x), torch.zeros(count, 2, c)
+        out = dx, dparameters = torch.empty_like(x), x.new_zeros(count, 2, c, dtype=torch.float32)
         call("norm_silu_backward", half(x), x, grad, weight, bias, *out, x.numel() // c, c, ctx.eps, count)
         return dx, *dparameters.sum(0), None
 
@@ -141,7 +141,7 @@ class _GRUGates(torch.autograd.Function):
         out = dparts, ddeter, dparameters = (
             torch.empty_like(parts),
             torch.empty_like(deter),
-            torch.zeros(count, 2, parts.shape[-1]),
+            parts.new_zeros(count, 2, parts.shape[-1], dtype=torch.float32),
         )
         call("gru_gates_backward", half(parts), *inputs, *out, deter.numel() // d, d, ctx.eps, count)
         return dparts, ddeter, *dparameters.sum(0), None
@@ -193,8 +193,14 @@ def reads(norm: torch.nn.LayerNorm, size: int) -> bool:
     )
 
 
-def supports(*args) -> bool:
-    """Whether arguments can be taken: tensors on the CPU, the first of them in float32 or bfloat16."""
-    return args[0].dtype in (torch.float32, torch.bfloat16) and all(
-        arg.device.type == "cpu" for arg in args if isinstance(arg, Tensor)
+def supports(*args: Tensor) -> bool:
+    """Whether arguments can be taken: on the CPU, the first of them in float32 or bfloat16, with numbers to read.
+
+    There are none where PyTorch only follows the operations: tracing, torch.func, tensors of a class of their own.
+    """
+    followed = torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
+    return (
+        not followed
+        and args[0].dtype in (torch.float32, torch.bfloat16)
+        and all(type(arg) in (Tensor, torch.nn.Parameter) and arg.is_cpu for arg in args)
     )
