@@ -16,7 +16,7 @@
 # (A step runs int(simulation_frequency // policy_frequency) frames of 1 / simulation_frequency; the clock is advanced
 # by 1 / policy_frequency. The last digits of 5 and 15 Hz are a step that the rounding of the clock's sum adds.)
 #
-# What the documentation says: "policy_frequency: 1, # [Hz]" and "duration: 40, # [s]"; nothing of a condition, and no
+# What the default configuration says: "policy_frequency: 1, # [Hz]" and "duration: 40, # [s]"; nothing of a condition, and no
 # warning is given.
 #
 # Why it matters: a comparison of control rates compares other episodes than it says: at 8 Hz the car drives half as far
