@@ -166,15 +166,21 @@ def gap(ours: pd.Series, theirs: pd.Series) -> list[str]:
     return [plot.gap(ours, theirs), f"{len(ours)} and {len(theirs)}"]
 
 
-def color() -> str:
-    """`_video` tasks before one color in each episode, beside the clean task and clouds."""
-    groups = [plot.probe_scores(reading.group_runs(load(folder))) for folder in ("small", "small_color")]
+def looks() -> str:
+    """walker_stand under what clouds also change: other colors, and images that differ from step to step."""
+    kinds = {
+        "clean": ("small", ""),
+        "clean, images shifted": ("small_shift", ""),
+        "`_video`, one color": ("small_color", "_video"),
+        "`_video`, clouds": ("small", "_video"),
+    }
+    scores = {folder: plot.probe_scores(reading.group_runs(load(folder))) for folder, _ in kinds.values()}
     rows = []
-    for (task, method), scores in groups[1].items():
-        shown = [groups[0][task.removesuffix("_video"), method], scores, groups[0][task, method]]
-        cells = [f"{plot.mean_span(found['return'], 0)} ({len(found)})" for found in shown]
-        rows.append([task.removesuffix("_video"), name(method), *cells])
-    return plot.table(["task", "method", "clean", "`_video`, one color", "`_video`, clouds"], rows, left=2)
+    for method in ("hrssm", "no_hybrid"):
+        found = [scores[folder].get((f"dmc_walker_stand{end}", method)) for folder, end in kinds.values()]
+        cells = ["" if some is None else f"{plot.mean_span(some['return'], 0)} ({len(some)})" for some in found]
+        rows.append([name(method), *cells])
+    return plot.table(["method", *kinds], rows)
 
 
 def videos() -> str:
