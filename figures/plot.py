@@ -546,7 +546,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.error = lambda message: parser.exit(2, f"plot.py: {' '.join(message.split())}\n")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or NAME=RUN")
-    parser.add_argument("--out", type=Path, help="the figure to write: .png, .pdf, .svg (curves.png, suite.png or seeds.png)")
+    parser.add_argument("--out", type=Path, help="a .png, .pdf or .svg (curves.png, suite.png or seeds.png)")
     parser.add_argument("--metric", default="eval_return", help="name in metrics.jsonl (eval_return)")
     parser.add_argument("--label", help="the method's name for every RUN without NAME=")
     parser.add_argument("--at", type=float, nargs="+", help="environment steps of the table (the last that all have)")
