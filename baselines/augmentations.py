@@ -28,7 +28,7 @@ def augment(images: Tensor, names: tuple[str, ...], prob: float = 1.0) -> Tensor
 
 
 def affine(x: Tensor) -> Tensor:
-    """Rotation and shear of ±5°, shift of ±14 %, scale 0.9 to 1.1."""
+    """Rotation and shear of ±5°, shift of ±14%, scale 0.9 to 1.1."""
     angle, shear = torch.deg2rad(uniform(x, -5, 5)), torch.tan(torch.deg2rad(uniform(x, -5, 5)))
     scale = 1 / uniform(x, 0.9, 1.1)
     tx, ty = uniform(x, -0.28, 0.28), uniform(x, -0.28, 0.28)
@@ -37,13 +37,13 @@ def affine(x: Tensor) -> Tensor:
 
 
 def crop(x: Tensor) -> Tensor:
-    """A window of 84 % of the image at a random place, scaled back up."""
+    """A window of 84% of the image at a random place, scaled back up."""
     size = x.new_full((len(x),), 0.84)
     return window(x, size, size, uniform(x, -0.16, 0.16), uniform(x, -0.16, 0.16))
 
 
 def rrc(x: Tensor) -> Tensor:
-    """A window of 80 to 100 % of the area with an aspect ratio of 3/4 to 4/3, scaled back up."""
+    """A window of 80 to 100% of the area with an aspect ratio of 3/4 to 4/3, scaled back up."""
     area, ratio = uniform(x, 0.8, 1), torch.exp(uniform(x, -0.2877, 0.2877))
     sx, sy = torch.sqrt(area * ratio).clamp(max=1), torch.sqrt(area / ratio).clamp(max=1)
     return window(x, sx, sy, uniform(x, -1, 1) * (1 - sx), uniform(x, -1, 1) * (1 - sy))

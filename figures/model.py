@@ -170,7 +170,7 @@ def imagination(c: Canvas) -> None:
         c.arrow((x + 0.5, 2.54), (following - 0.42, 1.62))
     c.words(12.66, 1.55, "…", 13)
     c.words(10.98, 0.97, "online dynamics, prior only, H = 15 steps", color=DREAM)
-    c.box(10.98, 5.4, 3.3, 0.44, r"$\lambda$-returns, normalized by their 5 to 95 % range", DREAM, 8)
+    c.box(10.98, 5.4, 3.3, 0.44, r"$\lambda$-returns, normalized by their 5 to 95% range", DREAM, 8)
     for x, text in ((10.1, "actor loss:\nreturn, entropy"), (11.86, "value loss:\ntwo-hot return")):
         c.box(x, 6.75, 1.45, 0.62, text, LOSS, 8)
         c.arrow((x, 5.63), (x, 6.43), color=LOSS, dashed=True)

@@ -5,17 +5,17 @@
     python figures/plot.py --seeds RUN... [--out seeds.png]   a dot for each seed, from eval.jsonl
 
 RUN is a --logdir, a folder of them such as results/small, or NAME=RUN, which names the method. Runs are grouped by
-task, method and seed. Curves: a panel for each task with the mean over seeds and its 95 % confidence interval, by
+task, method and seed. Curves: a panel for each task with the mean over seeds and its 95% confidence interval, by
 bootstrap; curves_table.png and curves_table.csv hold IQM, mean and median at the steps of --at with their intervals
 (stratified bootstrap, as in "Deep Reinforcement Learning at the Edge of the Statistical Precipice", Agarwal et al.
 2021). Markdown tables are printed: of the means, and of what linear probes found, for runs that were probed.
 
---suite: a table of methods × test sets for each task and for their mean (mean over seeds, 95 % interval, drop from
+--suite: a table of methods × test sets for each task and for their mean (mean over seeds, 95% interval, drop from
 clean), with published numbers and their protocols beside it, is printed and written to suite_table.csv; the figure
 shows it as bars. The numbers are the rows that `--eval_only --eval_suite ...` adds to eval.jsonl.
 
 --seeds: the return of each run on its own task, the last that `--eval_only` added to eval.jsonl, by task and method,
-with the mean over seeds and its 95 % interval; the dashed line is the mean of the first method. A table of these and of
+with the mean over seeds and its 95% interval; the dashed line is the mean of the first method. A table of these and of
 each method's difference from the first one is printed; seeds_table.csv holds the runs.
 """
 
@@ -53,7 +53,7 @@ AGGREGATES = ("iqm", "mean", "median")
 
 
 def bootstrap(function: Callable, *tasks: Any, reps: int = 10_000) -> np.ndarray:
-    """function(*tasks) and its 95 % interval, (value, low, high): percentiles over draws of seeds with replacement.
+    """function(*tasks) and its 95% interval, (value, low, high): percentiles over draws of seeds with replacement.
 
     tasks: (..., seeds) each, whose seeds are drawn among themselves; `function` reduces the last axis. For a single
     seed the interval is the value.
@@ -80,7 +80,7 @@ def aggregate(*tasks: np.ndarray) -> np.ndarray:
 
 
 def difference(ours: Iterable[float], theirs: Iterable[float]) -> np.ndarray:
-    """mean(ours) − mean(theirs) with its 95 % interval, the seeds of both drawn with replacement."""
+    """mean(ours) − mean(theirs) with its 95% interval, the seeds of both drawn with replacement."""
     return bootstrap(lambda a, b: a.mean(-1) - b.mean(-1), ours, theirs)
 
 
@@ -291,7 +291,7 @@ def draw_curves(groups: Groups, published: dict[str, pd.DataFrame], metric: str,
 
 
 def draw_suite(frame: pd.DataFrame, path: Path) -> None:
-    """Returns by test set as bars with 95 % intervals, a panel for each task; published numbers are gray."""
+    """Returns by test set as bars with 95% intervals, a panel for each task; published numbers are gray."""
     figure, axes = panels(frame["task"].unique(), width=max(3.4, 0.9 + 0.22 * len(frame)))
     ours, published = (frame[kind]["method"].unique() for kind in (frame["seeds"] > 0, frame["seeds"] == 0))
     bright = COLORS[: len(ours)] if len(ours) <= 7 else plt.get_cmap("turbo")(np.linspace(0, 1, len(ours)))
@@ -315,7 +315,7 @@ def draw_suite(frame: pd.DataFrame, path: Path) -> None:
 
 
 def draw_seeds(frame: pd.DataFrame, path: Path) -> None:
-    """A panel for each task, a line for each method: a dot for each seed, their mean and its 95 % interval."""
+    """A panel for each task, a line for each method: a dot for each seed, their mean and its 95% interval."""
     tasks, methods = list(frame["task"].unique()), list(frame["method"].unique())
     figure, axes = panels(tasks)
     columns, lines = (getattr(figure.axes[0].get_gridspec(), name) for name in ("ncols", "nrows"))
@@ -335,7 +335,7 @@ def draw_seeds(frame: pd.DataFrame, path: Path) -> None:
         first = figure.axes.index(axis) % columns == 0
         axis.set_yticks(range(len(methods)), map(legend_name, methods) if first else [""] * len(methods))
         axis.set(ylim=(len(methods) - 0.4, -0.6), title=legend_name(task))
-    figure.supxlabel("return: a dot for each seed, mean and 95 % bootstrap interval")
+    figure.supxlabel("return: a dot for each seed, mean and 95% bootstrap interval")
     figure.savefig(path)
     plt.close(figure)
 
@@ -350,7 +350,7 @@ def draw_table(frame: pd.DataFrame, metric: str, path: Path) -> None:
     widths = np.array([max(map(len, [name, *cells[name]])) + 2 for name in cells])
     figure, axis = plt.subplots(figsize=(0.085 * widths.sum(), 0.26 * (len(cells) + 1) + 0.45))
     axis.set_axis_off()
-    axis.set_title(f"{legend_name(metric)}, 95 % bootstrap intervals", pad=6)
+    axis.set_title(f"{legend_name(metric)}, 95% bootstrap intervals", pad=6)
     style = {"cellLoc": "left", "colLoc": "left", "bbox": (0, 0, 1, 1), "edges": "B"}
     drawn = axis.table(cells.to_numpy(), colLabels=list(cells), colWidths=list(widths / widths.sum()), **style)
     drawn.auto_set_font_size(False)
@@ -405,7 +405,7 @@ def markdown(frame: pd.DataFrame, metric: str) -> str:
             texts.setdefault(row.method, {})[row.task] = f"{score} ({row.seeds})"
         tasks = part["task"].unique()
         rows = [[METHOD_NAMES.get(name, name), *(row.get(task, "") for task in tasks)] for name, row in texts.items()]
-        caption = f"`{metric}` at {step:,} environment steps: mean over seeds [95 % bootstrap interval] (seeds)"
+        caption = f"`{metric}` at {step:,} environment steps: mean over seeds [95% bootstrap interval] (seeds)"
         tables.append(f"{caption}\n\n{table(['method', *tasks], rows)}")
     return "\n\n".join(tables)
 
@@ -421,7 +421,7 @@ def suite_table(part: pd.DataFrame) -> tuple[str, list[str]]:
     for method, cells in part.groupby("method", sort=False):
         texts = {}
         for row in cells.to_dict("records"):
-            drop = "" if math.isnan(row["drop"]) else f" ({-row['drop']:+.0f} %)"
+            drop = "" if math.isnan(row["drop"]) else f" ({-row['drop']:+.0f}%)"
             texts[row["set"]] = span(row["mean"], row["low"], row["high"], 0) + drop
         number = protocols.setdefault(" / ".join(dict.fromkeys(cells["protocol"])), len(protocols) + 1)
         rows.append([f"{method} ({number})", counted(cells["seeds"]), *(texts.get(name, "") for name in sets)])
@@ -431,7 +431,7 @@ def suite_table(part: pd.DataFrame) -> tuple[str, list[str]]:
 def suite_markdown(frame: pd.DataFrame) -> str:
     """The table of each task, and its protocols below."""
     caption = (
-        "Return, mean over seeds [95 % bootstrap interval] (change from clean in percent). "
+        "Return, mean over seeds [95% bootstrap interval] (change from clean in percent). "
         "The video sets of these runs are DMC-GS's: `video_hard` hides the floor, all others keep it."
     )
     tables = []
@@ -465,7 +465,7 @@ def probe_markdown(groups: Groups) -> str:
     ]
     if not rows:
         return ""
-    caption = "`--eval_only --probe_state` on the last checkpoints: means over seeds [95 % bootstrap interval]"
+    caption = "`--eval_only --probe_state` on the last checkpoints: means over seeds [95% bootstrap interval]"
     header = ["task", "method", "return", "R² state", "R² background", "seeds"]
     return f"\n\n{caption}\n\n{table(header, rows, left=2)}"
 

@@ -109,7 +109,7 @@ def small() -> str:
 
 
 def differences() -> str:
-    """HRSSM's return minus that of each other method with several seeds, and its 95 % bootstrap interval."""
+    """HRSSM's return minus that of each other method with several seeds, and its 95% bootstrap interval."""
     returns = {(task, method): scores["return"] for task, method, _, scores in by_method(several=True)}
     rows = [
         [task, name(method), *gap(returns[task, "hrssm"], theirs)]
@@ -122,7 +122,7 @@ def differences() -> str:
 def seeds() -> str:
     """The spread of returns over seeds, pooled over methods, and the difference of two methods that it lets show.
 
-    That is one that a two-sided t test at 5 % finds in 80 % of all comparisons with so many seeds each.
+    That is one that a two-sided t test at 5% finds in 80% of all comparisons with so many seeds each.
     """
     counts, rows = (3, 5, 8, 20), []
     tasks: dict[str, list[list[dict]]] = {}

@@ -16,7 +16,7 @@
 # What the docstring says: "list of tasks completed during the episode uptil the current step".
 #
 # Why it matters: the number of tasks completed is the metric of this benchmark. Who logs it from `final_info`, as for
-# any episode's end, reports 0 % for a policy that solves everything, and AsyncVectorEnv, whose worker resets before it
+# any episode's end, reports 0% for a policy that solves everything, and AsyncVectorEnv, whose worker resets before it
 # sends, must do the same (read, not run). Infos that are kept per step for a data set say of the first step of an episode which tasks
 # its last step completed, a leak from the future, or say nothing once the next episode has begun.
 # Expected before: a list that stays what it was when it was returned.

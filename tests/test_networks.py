@@ -245,7 +245,7 @@ def test_actors(dist):
 
 
 def test_bounds_of_actors():
-    """From output layers of known values: 5·tanh(m / 5) and softplus(s + 1) + 0.1; 1 % uniform."""
+    """From output layers of known values: 5·tanh(m / 5) and softplus(s + 1) + 0.1; 1% uniform."""
     made = {dist: networks.Actor(10, 16, 1, 4, dist=dist) for dist in ("tanh_normal", "onehot")}
     for actor in made.values():
         torch.nn.init.zeros_(actor.out.weight)

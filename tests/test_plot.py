@@ -312,9 +312,9 @@ def test_suite_is_a_table_of_methods_by_sets_beside_published_numbers(suite):
     assert header == ["method", "seeds", "clean", "color_hard", "video_hard"]
     cells = {re.sub(r" \(\d+\)$", "", line[0]): line[1:] for line in lines}
     assert cells["HRSSM"][0] == "3" and cells["HRSSM"][1] == "801 [800, 802]"
-    assert cells["HRSSM"][3] == "201 [200, 202] (-75 %)"  # the last of two
-    assert cells["DreamerV3"][:2] == ["1 to 3", "401 [400, 402]"] and cells["DreamerV3"][3] == "100 (-75 %)"
-    assert cells["DreamerV3"][2] == "301 [300, 302] (-25 %)"
+    assert cells["HRSSM"][3] == "201 [200, 202] (-75%)"  # the last of two
+    assert cells["DreamerV3"][:2] == ["1 to 3", "401 [400, 402]"] and cells["DreamerV3"][3] == "100 (-75%)"
+    assert cells["DreamerV3"][2] == "301 [300, 302] (-25%)"
     assert cells["EADream (published: DMC-GB2)"][1:] == ["", "964", "872"]
     assert cells["DreamerV3 (published: training curve)"][1] == "969"  # the step closest to the runs'
     assert "zero-shot after clean training" in out and "trained: on dmc_walker_stand, 500,000 environment steps" in out

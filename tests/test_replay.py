@@ -885,7 +885,7 @@ def test_memory_is_within_a_tenth_of_the_raw_bytes():
 
 
 def test_memory_beside_files_is_what_the_setting_allows(tmp_path):
-    """And two unfinished episodes of 6 MB, 5 % of the rows."""
+    """And two unfinished episodes of 6 MB, 5% of the rows."""
     full, replaced = memory_ratios(tmp_path, 50e6)
     assert 0.18 < full < 0.28 and 0.18 < replaced < 0.28
 

@@ -70,7 +70,7 @@ def test_intervals_of_differences_agree_with_scipy():
 
 @pytest.mark.parametrize("n, difference", [(17, 1.0), (26, 0.8), (64, 0.5)])
 def test_the_seeds_that_a_difference_needs_are_those_of_cohens_tables(n, difference):
-    """Two groups, two-sided, 5 %, power 0.8: Cohen (1992)."""
+    """Two groups, two-sided, 5%, power 0.8: Cohen (1992)."""
     assert tables.effect(n) <= difference < tables.effect(n - 1)
 
 
