@@ -16,12 +16,6 @@ class Wrapper:
             raise AttributeError(name)
         return getattr(self.env, name)
 
-    def reset(self, episode: int | None = None) -> dict:
-        return self.env.reset(episode)
-
-    def step(self, action: dict) -> tuple[dict, float, bool, dict]:
-        return self.env.step(action)
-
 
 class TimeLimit(Wrapper):
     """Ends an episode after `duration` agent steps (None: never): is_last without is_terminal."""

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from envs.suite import DISTRACTING, SUITES
 from run.config import FREE_SETTINGS, Config
+from setup.sweep_run import is_number
 
 SETS = (*SUITES["dmcgb2"], *DISTRACTING, "video")  # a task's name is that of its clean version and one of these
 SETUPS = {"dmc_vision", "dmc_proprio", "realistic_maniskill", "small", "debug", "quickstart", "quickstart_vectors"}
@@ -207,11 +208,6 @@ def read_rows(path: Path, check: Callable[[dict], object], expected: str) -> lis
         elif line and number < len(lines):
             raise PlotError(f"{path}, line {number}: expected {expected}")
     return rows
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number that can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def read_curve(folder: Path, metric: str, window: float = 0) -> pd.Series:

@@ -14,8 +14,8 @@ from run.config import Config
 from run.logs import log
 
 
-def set_up(config: Config) -> torch.device:
-    """Sets up the process for every action of the command line; returns its device.
+def set_up(config: Config) -> None:
+    """Sets up the process for every action of the command line.
 
     Seeds all generators, and chooses deterministic kernels and the arithmetic of matrix products.
     """
@@ -26,7 +26,6 @@ def set_up(config: Config) -> torch.device:
     log.info(tune_matmul(device))
     if device.type == "cpu" and (note := crowding(torch.get_num_threads(), os.cpu_count() or 1, os.getloadavg()[0])):
         log.info(note)
-    return device
 
 
 def crowding(threads: int, cores: int, load: float) -> str:
@@ -118,7 +117,7 @@ def rng_state(**generators: np.random.Generator) -> dict[str, Any]:
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [version, list(internal), gauss],
         "numpy": [name, keys.tolist(), int(position), int(has_gauss), float(cached)],
-        "generators": {key: _plain(value.bit_generator.state) for key, value in generators.items()},
+        "generators": {key: value.bit_generator.state for key, value in generators.items()},
     }
 
 
@@ -142,9 +141,3 @@ def own_randomness(device: torch.device, *seed: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         yield
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -243,7 +243,8 @@ class Process:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    """Whether it is a finite number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e30
 
 
 def last_lines(text: str, count: int) -> str:

@@ -98,7 +98,8 @@ def submit(runs: Sequence[Run], logdir: Path, max_parallel: int | None, per_gpu:
     setup, delay = options.pop("setup", ":"), signal_delay(options)
     together = per_gpu * max(1, gpus_of(options))
     tasks = [runs[i : i + together] for i in range(0, len(runs), together)]
-    largest = config_number("MaxArraySize", 1001)
+    shown = re.search(r"^MaxArraySize\s*= (\d+)", ask("scontrol", "show", "config").stdout, re.MULTILINE)
+    largest = int(shown[1]) if shown else 1001
     arrays = [tasks[i : i + largest] for i in range(0, len(tasks), largest)]
     if "\\" in str(logdir):
         raise ConfigError(f"--logdir {logdir}: SLURM takes no name with a backslash for the logs of an array")
@@ -158,12 +159,6 @@ def sbatch(options: dict[str, str], script: str) -> str:
     if unknown := re.search(r"unrecognized option '--([\w-]+)", said):
         said += nearest(unknown[1], re.findall(r"--([a-z][a-z-]+)", ask("sbatch", "--help").stdout))
     raise ConfigError(f"--executor slurm: sbatch: {said or f'exit {answer.returncode}'}")
-
-
-def config_number(name: str, default: int) -> int:
-    """A number of SLURM's configuration."""
-    match = re.search(rf"^{name}\s*= (\d+)", ask("scontrol", "show", "config").stdout, re.MULTILINE)
-    return int(match[1]) if match else default
 
 
 def read_queue() -> Queue:
