@@ -76,9 +76,8 @@ class Replay:
         self._unfinished: dict[int, Episode] = {}  # env -> episode
         self._by_key: WeakValueDictionary[str, Episode] = WeakValueDictionary()  # all that are held or in a view
         self._dropped: dict[str, int] = {}  # key -> place in the order of finishing
-        self._held: list[Episode | None] = []  # finished, in order; those before _head are evicted
+        self._held: list[Episode] = []  # finished, in order
         self._ends: list[int] = []  # rows of all finished episodes up to and with the one at the same index in _held
-        self._head = 0
         self._gone_rows = 0  # rows of the evicted ones, counted as in _ends
         self._released = 0  # index in _held of the oldest one that may stay in memory
         self._finished_steps = 0  # agent steps held in finished episodes
@@ -103,7 +102,7 @@ class Replay:
     @property
     def episodes(self) -> int:
         """Episodes held, unfinished ones included."""
-        return len(self._held) - self._head + len(self._unfinished)
+        return len(self._held) + len(self._unfinished)
 
     @property
     def total_episodes(self) -> int:
@@ -208,7 +207,7 @@ class Replay:
 
     def _drop(self, key: str, order: int, steps: int) -> None:
         self._dropped[key] = order
-        if self._head < len(self._held):
+        if self._held:
             self._held[-1].dropped_steps += steps
             self._dropped_steps += steps
 
@@ -219,7 +218,6 @@ class Replay:
         self._finished_steps += episode.steps
         self._dropped_steps += episode.dropped_steps
         rows = self.memory // row_bytes(self._spec)
-        self._released = max(self._released, self._head)
         while self._released < len(self._held):
             oldest = self._held[self._released]
             if self._ends[-1] - self._ends[self._released] + oldest.rows <= rows:
@@ -229,18 +227,12 @@ class Replay:
 
     def _evict(self) -> None:
         steps = self.steps + self._dropped_steps
-        while steps > self.capacity and self._head < len(self._held) - 1:
-            episode = self._held[self._head]
-            self._gone_rows = self._ends[self._head]
-            self._held[self._head] = None
-            self._head += 1
+        while steps > self.capacity and len(self._held) > 1:
+            episode, self._gone_rows = self._held.pop(0), self._ends.pop(0)
+            self._released = max(0, self._released - 1)
             self._finished_steps -= episode.steps
             self._dropped_steps -= episode.dropped_steps
             steps -= episode.steps + episode.dropped_steps
-        if self._head > len(self._held) // 2:
-            del self._held[: self._head], self._ends[: self._head]
-            self._released = max(0, self._released - self._head)
-            self._head = 0
 
     def _remove_excess(self) -> None:
         for key in self._files.remove_excess() if self._files else ():
@@ -256,11 +248,11 @@ class Replay:
             return  # reported already
         gone = {lost.episode}
         if isinstance(lost.error, FileNotFoundError):  # one line for all that went with it
-            gone |= {e for e in self._held[self._head :] if e.is_gone() and self._files.forget(e.key)}
+            gone |= {e for e in self._held if e.is_gone() and self._files.forget(e.key)}
         report(lost.episode.path, lost.error, f", and {len(gone) - 1} more" if len(gone) > 1 else "")
-        kept = [episode for episode in self._held[self._head :] if episode not in gone]
+        kept = [episode for episode in self._held if episode not in gone]
         self._held, self._ends = [], []
-        self._head = self._gone_rows = self._released = self._finished_steps = self._dropped_steps = 0
+        self._gone_rows = self._released = self._finished_steps = self._dropped_steps = 0
         for episode in kept:
             self._hold(episode)
 
@@ -307,7 +299,7 @@ class Replay:
         episodes of two rows or more take part.
         """
         running = [self._unfinished[env] for env in sorted(self._unfinished) if self._unfinished[env].rows >= 2]
-        finished_rows = self._ends[-1] - self._gone_rows if self._head < len(self._ends) else 0
+        finished_rows = self._ends[-1] - self._gone_rows if self._ends else 0
         total = finished_rows + sum(episode.rows for episode in running)
         if not total and self._total_finished_steps:
             raise FileNotFoundError(errno.ENOENT, "no episode is left to train on", str(self.directory))
@@ -317,7 +309,7 @@ class Replay:
         def draw_episode() -> Episode:
             row = int(rng.integers(total))
             if row < finished_rows:
-                return self._held[bisect_right(self._ends, self._gone_rows + row, lo=self._head)]
+                return self._held[bisect_right(self._ends, self._gone_rows + row)]
             row -= finished_rows
             for episode in running:
                 if row < episode.rows:
