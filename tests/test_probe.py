@@ -63,7 +63,8 @@ def test_share_of_the_latent_in_the_projection():
 
 @pytest.mark.slow
 def test_a_run_is_probed_for_state_and_background(tmp_path):
-    flags = [*PIXELS, "--task", "dmc_cartpole_balance_video", "--img_source", "clouds", "--logdir", str(tmp_path)]
+    flags = [*PIXELS, "--task", "dmc_cartpole_balance_video", "--img_source", "clouds", "--steps", "400"]
+    flags += ["--logdir", str(tmp_path)]
     assert run(*flags)[0] == 0
     code, out, err = run("--eval_only", "--probe_state", "--episodes", "3", "--logdir", str(tmp_path))
     assert code == 0, err
