@@ -5,6 +5,7 @@ and names the pages whose tables are not those of the runs (exit status 1).
 """
 
 import argparse
+import functools
 import re
 import sys
 from pathlib import Path
@@ -26,7 +27,12 @@ R2 = ["R² state", "R² background"]
 
 def load(folder: str) -> list[reading.Run]:
     """The runs below results/`folder`, methods in the order of reading.METHOD_NAMES."""
-    runs, order = reading.find_runs([str(ROOT / "results" / folder)]), list(reading.METHOD_NAMES)
+    return runs_in(ROOT / "results" / folder)
+
+
+@functools.cache  # several tables are of the same runs
+def runs_in(path: Path) -> list[reading.Run]:
+    runs, order = reading.find_runs([str(path)]), list(reading.METHOD_NAMES)
     return sorted(runs, key=lambda run: (run.task, order.index(run.method), run.seed))
 
 
