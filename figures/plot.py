@@ -318,8 +318,8 @@ def draw_seeds(frame: pd.DataFrame, path: Path) -> None:
     """A panel for each task, a line for each method: a dot for each seed, their mean and its 95% interval."""
     tasks, methods = list(frame["task"].unique()), list(frame["method"].unique())
     figure, axes = panels(tasks)
-    columns, lines = (getattr(figure.axes[0].get_gridspec(), name) for name in ("ncols", "nrows"))
-    figure.set_figheight(lines * (0.22 * len(methods) + 0.5) + 0.4)
+    grid = figure.axes[0].get_gridspec()
+    figure.set_figheight(grid.nrows * (0.22 * len(methods) + 0.5) + 0.4)
     for task, axis in axes.items():
         share_range(axis.sharex, task, axes)
         for place, method in enumerate(methods):
@@ -332,7 +332,7 @@ def draw_seeds(frame: pd.DataFrame, path: Path) -> None:
             axis.plot(mean, place, "|", color="#333333", markersize=9, markeredgewidth=2)
             if place == 0:
                 axis.axvline(mean, color="#999999", linestyle="--", linewidth=0.8, zorder=0)
-        first = figure.axes.index(axis) % columns == 0
+        first = figure.axes.index(axis) % grid.ncols == 0
         axis.set_yticks(range(len(methods)), map(legend_name, methods) if first else [""] * len(methods))
         axis.set(ylim=(len(methods) - 0.4, -0.6), title=legend_name(task))
     figure.supxlabel("return: a dot for each seed, mean and 95% bootstrap interval")

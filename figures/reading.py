@@ -15,11 +15,10 @@ from ruamel.yaml import YAML
 
 from envs.suite import DISTRACTING, SUITES
 from run.config import FREE_SETTINGS, Config
-from setup.sweep_run import is_number
+from setup.sweep_run import LARGEST, is_number
 
 SETS = (*SUITES["dmcgb2"], *DISTRACTING, "video")  # a task's name is that of its clean version and one of these
 SETUPS = {"dmc_vision", "dmc_proprio", "realistic_maniskill", "small", "debug", "quickstart", "quickstart_vectors"}
-LARGEST = 1e30  # magnitude of a step or value that can be drawn
 METHOD_NAMES = {  # names in legends and printed tables
     "hrssm": "HRSSM",
     "dreamerv3": "DreamerV3",

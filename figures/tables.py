@@ -180,7 +180,8 @@ def looks() -> str:
         "`_video`, one color": ("small_color", "_video"),
         "`_video`, clouds": ("small", "_video"),
     }
-    scores = {folder: plot.probe_scores(reading.group_runs(load(folder))) for folder, _ in kinds.values()}
+    folders = {folder for folder, _ in kinds.values()}
+    scores = {folder: plot.probe_scores(reading.group_runs(load(folder))) for folder in folders}
     rows = []
     for method in ("hrssm", "no_hybrid"):
         found = [scores[folder].get((f"dmc_walker_stand{end}", method)) for folder, end in kinds.values()]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATES = ("waiting", "running", "stopping", "finished", "failed")
+LARGEST = 1e30  # magnitude of a step or value that can be drawn
 STOPPED = (0, -signal.SIGTERM)  # exit statuses of a run that can resume or is finished
 STARTS, TRAINS = "the job starts", "the job trains"  # lines in the log of a SLURM job
 
@@ -244,7 +245,7 @@ class Process:
 
 def is_number(value: object) -> bool:
     """Whether it is a finite number that can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e30
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def last_lines(text: str, count: int) -> str:
