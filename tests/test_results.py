@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import agents
 import numpy as np
 import pytest
 import scipy.stats
 
+import dreamer
 from figures import plot, tables
-from run import config
+from run import checkpoint, config, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +28,7 @@ def test_tables_are_those_of_the_runs(page):
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """The pages and the runs, to be changed."""
-    shutil.copytree(ROOT / "results", tmp_path / "results")
+    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.pt"))
     (tmp_path / "docs").mkdir()
     for page in ("README.md", "docs/findings.md"):
         shutil.copy(ROOT / page, tmp_path / page)
@@ -112,3 +114,16 @@ def test_quickstart(run):
     before = config.load_config([]).flat() | ran  # a setting that is younger than the run has its default
     assert {name for name in now if before[name] != now[name]} <= {"logdir", "seed"}  # it was this quickstart
     assert now["logdir"] == "./log/quickstart"  # and not ./log, which holds all runs
+
+
+WEIGHTS = sorted(path.parent for path in ROOT.glob("results/**/latest.pt"))
+
+
+@pytest.mark.parametrize("run", WEIGHTS, ids=lambda run: f"{run.parent.name}-{run.name}")
+def test_weights_are_those_of_the_run(run):
+    """They fit the settings beside them and stem from the last step of the log."""
+    settings = evaluate.run_config([], run)
+    step = checkpoint.load_weights(run, dreamer.Dreamer(settings, agents.IMAGE, 6)) * settings.action_repeat
+    log = run / "metrics.jsonl"
+    last = json.loads(log.read_text().splitlines()[-1])["step"] if log.exists() else settings.steps
+    assert step == last
