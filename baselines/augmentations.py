@@ -69,8 +69,21 @@ def intensity(x: Tensor) -> Tensor:
     return x * (1 + 0.05 * torch.randn(x.shape[0], 1, 1, 1, device=x.device).clamp(-2, 2))
 
 
+def overlay(x: Tensor) -> Tensor:
+    """The mean of the image and of gray noise whose amplitudes fall as 1/f, as those of natural images do.
+
+    After the overlay of SVEA (Hansen, Su and Wang, NeurIPS 2021, arXiv 2107.00644), which mixes photographs in.
+    """
+    n, _, height, width = x.shape
+    noise = x.new_zeros(n, 1, 1, 1)
+    for octave in range(5, -1, -1):  # the same variance for each
+        size = max(1, height >> octave), max(1, width >> octave)
+        noise = F.interpolate(noise, size, mode="bilinear") + torch.randn(n, 1, *size, device=x.device)
+    return (x + (noise / 8).clamp(-0.5, 0.5)) / 2  # std 0.22, that of the clouds of _video tasks
+
+
 AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    function.__name__: function for function in (affine, crop, rrc, blur, shift, intensity)
+    function.__name__: function for function in (affine, crop, rrc, blur, shift, intensity, overlay)
 }
 
 

@@ -114,7 +114,7 @@ _ROWS = (
     ("proto_freeze", between(0, 1e12)),
     ("proto_temperature sinkhorn_eps", between(1e-3, 1e3)),
     ("sinkhorn_iterations", between(1, 1000)),
-    ("augmentation", one_of("affine", "crop", "rrc", "blur", "shift", "intensity")),
+    ("augmentation", one_of("affine", "crop", "rrc", "blur", "shift", "intensity", "overlay")),
     # Training
     ("batch_size", between(1, 4096)),
     ("batch_length", between(2, 4096)),

@@ -486,7 +486,7 @@ def test_number_out_of_its_range_is_refused(capsys, name, value):
         ("--dyn_cell block_gru --dyn_deter 500", "--dyn_deter 500 cannot be split into --dyn_blocks 8, for block_gru"),
         ("--precision 8", "--precision is 8: expected a whole number, one of 16, 32"),
         ("--grad_heads reward image", "--grad_heads is image: expected a word, one of decoder, reward, cont"),
-        ("--augmentation mirror", "expected a word, one of affine, crop, rrc, blur, shift, intensity"),
+        ("--augmentation mirror", "expected a word, one of affine, crop, rrc, blur, shift, intensity, overlay"),
         ("--actor_dist gauss", "expected a word, one of normal, trunc_normal, tanh_normal, onehot"),
         ("--imag_gradient none", "expected a word, one of dynamics, reinforce, both"),
         ("--expl_behavior none", "expected a word, one of greedy, random, plan2explore"),

@@ -132,6 +132,21 @@ def test_shift_moves_whole_pixels():
         assert any(torch.allclose(out, w, atol=1e-4) for w in windows)
 
 
+@pytest.mark.parametrize("height, width", [(64, 64), (84, 60)])
+def test_overlays_have_the_amplitudes_of_natural_images(height, width):
+    torch.manual_seed(0)
+    images = torch.rand(1, 200, height, width, 3) - 0.5
+    mixed = 2 * augment(images, ("overlay",)) - images
+    noise = mixed[0, :, :, :, 0]
+    torch.testing.assert_close(mixed, noise[None, ..., None].expand_as(mixed), atol=1e-6, rtol=0)  # gray
+    assert noise.abs().max() <= 0.5 + 1e-6 and noise.std().item() == pytest.approx(0.21, abs=0.02)
+    assert abs(torch.corrcoef(noise[:2].flatten(1))[0, 1].item()) < 0.6  # each image has its own
+    spectrum = torch.fft.rfft2(noise).abs().square().mean(0).sqrt()
+    for amplitudes in (spectrum[1:25, 0], spectrum[0, 1:25]):
+        flat = amplitudes * torch.arange(1, 25)
+        assert flat.max() / flat.min() < 1.7
+
+
 def test_free_nats_apply_to_each_element():
     logits = torch.zeros(2, 1, 3)
     far = torch.tensor([[[0.0, 0.0, 0.0]], [[9.0, 0.0, 0.0]]], requires_grad=True)
