@@ -35,6 +35,8 @@ METHOD_NAMES = {  # names in legends and printed tables
     "masked_start": "HRSSM imagining from masked branch",
     "masked_simsr": "HRSSM, bisimulation in masked branch",
     "no_hybrid": "HRSSM without target branch",
+    "overlay": "HRSSM with overlays",
+    "no_hybrid+overlay": "HRSSM without target branch, with overlays",
     "continuous": "HRSSM, Normal latents",
     "M": "HRSSM, size M",
 }

@@ -45,6 +45,7 @@ def tops(names) -> set[str]:
         ("no_hybrid", {"hybrid": False}, {"mbr_loss"}, set()),
         ("masked_start", {"imag_branch": "masked"}, set(), set()),
         ("masked_simsr", {"simsr_branch": "masked"}, set(), set()),
+        ("overlay", {"augmentation": ["overlay"], "aug_prob": 0.5}, set(), set()),
         ("dreamerv3", DREAMER, {"mbr_loss", "simsr_loss"}, {"decoder_loss"}),
     ],
 )
