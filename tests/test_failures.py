@@ -30,7 +30,7 @@ from run.trainer import Trainer, TrainingError
 pytestmark = pytest.mark.slow
 
 HERE = ["--parallel", "False", "--device", "cpu", "--compile", "False"]
-SHORT = [*VECTORS, *HERE, "--steps", "480", "--eval_episode_num", "1"]
+SHORT = [*VECTORS, *HERE, "--steps", "480", "--eval_episode_num", "1", "--train_ratio", "8"]
 
 
 def main(*flags) -> int:
