@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_accel import needs_gpu
-from test_dreamer import PIXELS, entries, run, start, wait_for
+from test_dreamer import HERE, PIXELS, entries, main, start, wait_for
 
 import accel
 import baselines
@@ -529,15 +529,15 @@ def test_captured_updates_match_plain_pytorch(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["repo", "dreamerpro"])  # which have state beyond networks and their optimizer
-def test_a_stopped_run_resumes_to_the_same_numbers(name, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_numbers(name, tmp_path, capsys):
     flags = [*PIXELS, "--configs", name, *FEW, "--proto_freeze", "20", "--steps", "400"]
-    assert run(*flags, "--logdir", tmp_path / "whole")[0] == 0
+    assert main(*flags, *HERE, "--logdir", tmp_path / "whole") == 0
     process = start(*flags, "--logdir", tmp_path / "stopped")
     wait_for(tmp_path / "stopped", 4, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(600) == 0
-    code, out, err = run(*flags, "--logdir", tmp_path / "stopped")
-    assert code == 0 and "resumed at step" in out, err
+    assert main(*flags, *HERE, "--logdir", tmp_path / "stopped") == 0
+    assert "resumed at step" in capsys.readouterr().out
     lines = entries(tmp_path / "stopped")
     assert lines == entries(tmp_path / "whole")
     assert all(any(f"{loss}_loss" in line for line in lines) for loss in EXPECTED[name][1])

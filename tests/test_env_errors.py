@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_distributed import run_ranks
-from test_dreamer import TINY, entries, run, start
+from test_dreamer import TINY, entries, main, run, start
 from test_replay import fill, make_row, rng
 
 import dreamer
@@ -338,7 +338,7 @@ def test_a_run_survives_its_diverging_episodes(diverging, tmp_path):
     assert not any(terminal)
     # a resumed run gives the same rows, wherever it stopped
     assert run(*flags, tmp_path / "parts", "--steps", "250")[0] == 0
-    assert run(*flags, tmp_path / "parts", "--parallel", "False")[0] == 0
+    assert main(*flags, tmp_path / "parts", "--parallel", "False") == 0
     ours, theirs = ([x for x in entries(tmp_path / name) if "train_return" in x] for name in ("parts", "run"))
     assert ours == theirs
     code, out, err = run("--eval_only", "--logdir", tmp_path / "run", "--episodes", "24", "--device", "cpu")
