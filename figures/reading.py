@@ -37,6 +37,7 @@ METHOD_NAMES = {  # names in legends and printed tables
     "no_hybrid": "HRSSM without target branch",
     "overlay": "HRSSM with overlays",
     "no_hybrid+overlay": "HRSSM without target branch, with overlays",
+    "dreamerv3+overlay": "DreamerV3 with overlays",
     "continuous": "HRSSM, Normal latents",
     "M": "HRSSM, size M",
 }

@@ -190,6 +190,18 @@ def looks() -> str:
     return plot.table(["method", *kinds], rows)
 
 
+def overlays() -> str:
+    """walker_stand, clean and in front of clouds, without the config `overlay` and with it."""
+    scores = plot.probe_scores(reading.group_runs(load("small")))
+    pairs = {"no_hybrid": "no_hybrid+overlay", "hrssm": "overlay", "dreamerv3": "dreamerv3+overlay"}
+    rows = []
+    for pair in pairs.items():
+        found = [scores.get((f"dmc_walker_stand{end}", method)) for end in ("", "_video") for method in pair]
+        cells = ["" if some is None else f"{plot.mean_span(some['return'], 0)} ({len(some)})" for some in found]
+        rows.append([name(pair[0]), *cells])
+    return plot.table(["method", "clean", "clean, overlays", "clouds", "clouds, overlays"], rows)
+
+
 def videos() -> str:
     """Small agents trained in front of natural videos, and the shipped ones of clouds: each in front of both."""
     rows = []
