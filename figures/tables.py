@@ -52,6 +52,11 @@ def spread(row: dict) -> str:
     return f"{row['return']:.0f} ± {row['return_std']:.0f}"
 
 
+def averaged(scores: pd.DataFrame | None) -> str:
+    """The mean return over seeds with its interval, and how many they are; "" if there are none."""
+    return "" if scores is None else f"{plot.mean_span(scores['return'], 0)} ({len(scores)})"
+
+
 def curve(run: reading.Run) -> list[str]:
     """Mean and standard deviation over the episodes of each evaluation during training."""
     stds = reading.read_curve(run.path, "eval_return_std")
@@ -79,8 +84,7 @@ def summary() -> str:
     small = plot.probe_scores(reading.group_runs(runs))
     for method in ("hrssm", "dreamerv3", *LEGAL["baseline"].choices[1:]):
         if all((task, method) in small for task in tasks):
-            found = [small[task, method]["return"] for task in tasks]
-            cells = [f"{plot.mean_span(scores, 0)} ({len(scores)})" for scores in found]
+            cells = [averaged(small[task, method]) for task in tasks]
             rows.append([name(method), f"{runs[0].curve.index[-1]:,.0f}", *cells])
     return plot.table(["agent", "steps", "clean", "moving clouds"], rows)
 
@@ -185,8 +189,7 @@ def looks() -> str:
     rows = []
     for method in ("hrssm", "no_hybrid"):
         found = [scores[folder].get((f"dmc_walker_stand{end}", method)) for folder, end in kinds.values()]
-        cells = ["" if some is None else f"{plot.mean_span(some['return'], 0)} ({len(some)})" for some in found]
-        rows.append([name(method), *cells])
+        rows.append([name(method), *map(averaged, found)])
     return plot.table(["method", *kinds], rows)
 
 
@@ -197,8 +200,7 @@ def overlays() -> str:
     rows = []
     for pair in pairs.items():
         found = [scores.get((f"dmc_walker_stand{end}", method)) for end in ("", "_video") for method in pair]
-        cells = ["" if some is None else f"{plot.mean_span(some['return'], 0)} ({len(some)})" for some in found]
-        rows.append([name(pair[0]), *cells])
+        rows.append([name(pair[0]), *map(averaged, found)])
     return plot.table(["method", "clean", "clean, overlays", "clouds", "clouds, overlays"], rows)
 
 

@@ -32,15 +32,16 @@ TINY = (
 ).split()
 VECTORS = ["--configs", "dmc_proprio", "--task", "dmc_cartpole_balance", *TINY]
 PIXELS = ["--configs", "dmc_vision", "--task", "dmc_cartpole_balance", "--size", "16", "16", "--patch_size", "4", *TINY]
-
-
 HERE = ["--parallel", "False", "--device", "cpu"]
 PYTHON = (sys.executable, "-u")
 
 
 def main(*flags) -> int:
-    """A command in this process, which has imported what it needs."""
-    return dreamer.main([str(flag) for flag in flags])
+    """The exit status of a command in this process, which has imported what it needs."""
+    try:
+        return dreamer.main([str(flag) for flag in flags])
+    except SystemExit as stop:
+        return stop.code
 
 
 def start(*flags, launcher=PYTHON, **kwargs) -> subprocess.Popen:
@@ -255,11 +256,7 @@ def test_a_dead_worker_ends_the_run_with_its_name(tmp_path):
     ],
 )
 def test_bad_settings_are_one_line(flags, words, tmp_path, capsys):
-    argv = ["--configs", "dmc_vision", "--task", "dmc_walker_walk", "--logdir", str(tmp_path / "run"), *flags]
-    try:
-        code = dreamer.main(argv)
-    except SystemExit as stop:
-        code = stop.code
+    code = main("--configs", "dmc_vision", "--task", "dmc_walker_walk", "--logdir", tmp_path / "run", *flags)
     err = capsys.readouterr().err
     assert code == 2 and len(err.strip().splitlines()) == 1, err
     for word in words:
@@ -321,8 +318,8 @@ def test_a_run_starts_from_a_checkpoint_of_the_public_code(tmp_path):
     for name in ("_wm.dynamics._cell._layer.weight", "_wm.encoder._cnn.layers.3.weight", "_wm.target_dynamics.W"):
         assert torch.equal(saved[public_name(name)], theirs[name])
     Path(path).unlink()  # needed once
-    assert dreamer.main([*map(str, flags), "--from_checkpoint", path]) == 0
-    assert dreamer.main(["--eval_only", "--episodes", "1", "--logdir", str(tmp_path / "run")]) == 0
+    assert main(*flags, "--from_checkpoint", path) == 0
+    assert main("--eval_only", "--episodes", "1", "--logdir", tmp_path / "run") == 0
 
 
 @pytest.mark.parametrize("behavior", ["random", "plan2explore"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_backgrounds import flat_frames, write_video
 from test_dmcgs import make_videos
-from test_dreamer import PIXELS, VECTORS, entries
+from test_dreamer import HERE, PIXELS, VECTORS, entries, main
 
 import dreamer
 from figures import plot
@@ -17,15 +17,6 @@ from run.config import Config, load_config, read_config, save_config
 from setup import export_agent
 
 pytestmark = pytest.mark.slow
-
-HERE = ["--parallel", "False", "--device", "cpu"]
-
-
-def main(*flags) -> int:
-    try:
-        return dreamer.main([str(flag) for flag in flags])
-    except SystemExit as stop:
-        return stop.code
 
 
 def files(folder) -> dict:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_dreamer import PYTHON, ROOT, VECTORS, entries, run, start, wait_for, workers
+from test_dreamer import HERE, PYTHON, ROOT, VECTORS, entries, main, run, start, wait_for, workers
 
 import dreamer
 from run import checkpoint, collect, logs
@@ -29,12 +29,8 @@ from run.trainer import Trainer, TrainingError
 
 pytestmark = pytest.mark.slow
 
-HERE = ["--parallel", "False", "--device", "cpu", "--compile", "False"]
-SHORT = [*VECTORS, *HERE, "--steps", "480", "--eval_episode_num", "1", "--train_ratio", "8"]
-
-
-def main(*flags) -> int:
-    return dreamer.main([str(flag) for flag in flags])
+PLAIN = [*HERE, "--compile", "False"]
+SHORT = [*VECTORS, *PLAIN, "--steps", "480", "--eval_episode_num", "1", "--train_ratio", "8"]
 
 
 def one_line(err: str) -> str:
@@ -559,7 +555,7 @@ def test_a_closed_or_full_stdout_costs_nothing(how, finished, tmp_path):
 
 def test_a_half_line_of_eval_jsonl_costs_no_other(logdir):
     (logdir / "eval.jsonl").write_text('{"step": 1}\n{"st')
-    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *PLAIN) == 0
     first, half, last = (logdir / "eval.jsonl").read_text().splitlines()
     assert (first, half) == ('{"step": 1}', '{"st') and json.loads(last)["step"] == 480
 
@@ -568,16 +564,16 @@ def test_eval_only_names_the_settings_that_the_run_lacks(logdir, capsys):
     saved = read_config(logdir / "config.yaml").to_dict()
     values = {key: value for key, value in saved.items() if key != "time_limit"}
     save_config(Config(values), logdir / "config.yaml")
-    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE, "--time_limit", "60") == 0
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *PLAIN, "--time_limit", "60") == 0
     assert "lacks" not in capsys.readouterr().out
-    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *HERE) == 0
+    assert main("--eval_only", "--logdir", logdir, "--episodes", "1", *PLAIN) == 0
     assert "config.yaml lacks settings; assuming time_limit 1000" in capsys.readouterr().out
-    evaluate = [*HERE, "--eval_only", "--episodes", "1", "--logdir", logdir]
+    evaluate = [*PLAIN, "--eval_only", "--episodes", "1", "--logdir", logdir]
     for name, flags, code, words in (
         ("action_repeat", evaluate, 0, "assuming action_repeat 2"),
         ("size", evaluate, 0, "assuming size [64, 64]"),
         ("eval_tasks", [*evaluate, "--eval_tasks", "dmc_walker_walk"], 2, "--eval_tasks belongs to training"),
-        ("task", [*HERE, "--logdir", logdir], 2, "--task : expected"),
+        ("task", [*PLAIN, "--logdir", logdir], 2, "--task : expected"),
     ):
         save_config(Config({key: value for key, value in saved.items() if key != name}), logdir / "config.yaml")
         assert main(*flags) == code

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_failures import SHORT, main
+from test_dreamer import main
+from test_failures import SHORT
 
 from run import trainer
 from run.config import load_config, read_config
