@@ -204,6 +204,16 @@ def overlays() -> str:
     return plot.table(["method", "clean", "clean, overlays", "clouds", "clouds, overlays"], rows)
 
 
+def longer() -> str:
+    """Small agents trained for more steps, with the means of training's evaluations."""
+    rows = []
+    for run in load("small_200k"):
+        means = run.curve.groupby(np.ceil(run.curve.index / 4e4) * 4e4).mean()
+        rows.append([run.task, name(run.method), run.seed, *means.map("{:.0f}".format), spread(run.probed())])
+    spans = [f"{end / 1000 - 40:.0f}k to {end / 1000:.0f}k" for end in means.index]
+    return plot.table(["task", "method", "seed", *spans, "return"], rows, left=2)
+
+
 def videos() -> str:
     """Small agents trained in front of natural videos, and the shipped ones of clouds: each in front of both."""
     rows = []
