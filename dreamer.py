@@ -7,6 +7,7 @@ evaluates it. `torchrun --nproc_per_node N dreamer.py ...` trains on N GPUs (run
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ import networks
 from envs.parallel import EnvGroup, WorkerDied
 from run import checkpoint, collect, evaluate, runtime
 from run.logs import check_loggers, first_line, log
-from run.process import Interrupt, open_logdir
+from run.process import Interrupt, interrupt_quietly, open_logdir
 from run.public import import_checkpoint
 from run.trainer import Trainer, TrainingError
 
@@ -365,6 +366,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt_quietly)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:  # Ctrl-C before the loop, or a second one within it

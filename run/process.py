@@ -93,6 +93,17 @@ def open_logdir(logdir: Path) -> Iterator[None]:
         yield
 
 
+def silence_destructors() -> None:
+    """For a process that is about to end: destructors of what is left half made would print tracebacks."""
+    sys.unraisablehook = lambda _: None
+
+
+def interrupt_quietly(number: int, frame) -> None:
+    """A handler of SIGINT: raises KeyboardInterrupt."""
+    silence_destructors()
+    raise KeyboardInterrupt
+
+
 class Interrupted(BaseException):
     """The run is asked to stop; not an Exception, which env code may catch."""
 
@@ -136,8 +147,8 @@ class Interrupt:
 
     def _handle(self, number: int, frame) -> None:
         if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            interrupt_quietly(number, frame)
         self.requested = True
         if self._immediate:
-            sys.unraisablehook = lambda _: None  # destructors of what is left half made would print tracebacks
+            silence_destructors()
             raise Interrupted

@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,7 +59,8 @@ def test_random_state_repeats_every_generator(tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_interrupt_sets_a_flag_and_a_second_ctrl_c_interrupts():
+def test_interrupt_sets_a_flag_and_a_second_ctrl_c_interrupts(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interrupt() as interrupt:
         assert not interrupt.requested
@@ -73,6 +76,34 @@ def test_interrupt_sets_a_flag_and_a_second_ctrl_c_interrupts():
         time.sleep(0)
         assert interrupt.requested
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+HALF_MADE = """
+import os, signal, sys
+from run.process import interrupt_quietly
+
+class Env:
+    def __init__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def __del__(self):
+        raise AttributeError("half made")
+
+signal.signal(signal.SIGINT, {handler})
+try:
+    Env()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("handler", ["interrupt_quietly", "signal.default_int_handler"])
+def test_ctrl_c_while_an_env_is_made_prints_nothing(handler):
+    command = [sys.executable, "-c", HALF_MADE.format(handler=handler)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130
+    assert ("half made" in done.stderr) == (handler != "interrupt_quietly")
+    assert done.stderr == "" or handler != "interrupt_quietly"
 
 
 def test_available_memory_is_what_a_cgroup_leaves(tmp_path):
