@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from run import distributed
-from run.config import ACTIONS, Config, check_config, check_resume, load_config, run_settings, save_config
+from run.config import ACTIONS, Config, check_config, check_resume, load_config, run_settings, save_config, unread_flags
 
 if __name__ == "__main__":
     if not distributed.launched():
@@ -344,6 +344,8 @@ def run_command(argv: list[str]) -> None:
     else:
         if not config.task:
             config, _ = load_config([*argv, "--task", own_task(logdir)], extra=ACTIONS)
+        if note := unread_flags(config, argv):
+            log.info(note)
         train_run(config, logdir)
 
 

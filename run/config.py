@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fnmatch
 import re
 import sys
 from bisect import bisect
@@ -584,6 +585,50 @@ def check_config(config: Config) -> None:
         require(length > 5, f"--batch_length is {length}: a decoder's videos need more than 5 steps")
     seen = sees_images(c) or not c.video_pred_log
     require(seen, f"--video_pred_log needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
+
+
+def unread_settings(config: Config) -> list[tuple[str, str]]:
+    """What nothing reads in a run with this config: pairs of a reason and a pattern of names, as in fnmatch."""
+    c = config
+    tanh, discrete = c.actor_dist == "tanh_normal", c.actor_dist == "onehot"
+    rules = [
+        (not c.hybrid, "hybrid", "mbr_* simsr_branch imag_branch encoder_tau dynamics_tau"),
+        (not c.mbr_scale, "mbr_scale", "mbr_loss mbr_projection"),
+        (not c.simsr_scale, "simsr_scale", "simsr_discount simsr_branch"),
+        (not c.mask_ratio, "mask_ratio", "patch_size block_size"),
+        (not c.augmentation, "augmentation", "aug_prob"),
+        (not sees_images(c), "encoder.cnn_keys", "mask_ratio patch_size block_size augmentation aug_prob"),
+        (c.dyn_cell != "block_gru", "dyn_cell", "dyn_blocks"),
+        (c.dyn_discrete, "dyn_discrete", "dyn_mean_act dyn_std_act dyn_min_std"),
+        (not c.dyn_discrete, "dyn_discrete", "unimix_ratio"),
+        ("decoder" not in c.grad_heads, "grad_heads", "decoder_scale"),
+        (c.baseline != "repo", "baseline", "repo_*"),
+        (c.baseline != "r2dreamer", "baseline", "barlow_scale"),
+        (c.baseline != "r2dreamer" and c.mbr_loss != "barlow", "baseline", "barlow_lambda"),
+        (c.baseline != "infonce", "baseline", "infonce_scale"),
+        (c.baseline != "dreamerpro", "baseline", "swav_scale temp_scale norm_scale proto_* sinkhorn_*"),
+        (not c.slow_value_target, "slow_value_target", "slow_target_*"),
+        (c.imag_gradient != "both", "imag_gradient", "imag_gradient_mix"),
+        (not tanh, "actor_dist", "actor_init_std"),
+        (discrete, "actor_dist", "actor_min_std"),
+        (tanh or discrete, "actor_dist", "actor_max_std"),
+        (not discrete, "actor_dist", "action_unimix_ratio"),
+        (c.expl_behavior == "greedy", "expl_behavior", "expl_until"),
+        (c.expl_behavior != "plan2explore", "expl_behavior", "expl_extr_scale expl_intr_scale disag_*"),
+    ]
+
+    def reason(name: str) -> str:
+        value = c.flat()[name]
+        return f"--{name} is {' '.join(value) or 'empty' if isinstance(value, list) else value}"
+
+    return [(reason(name), pattern) for true, name, names in rules if true for pattern in names.split()]
+
+
+def unread_flags(config: Config, argv: Sequence[str]) -> str:
+    """A line about the flags of a command line that its run does not read; empty if there are none."""
+    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    found = {name: reason for reason, pattern in unread_settings(config) for name in fnmatch.filter(given, pattern)}
+    return "; ".join(f"--{name} has no effect: {found[name]}" for name in sorted(found))
 
 
 def check_resume(config: Config, logdir: Path) -> str:

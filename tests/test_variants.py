@@ -1,5 +1,6 @@
 """Ablations and baselines as named configs, the decoder, and the probe that changes nothing else."""
 
+import fnmatch
 import math
 
 import agents
@@ -11,7 +12,7 @@ import dreamer
 import models
 import networks
 from run import checkpoint
-from run.config import check_config, load_config
+from run.config import LEGAL, check_config, load_config, unread_flags, unread_settings
 from run.prediction import video_pred
 
 pytestmark = pytest.mark.slow
@@ -320,3 +321,55 @@ def test_barlow_twins_of_the_latents_do_not_read_the_shared_recurrent_state():
         for dynamics in (model.dynamics, model.target_dynamics):
             dynamics.projection.weight.zero_()
     assert model.latent_reconstruction(*states).item() == pytest.approx(model.config.dyn_cont_stoch_size)
+
+
+def other_value(name: str, value):
+    """A legal value of a setting that differs from this one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return ["blur"]
+    legal = LEGAL[name]
+    candidates = legal.choices or (value * 2, value / 2, value + 1)
+    return next(x for x in candidates if x != value and type(x) is type(value) and legal.allows(x))
+
+
+@pytest.mark.parametrize(
+    "base, changes",
+    [
+        (("dmc_vision",), {}),
+        *((("dmc_vision", name), {}) for name in ("no_hybrid", "no_mbr", "no_simsr", "no_mask", "continuous")),
+        *((("dmc_vision", name), {}) for name in ("dreamerv3", "repo", "r2dreamer", "infonce", "dreamerpro")),
+        (("dmc_proprio",), {}),
+        (("dmc_vision",), {"slow_value_target": False}),
+        (("dmc_vision",), {"actor_dist": "tanh_normal"}),
+        (("dmc_vision",), {"actor_dist": "onehot"}),
+        (("dmc_vision",), {"expl_behavior": "random"}),
+    ],
+)  # fmt: skip
+def test_settings_that_are_said_to_have_no_effect_have_none(base, changes):
+    """Two updates leave the same agent, whatever values these settings have."""
+    shapes = agents.VECTORS if base == ("dmc_proprio",) else agents.IMAGE
+    flat = agents.config(base=base).replace(**changes).flat()
+    patterns = [pattern for _, pattern in unread_settings(agents.config(base=base).replace(**changes))]
+    names = {name for pattern in patterns for name in fnmatch.filter(flat, pattern)}
+    assert len(names) > 20
+    others = {name: other_value(name, flat[name]) for name in sorted(names)}
+    states = []
+    for settings in (changes, {**changes, **others}):
+        agent = agents.agent(base=base, shapes=shapes, **settings)
+        for seed in range(2):
+            agent.update(agents.batch(shapes, seed=seed, discrete=flat["actor_dist"] == "onehot"))
+        states.append(agent.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
+
+
+def test_flags_without_effect_are_named():
+    line = "--configs dmc_vision no_hybrid --mbr_scale 3 --encoder_tau=0.1 --aug_prob 0.5 --model_lr 1e-3".split()
+    assert unread_flags(load_config(line), line) == (
+        "--aug_prob has no effect: --augmentation is empty; --encoder_tau has no effect: --hybrid is False; "
+        "--mbr_scale has no effect: --hybrid is False"
+    )
+    line = "--configs dmc_vision --mbr_scale 3 --encoder_tau=0.1 --augmentation blur --aug_prob 0.5".split()
+    assert unread_flags(load_config(line), line) == ""
