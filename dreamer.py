@@ -14,7 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from run import distributed
-from run.config import ACTIONS, Config, check_config, check_resume, load_config, run_settings, save_config, unread_flags
+from run.config import (
+    ACTIONS,
+    Config,
+    check_config,
+    check_images,
+    check_resume,
+    load_config,
+    run_settings,
+    save_config,
+    unread_flags,
+)
 
 if __name__ == "__main__":
     if not distributed.launched():
@@ -148,6 +158,7 @@ def make_agent(config: Config, group: EnvGroup) -> Dreamer:
         )
     shapes = {k: tuple(v.shape) for k, v in group.observation_space.spaces.items()}
     cnn_keys, mlp_keys = networks.pick_keys(shapes, config.encoder.mlp_keys, config.encoder.cnn_keys)
+    check_images(config, bool(cnn_keys))  # images may have other names than `image`
     shapes = {k: shapes[k] for k in cnn_keys + mlp_keys}
     actions = space.n if discrete else space.shape[0]
     reward_to_simsr = models.reward_to_simsr(envs.reward_range(config.task), config.action_repeat)

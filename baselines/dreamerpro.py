@@ -116,7 +116,7 @@ class DreamerPro(Baseline):
     def loss(self, model, data, post, prior, feat, embed):
         c = self.config
         views = self.views(data, model.encoder.cnn_keys)
-        embed = model.encoder(views)
+        embed = model.encoder(model.apply_mask(views, None))  # with the augmentations, if any
         post, _ = model.dynamics.observe(embed, views["action"], views["is_first"])
         with torch.no_grad():
             target = self.target_projection(self.target_encoder(views))

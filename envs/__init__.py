@@ -119,6 +119,8 @@ def make(
         parsed, seed=int(seed), size=tuple(map(int, size)), action_repeat=int(action_repeat), image=image,
         evaluation=evaluation, **{name: value for name, value in family_settings.items() if name in found.settings},
     )  # fmt: skip
+    if time_limit and hasattr(env, "lift_limit"):
+        env.lift_limit(int(time_limit))
     from .wrappers import CheckAction, CheckFinite, TimeLimit
 
     limit = int(time_limit or found.time_limit)

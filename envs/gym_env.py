@@ -101,6 +101,14 @@ class GymEnv:
             )
         self.observation_space = gym.spaces.Dict(observations)
 
+    def lift_limit(self, steps: int) -> None:
+        """Lets an episode last `steps` environment steps, where the env is registered with fewer."""
+        registered = self._env.spec.max_episode_steps if self._env.spec else None
+        if registered is not None and registered < steps:
+            self._kwargs["max_episode_steps"] = steps
+            self._env.close()
+            self._env = self._call(gymnasium.make, self.name, **self._kwargs)
+
     def _set_actions(self, space: spaces.Space) -> None:
         if isinstance(space, spaces.Discrete):
             self.action_space = gym.spaces.Discrete(int(space.n))

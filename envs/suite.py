@@ -4,6 +4,7 @@ The engines are in dmc.py (plain tasks), distracted.py (`_video`; colors and vid
 (Distracting Control Suite), dmcgb2.py (DMC-GB2) and subtle.py (DMC-Subtle).
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 from . import subtle
@@ -122,7 +123,14 @@ def suite(name: str, task: str) -> list[str]:
 
 
 def make(task: Task, *, image: bool | None, **settings: Any):
-    from .dmc import DMC, RENDERS
+    from .dmc import RENDERS
+
+    if image is None:  # frames for videos alone: there are none without a renderer, or without the background's files
+        with contextlib.suppress(FileNotFoundError):
+            return make(task, image=RENDERS, **settings)
+        return make(task, image=False, **settings)
+
+    from .dmc import DMC
 
     def given(*names: str) -> dict[str, Any]:
         return {name: settings[name] for name in names if name in settings}
@@ -132,7 +140,7 @@ def make(task: Task, *, image: bool | None, **settings: Any):
     if background and mode != "video" and not settings.get("evaluation"):  # an evaluation may have another task
         note(f"--img_source and --resource_files are for tasks that end in _video: {domain}_{name} is trained without")
     common = given("seed", "size", "action_repeat", "evaluation", "shadow_size", "old_floor")
-    common["image"] = RENDERS if image is None else image
+    common["image"] = image
     if mode == "":
         return DMC(domain, name, shrunk=shrunk, **common)
     if mode == "video":

@@ -557,18 +557,9 @@ def check_config(config: Config) -> None:
         if not true:
             raise ConfigError(problem)
 
-    size, minres = " ".join(map(str, c.size)), c.encoder.minres
-    require(len(c.size) == 2, f"--size {size}: expected height and width, such as 64 64")
-    if sees_images(c):
-        sides = [minres * 2**stages for stages in range(1, 13)]
-        require(c.size[0] == c.size[1], f"--size {size}: the encoder takes square images")
-        require(c.size[0] in sides, f"--size {size}: expected --encoder.minres {minres} times 2, 4, 8, ...")
-    if sees_images(c) and c.mask_ratio:
-        whole = c.batch_length % c.block_size == 0
-        require(whole, f"--batch_length {c.batch_length} is not a multiple of --block_size {c.block_size}, of the mask")
-        require(c.patch_size <= c.size[0], f"--patch_size {c.patch_size} is larger than the image, --size {size}")
-    views = c.baseline != "dreamerpro" or sees_images(c)
-    require(views, f"--baseline dreamerpro needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
+    require(len(c.size) == 2, f"--size {' '.join(map(str, c.size))}: expected height and width, such as 64 64")
+    if sees_images(c) or not c.task.startswith("gym_"):  # whose images may have other names: `make_agent` checks
+        check_images(c, sees_images(c))
     for name in ("batch_size", "envs", "imag_starts"):
         require(c[name] % ranks == 0, f"--{name} is {c[name]}: expected a multiple of {ranks}, for {ranks} processes")
     repeat, low, high = c.action_repeat, c.actor_min_std, c.actor_max_std
@@ -583,21 +574,53 @@ def check_config(config: Config) -> None:
     if c.video_pred_log or c.probe_decoder:
         require(decoder or c.probe_decoder, "--video_pred_log: there is no decoder; --probe_decoder True trains one")
         require(length > 5, f"--batch_length is {length}: a decoder's videos need more than 5 steps")
-    seen = sees_images(c) or not c.video_pred_log
-    require(seen, f"--video_pred_log needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
+
+
+def check_images(config: Config, seen: bool = True) -> None:
+    """Raises ConfigError for settings that do not fit an encoder that reads images, whatever their names, or none."""
+    c, size, minres = config, " ".join(map(str, config.size)), config.encoder.minres
+    if not seen:
+        for name, wanted in (("baseline dreamerpro", c.baseline == "dreamerpro"), ("video_pred_log", c.video_pred_log)):
+            if wanted:
+                raise ConfigError(f"--{name} needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
+        return
+    problems = [
+        (c.size[0] != c.size[1], f"--size {size}: the encoder takes square images"),
+        (
+            c.size[0] not in [minres * 2**stages for stages in range(1, 13)],
+            f"--size {size}: expected --encoder.minres {minres} times 2, 4, 8, ...",
+        ),
+        (
+            c.mask_ratio and c.batch_length % c.block_size,
+            f"--batch_length {c.batch_length} is not a multiple of --block_size {c.block_size}, of the mask",
+        ),
+        (
+            c.mask_ratio and c.patch_size > c.size[0],
+            f"--patch_size {c.patch_size} is larger than the image, --size {size}",
+        ),
+    ]
+    for wrong, problem in problems:
+        if wrong:
+            raise ConfigError(problem)
 
 
 def unread_settings(config: Config) -> list[tuple[str, str]]:
     """What nothing reads in a run with this config: pairs of a reason and a pattern of names, as in fnmatch."""
     c = config
     tanh, discrete = c.actor_dist == "tanh_normal", c.actor_dist == "onehot"
+    blind = not sees_images(c) and not c.task.startswith("gym_")  # whose images may have other names
+    prefix = c.task.partition("_")[0]
+    own = envs.family(prefix).settings if prefix in envs.FAMILIES else envs.settings()
+    foreign = " ".join(name for name in envs.settings() if name not in own)  # settings of other families of tasks
     rules = [
+        (foreign, "task", foreign),
+        (c.img_source not in ("video", "images"), "img_source", "resource_files eval_resource_files total_frames"),
         (not c.hybrid, "hybrid", "mbr_* simsr_branch imag_branch encoder_tau dynamics_tau"),
         (not c.mbr_scale, "mbr_scale", "mbr_loss mbr_projection"),
         (not c.simsr_scale, "simsr_scale", "simsr_discount simsr_branch"),
         (not c.mask_ratio, "mask_ratio", "patch_size block_size"),
         (not c.augmentation, "augmentation", "aug_prob"),
-        (not sees_images(c), "encoder.cnn_keys", "mask_ratio patch_size block_size augmentation aug_prob"),
+        (blind, "encoder.cnn_keys", "mask_ratio patch_size block_size augmentation aug_prob"),
         (c.dyn_cell != "block_gru", "dyn_cell", "dyn_blocks"),
         (c.dyn_discrete, "dyn_discrete", "dyn_mean_act dyn_std_act dyn_min_std"),
         (not c.dyn_discrete, "dyn_discrete", "unimix_ratio"),

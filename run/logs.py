@@ -176,27 +176,36 @@ class TensorBoard(Writer):
     def __init__(self, logdir: Path, resume_step: int, resume_lines: int | None):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        for path in logdir.glob("events.out.tfevents.*"):
+        rows = sys.maxsize
+        if resume_lines is not None and (logdir / "metrics.jsonl").is_file():
+            lines = (logdir / "metrics.jsonl").read_bytes().splitlines()[:resume_lines]
+            rows = sum(f'"step": {resume_step},'.encode() in line for line in lines)
+        for path in sorted(logdir.glob("events.out.tfevents.*")):
             if path.is_file():
-                self._cut(path, resume_step)
+                rows -= self._cut(path, resume_step, rows)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(RecordFile(logdir / name))
         self._add(0, file_version="brain.Event:2")
 
     @staticmethod
-    def _cut(path: Path, last_step: int) -> None:
-        """Removes the events beyond a step, and half an event at the end."""
+    def _cut(path: Path, last_step: int, rows: int) -> int:
+        """Removes the events beyond a step, its numbers after the first `rows`, and half an event at the end.
+
+        Returns how many rows of numbers of that step it holds.
+        """
         from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
 
-        data, kept, start = path.read_bytes(), [], 0
+        data, kept, start, found = path.read_bytes(), [], 0, 0
         while start + 12 <= len(data):  # length and its checksum, event and its checksum
             end = start + 16 + struct.unpack_from("<Q", data, start)[0]
             try:
                 event = Event.FromString(data[start + 12 : end - 4])
             except DecodeError:
                 break
-            if end <= len(data) and (event.step <= last_step or event.file_version):
+            of_step = event.step == last_step and any(v.HasField("simple_value") for v in event.summary.value)
+            found += of_step
+            if end <= len(data) and (event.step <= last_step or event.file_version) and not (of_step and found > rows):
                 kept.append(data[start:end])
             start = end
         if len(kept) <= 1:  # the version alone
@@ -204,6 +213,7 @@ class TensorBoard(Writer):
         elif sum(map(len, kept)) < len(data):
             with replacing(path) as file:
                 file.writelines(kept)
+        return min(found, rows)
 
     def _add(self, step: int, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from envs.parallel import EnvGroup
 from run import checkpoint, distributed, evaluate, runtime
 from run.collect import STREAMS, Collector, EnvError
-from run.config import Config, sees_images
+from run.config import Config
 from run.evaluate import Played
 from run.logs import Logger, log
 from run.prediction import video_pred
@@ -281,7 +281,8 @@ class Trainer:
             scalars |= {f"eval_{k}{suffix}": v for k, v in means.items()}
             shown |= {f"eval_policy{suffix}": video for video in videos[:1]}  # an env that cannot be rendered has none
         c = self.config
-        if (c.probe_decoder or c.video_pred_log) and sees_images(c) and self.collector.can_sample:
+        images = self.agent.world_model.encoder.cnn_keys
+        if (c.probe_decoder or c.video_pred_log) and images and self.collector.can_sample:
             shown["video_pred"] = self.predict_video()
         self.logger.write(self.env_step, scalars, shown)
 

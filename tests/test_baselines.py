@@ -20,7 +20,7 @@ import accel
 import baselines
 import distributions as dists
 import models
-from baselines import dreamerpro, infonce, r2dreamer, repo
+from baselines import augmentations, dreamerpro, infonce, r2dreamer, repo
 from run import checkpoint, distributed
 from run.config import LEGAL
 
@@ -541,3 +541,12 @@ def test_a_stopped_run_resumes_to_the_same_numbers(name, tmp_path, capsys):
     lines = entries(tmp_path / "stopped")
     assert lines == entries(tmp_path / "whole")
     assert all(any(f"{loss}_loss" in line for line in lines) for loss in EXPECTED[name][1])
+
+
+def test_dreamerpro_trains_on_augmented_views(monkeypatch):
+    """The config `overlay` is over any method."""
+    seen = []
+    monkeypatch.setitem(augmentations.AUGMENTATIONS, "overlay", lambda image: seen.append(image.shape) or image)
+    agent = agents.agent("--augmentation", "overlay", base=("dmc_vision", "dreamerpro"), proto_count=8, proto_size=4)
+    agent.world_model.update(agents.batch())
+    assert len(seen) == 2  # the views, and the images from which imagination starts

@@ -696,3 +696,21 @@ def test_any_change_of_a_saved_config_gives_a_config_or_one_line(tmp_path_factor
         read([], check=False, base=read_config(path))
     except ConfigError as error:
         assert "\n" not in str(error) and str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    "line, note",
+    [
+        ("--task gym_Pendulum-v1 --img_source clouds", "--img_source has no effect: --task is gym_Pendulum-v1"),
+        ("--task dmc_walker_walk --env_kwargs g=5", "--env_kwargs has no effect: --task is dmc_walker_walk"),
+        (
+            "--task dmc_walker_walk_video --img_source clouds --eval_resource_files a/*.mp4",
+            "--eval_resource_files has no effect: --img_source is clouds",
+        ),
+        ("--task gym_X-v0 --encoder.cnn_keys rgb --mask_ratio 0.3", ""),
+        ("--task dmc_walker_walk --old_floor True", ""),
+    ],
+)
+def test_flags_of_other_tasks_are_named(line, note):
+    words = ["--configs", "dmc_vision", *line.split()]
+    assert module.unread_flags(load_config(words), words) == note

@@ -212,3 +212,9 @@ def test_a_background_for_a_task_that_shows_none_is_said(capsys):
     ):
         envs.make(task, image=False, evaluation=evaluation, **source).close()
         assert ("are for tasks that end in _video" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize("task", ["dmc_cartpole_balance_video", "dmc_cartpole_balance_video_easy"])
+def test_an_evaluation_of_an_agent_that_sees_no_images_needs_no_files(task, tmp_path):
+    env = envs.make(task, image=None, evaluation=True, size=(16, 16), assets=str(tmp_path))
+    assert "image" not in env.reset(0)

@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import agents
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_dreamer import TINY, entries, run, start, wait_for
 
 import dreamer
@@ -551,3 +553,49 @@ def test_an_actor_that_does_not_fit_the_actions(task, dist, tmp_path, capsys):
     assert dreamer.main([*flags, "--parallel", "False", "--logdir", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert f"--actor_dist {dist} does not fit" in err and f"use {other}" in err and err.count("\n") == 1
+
+
+def test_a_time_limit_above_the_registered_one_holds():
+    env = envs.make("gym_Pendulum-v1", image=False, size=(16, 16), action_repeat=1, time_limit=230)
+    env.reset(0)
+    action = {"action": np.zeros(1, np.float32)}
+    assert next(n for n in range(1, 1000) if env.step(action)[2]) == 230
+
+
+class Rgb(gymnasium.Env):
+    """Its images are not called `image`."""
+
+    observation_space = spaces.Dict({"rgb": spaces.Box(0, 255, (16, 16, 3), np.uint8)})
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def observe(self):
+        return {"rgb": self.np_random.integers(0, 256, (16, 16, 3), dtype=np.uint8)}
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        return self.observe(), 1.0, False, False, {}
+
+
+gymnasium.register("Rgb-v0", entry_point=Rgb, max_episode_steps=20)
+RGB = [
+    *agents.SMALL,
+    *"--task gym_Rgb-v0 --encoder.cnn_keys rgb --size 16 16 --patch_size 4 --prefill 8 --steps 40".split(),
+    *"--action_repeat 1 --pretrain 1 --train_ratio 1 --parallel False --eval_episode_num 1".split(),
+]
+
+
+@pytest.mark.parametrize("flags", ["--batch_length 7", "--patch_size 17", "--size 16 24"])
+def test_images_of_any_name_are_checked(flags, tmp_path, capfd):
+    assert dreamer.main([*RGB, *flags.split(), "--logdir", str(tmp_path / "run")]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"dreamer.py: {flags.split()[0]} ") and error.count("\n") == 1
+
+
+def test_images_of_any_name_are_shown(tmp_path):
+    assert dreamer.main([*RGB, "--probe_decoder", "True", "--logdir", str(tmp_path / "run")]) == 0
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert "video/video_pred" in events.Tags()["images"]

@@ -357,3 +357,18 @@ def test_a_writer_that_does_not_exist_is_one_line():
     with pytest.raises(ValueError, match="--loggers tensorbord: choose from jsonl, tensorboard, console, wandb"):
         logs.check_loggers(["jsonl", "tensorbord"])
     logs.check_loggers(load_config([]).loggers)
+
+
+def test_rows_at_the_step_of_a_checkpoint_are_not_doubled_in_tensorboard(tmp_path):
+    log = Logger(tmp_path)
+    log.write(10, {"train_return": 1.0})
+    lines = log.lines  # a checkpoint of step 10; then the run is killed
+    log.write(10, {"kl": 2.0})
+    log.close()
+    log = Logger(tmp_path, resume_step=10, resume_lines=lines)
+    log.write(10, {"kl": 2.0})
+    log.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("latent/kl")] == [2.0]
+    assert [event.value for event in events.Scalars("episode/train_return")] == [1.0]
