@@ -584,6 +584,8 @@ def check_images(config: Config, seen: bool = True) -> None:
             if wanted:
                 raise ConfigError(f"--{name} needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
         return
+    grid = max(c.size[0] // c.patch_size, 1)  # as in models.cube_mask
+    hidden = int(c.mask_ratio * grid**2)
     problems = [
         (c.size[0] != c.size[1], f"--size {size}: the encoder takes square images"),
         (
@@ -597,6 +599,11 @@ def check_images(config: Config, seen: bool = True) -> None:
         (
             c.mask_ratio and c.patch_size > c.size[0],
             f"--patch_size {c.patch_size} is larger than the image, --size {size}",
+        ),
+        (
+            c.mask_ratio and not hidden,
+            f"--mask_ratio {c.mask_ratio} hides none of the {grid}x{grid} patches of --patch_size {c.patch_size} in an "
+            f"image of --size {size}: reduce --patch_size, or set --mask_ratio 0",
         ),
     ]
     for wrong, problem in problems:

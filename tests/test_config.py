@@ -714,3 +714,9 @@ def test_any_change_of_a_saved_config_gives_a_config_or_one_line(tmp_path_factor
 def test_flags_of_other_tasks_are_named(line, note):
     words = ["--configs", "dmc_vision", *line.split()]
     assert module.unread_flags(load_config(words), words) == note
+
+
+@pytest.mark.parametrize("flags", ["--size 16 16", "--patch_size 40", "--mask_ratio 0.02"])
+def test_a_mask_that_hides_nothing_is_refused(flags):
+    with pytest.raises(ConfigError, match="hides none of the"):
+        module.check_config(load_config(["--configs", "dmc_vision", *flags.split()]))
