@@ -123,14 +123,12 @@ def suite(name: str, task: str) -> list[str]:
 
 
 def make(task: Task, *, image: bool | None, **settings: Any):
-    from .dmc import RENDERS
+    from .dmc import DMC, RENDERS
 
     if image is None:  # frames for videos alone: there are none without a renderer, or without the background's files
         with contextlib.suppress(FileNotFoundError):
             return make(task, image=RENDERS, **settings)
         return make(task, image=False, **settings)
-
-    from .dmc import DMC
 
     def given(*names: str) -> dict[str, Any]:
         return {name: settings[name] for name in names if name in settings}

@@ -549,16 +549,21 @@ def sees_images(config: Config) -> bool:
     return bool(re.match(config.encoder.cnn_keys, "image"))
 
 
+def names_are_known(config: Config) -> bool:
+    """Whether all images of a task are called `image`; an env of gym_ may give them other names."""
+    return not config.task.startswith("gym_")
+
+
+def require(true: Any, problem: str) -> None:
+    if not true:
+        raise ConfigError(problem)
+
+
 def check_config(config: Config) -> None:
     """Raises ConfigError for settings that are legal individually, but not together."""
     c, ranks = config, distributed.size()
-
-    def require(true: Any, problem: str) -> None:
-        if not true:
-            raise ConfigError(problem)
-
     require(len(c.size) == 2, f"--size {' '.join(map(str, c.size))}: expected height and width, such as 64 64")
-    if sees_images(c) or not c.task.startswith("gym_"):  # whose images may have other names: `make_agent` checks
+    if sees_images(c) or names_are_known(c):  # else `make_agent` checks them
         check_images(c, sees_images(c))
     for name in ("batch_size", "envs", "imag_starts"):
         require(c[name] % ranks == 0, f"--{name} is {c[name]}: expected a multiple of {ranks}, for {ranks} processes")
@@ -576,46 +581,34 @@ def check_config(config: Config) -> None:
         require(length > 5, f"--batch_length is {length}: a decoder's videos need more than 5 steps")
 
 
-def check_images(config: Config, seen: bool = True) -> None:
+def check_images(config: Config, seen: bool) -> None:
     """Raises ConfigError for settings that do not fit an encoder that reads images, whatever their names, or none."""
     c, size, minres = config, " ".join(map(str, config.size)), config.encoder.minres
     if not seen:
-        for name, wanted in (("baseline dreamerpro", c.baseline == "dreamerpro"), ("video_pred_log", c.video_pred_log)):
-            if wanted:
-                raise ConfigError(f"--{name} needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none")
+        reads = f"needs images: --encoder.cnn_keys {c.encoder.cnn_keys} reads none"
+        require(c.baseline != "dreamerpro", f"--baseline dreamerpro {reads}")
+        require(not c.video_pred_log, f"--video_pred_log {reads}")
         return
-    grid = max(c.size[0] // c.patch_size, 1)  # as in models.cube_mask
-    hidden = int(c.mask_ratio * grid**2)
-    problems = [
-        (c.size[0] != c.size[1], f"--size {size}: the encoder takes square images"),
-        (
-            c.size[0] not in [minres * 2**stages for stages in range(1, 13)],
-            f"--size {size}: expected --encoder.minres {minres} times 2, 4, 8, ...",
-        ),
-        (
-            c.mask_ratio and c.batch_length % c.block_size,
-            f"--batch_length {c.batch_length} is not a multiple of --block_size {c.block_size}, of the mask",
-        ),
-        (
-            c.mask_ratio and c.patch_size > c.size[0],
-            f"--patch_size {c.patch_size} is larger than the image, --size {size}",
-        ),
-        (
-            c.mask_ratio and not hidden,
+    sides = [minres * 2**stages for stages in range(1, 13)]
+    require(c.size[0] == c.size[1], f"--size {size}: the encoder takes square images")
+    require(c.size[0] in sides, f"--size {size}: expected --encoder.minres {minres} times 2, 4, 8, ...")
+    if c.mask_ratio:
+        whole = c.batch_length % c.block_size == 0
+        require(whole, f"--batch_length {c.batch_length} is not a multiple of --block_size {c.block_size}, of the mask")
+        require(c.patch_size <= c.size[0], f"--patch_size {c.patch_size} is larger than the image, --size {size}")
+        grid = max(c.size[0] // c.patch_size, 1)  # as in models.cube_mask
+        require(
+            int(c.mask_ratio * grid**2),
             f"--mask_ratio {c.mask_ratio} hides none of the {grid}x{grid} patches of --patch_size {c.patch_size} in an "
             f"image of --size {size}: reduce --patch_size, or set --mask_ratio 0",
-        ),
-    ]
-    for wrong, problem in problems:
-        if wrong:
-            raise ConfigError(problem)
+        )
 
 
 def unread_settings(config: Config) -> list[tuple[str, str]]:
     """What nothing reads in a run with this config: pairs of a reason and a pattern of names, as in fnmatch."""
     c = config
     tanh, discrete = c.actor_dist == "tanh_normal", c.actor_dist == "onehot"
-    blind = not sees_images(c) and not c.task.startswith("gym_")  # whose images may have other names
+    blind = not sees_images(c) and names_are_known(c)
     prefix = c.task.partition("_")[0]
     own = envs.family(prefix).settings if prefix in envs.FAMILIES else envs.settings()
     foreign = " ".join(name for name in envs.settings() if name not in own)  # settings of other families of tasks
@@ -647,16 +640,23 @@ def unread_settings(config: Config) -> list[tuple[str, str]]:
         (c.expl_behavior != "plan2explore", "expl_behavior", "expl_extr_scale expl_intr_scale disag_*"),
     ]
 
+    values = c.flat()
+
     def reason(name: str) -> str:
-        value = c.flat()[name]
+        value = values[name]
         return f"--{name} is {' '.join(value) or 'empty' if isinstance(value, list) else value}"
 
     return [(reason(name), pattern) for true, name, names in rules if true for pattern in names.split()]
 
 
+def given_flags(argv: Sequence[str]) -> set[str]:
+    """The names of the flags of a command line."""
+    return {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+
+
 def unread_flags(config: Config, argv: Sequence[str]) -> str:
     """A line about the flags of a command line that its run does not read; empty if there are none."""
-    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    given = given_flags(argv)
     found = {name: reason for reason, pattern in unread_settings(config) for name in fnmatch.filter(given, pattern)}
     return "; ".join(f"--{name} has no effect: {found[name]}" for name in sorted(found))
 

@@ -24,6 +24,7 @@ from run.config import (
     FREE_SETTINGS,
     Config,
     changed_settings,
+    given_flags,
     ignored,
     load_config,
     read_config,
@@ -231,8 +232,7 @@ def run_config(argv: list[str], logdir: Path) -> Config:
     if config.size != own.size and sees_images(own):
         new, old = (" ".join(map(str, one.size)) for one in (config, own))
         raise ValueError(f"--size is {new}: the agent in --logdir {logdir} sees images of {old}")
-    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
-    known = {*stored.flat(), *given, *FREE_SETTINGS}
+    known = {*stored.flat(), *given_flags(argv), *FREE_SETTINGS}
     missing = [f"{k} {v}" for k, v in config.flat().items() if k not in known]
     if missing:
         log.info(f"{logdir / 'config.yaml'} lacks settings; assuming {', '.join(missing)}")

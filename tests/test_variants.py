@@ -350,8 +350,8 @@ def other_value(name: str, value):
 def test_settings_that_are_said_to_have_no_effect_have_none(base, changes):
     """Two updates leave the same agent, whatever values these settings have."""
     shapes = agents.VECTORS if base == ("dmc_proprio",) else agents.IMAGE
-    flat = agents.config(base=base).replace(**changes).flat()
-    patterns = [pattern for _, pattern in unread_settings(agents.config(base=base).replace(**changes))]
+    config = agents.config(base=base).replace(**changes)
+    flat, patterns = config.flat(), [pattern for _, pattern in unread_settings(config)]
     names = {name for pattern in patterns for name in fnmatch.filter(flat, pattern)}
     assert len(names) > 20
     others = {name: other_value(name, flat[name]) for name in sorted(names)}
